@@ -1,0 +1,24 @@
+from casemate.auth.v1 import trust_pb2 as _trust_pb2
+from casemate.policy.v1 import policy_pb2 as _policy_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RecordReleaseRequest(_message.Message):
+    __slots__ = ("tenant", "model", "version")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    model: str
+    version: _trust_pb2.ReleasedVersion
+    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[_Union[_trust_pb2.ReleasedVersion, _Mapping]] = ...) -> None: ...
+
+class RecordReleaseResponse(_message.Message):
+    __slots__ = ("release",)
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    release: _trust_pb2.Release
+    def __init__(self, release: _Optional[_Union[_trust_pb2.Release, _Mapping]] = ...) -> None: ...
