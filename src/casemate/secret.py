@@ -42,11 +42,10 @@ class Secret(Generic[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        mine, theirs = self._value, other._value
-        if isinstance(mine, str):
-            mine = mine.encode()
-        if isinstance(theirs, str):
-            theirs = theirs.encode()
-        return hmac.compare_digest(mine, theirs)
+        return hmac.compare_digest(_bytes(self._value), _bytes(other._value))
 
     __hash__ = None  # type: ignore[assignment]  # a hash in a set would compare by its bits
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value

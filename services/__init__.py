@@ -1,0 +1,1 @@
+"""The three applications. Run by `python -m services.<name>`; never installed."""

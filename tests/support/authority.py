@@ -1,0 +1,1 @@
+"""Session-wide certificate authority and leaves."""
