@@ -1,3 +1,9 @@
-"""Fixtures that every room shares come from the plugins named here."""
+"""The TLS floor for the whole suite, and the plugins that hold fixtures which every room shares."""
+
+import os
+
+from casemate.transport.floor import raise_floor
+
+raise_floor(os.environ)  # noqa: TID251  # grpc reads the real environment, once, when the first test imports it
 
 pytest_plugins = ["tests.support.authority", "tests.support.postgres"]

@@ -1,0 +1,103 @@
+"""TLS 1.3 as the lowest version, proven by a handshake and not by a setting.
+
+grpcio has no switch for the TLS version (grpc/grpc#37305). A cipher list that
+holds one suite which needs a pre-shared key that nobody has leaves TLS 1.2
+nothing to negotiate; the suites of TLS 1.3 are not governed by that list.
+
+If this fails: TLS 1.2 is accepted. The gate still refuses each call whose
+`ssl_tls_version` is not 1.3, and the client certificate is still required.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from casemate.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, MutableMapping
+
+    import grpc
+
+CIPHER_SUITES_VARIABLE = "GRPC_SSL_CIPHER_SUITES"
+"""What grpc reads, once, when it is loaded."""
+
+CIPHER_SUITES = "ECDHE-PSK-CHACHA20-POLY1305"
+"""Applies to TLS 1.2 and below only; a list of TLS 1.3 names would stop the server from starting."""
+
+_PROBE_SECONDS = 5.0
+
+
+def raise_floor(environment: MutableMapping[str, str], *, loaded: Container[str] | None = None) -> None:
+    """Leaves TLS 1.2 nothing to negotiate in this process's gRPC servers.
+
+    Args:
+        environment: the process's own environment; the variable is set in it.
+        loaded: names of loaded modules; those of this interpreter if not given.
+
+    Raises:
+        ConfigurationError: grpc is loaded already and had no such list to read.
+    """
+    if environment.get(CIPHER_SUITES_VARIABLE) == CIPHER_SUITES:
+        return
+    if "grpc" in (sys.modules if loaded is None else loaded):
+        raise ConfigurationError(
+            f"grpc was imported before the TLS floor was raised: export {CIPHER_SUITES_VARIABLE}={CIPHER_SUITES}"
+        )
+    environment[CIPHER_SUITES_VARIABLE] = CIPHER_SUITES
+
+
+def probe_floor(credentials: grpc.ServerCredentials) -> None:
+    """Proves on a throw-away loopback port that these credentials answer TLS 1.3 and not TLS 1.2.
+
+    Takes about a handshake of each; blocks.
+
+    Raises:
+        ConfigurationError: TLS 1.2 was answered, or TLS 1.3 was not.
+    """
+    import grpc  # noqa: PLC0415  # raise_floor must be importable before grpc is loaded
+
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        server = grpc.server(threads, options=(("grpc.so_reuseport", 0),))
+        try:
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+            server.start()
+            _judge(port)
+        finally:
+            server.stop(None).wait()
+
+
+def _judge(port: int) -> None:
+    # TLS 1.3 first: without it, a port that answers nobody would pass for one that refuses TLS 1.2.
+    answered = _answered_version(port, ssl.TLSVersion.TLSv1_3)
+    if answered != "TLSv1.3":
+        raise ConfigurationError("the TLS probe was not answered on TLS 1.3: check the certificate files")
+    answered = _answered_version(port, ssl.TLSVersion.TLSv1_2)
+    if answered is not None:
+        raise ConfigurationError(
+            f"this process's gRPC would accept {answered}: export {CIPHER_SUITES_VARIABLE}={CIPHER_SUITES}"
+        )
+
+
+def _answered_version(port: int, version: ssl.TLSVersion) -> str | None:
+    """The version that the handshake ends with; None if the server refuses it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The probe asks which version is spoken, not by whom: it sends nothing and trusts nothing.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=_PROBE_SECONDS) as raw,
+            context.wrap_socket(raw) as connection,
+        ):
+            return connection.version()
+    except TimeoutError as error:
+        raise ConfigurationError("the TLS probe was not answered in time") from error
+    except (ssl.SSLError, ConnectionError):
+        return None

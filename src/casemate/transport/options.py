@@ -1,0 +1,70 @@
+"""What every server and channel of ours is set to. Each value names what it answers.
+
+If this fails: one peer can take connections, memory or threads from the others;
+no data is opened by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+Option = tuple[str, Any]
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+
+HARDENED_SERVER_OPTIONS: Final[tuple[Option, ...]] = (
+    # A second process of the same user could otherwise bind our port and take a share of our connections.
+    ("grpc.so_reuseport", 0),
+    # Without it none is advertised, and 3,000 streams on one connection were accepted.
+    ("grpc.max_concurrent_streams", 100),
+    # A handshake that dawdles holds a socket for two minutes by default.
+    ("grpc.server_handshake_timeout_ms", 2_000),
+    # Equal on purpose: between a soft and a hard limit, refusal is random.
+    ("grpc.max_metadata_size", 8_192),
+    ("grpc.absolute_max_metadata_size", 8_192),
+    # Bounds how long a connection outlives a removed root; a stream then has the grace to end.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 300_000),
+    ("grpc.max_allowed_incoming_connections", 1_024),
+    # Finds dead peers of long streams.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Pings more frequent than this are abuse: two strikes, then GOAWAY. Ours ping every 30 s.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+"""Of the synchronous and the aio server alike."""
+
+CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
+    # A proxy named by the environment must not see which services are called.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_metadata_size", 8_192),
+    ("grpc.absolute_max_metadata_size", 16_384),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 10_000),
+    ("grpc.enable_retries", 1),
+    # One connection per channel: a rotated channel must not find the old one's connection in a shared pool.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A resolver could otherwise hand us a service configuration by DNS TXT record.
+    ("grpc.service_config_disable_resolution", 1),
+)
+"""Of every channel; the rest depends on whom it calls."""
+
+
+def server_options(*, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> tuple[Option, ...]:
+    """The hardened options, with the largest message either way."""
+    return (*HARDENED_SERVER_OPTIONS, *message_options(max_message_bytes))
+
+
+def message_options(max_message_bytes: int) -> tuple[Option, ...]:
+    """The largest message either way, after decompression."""
+    return (
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    )

@@ -1,0 +1,62 @@
+"""A service as data: its name and its handlers, before any server exists.
+
+The gate must see every method to refuse to start without a policy; generated
+code gives handlers only to a server. A recorder stands in for that server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import grpc
+
+from casemate.errors import ConfigurationError
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredService:
+    """One service: its full name, and its handlers by bare method name."""
+
+    name: str
+    handlers: Mapping[str, Handler]
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """Full names as they stand in `:path`: `/package.Service/Method`."""
+        return frozenset(f"/{self.name}/{method}" for method in self.handlers)
+
+
+def registered(add_to_server: Callable[[Any, Any], None], servicer: object) -> RegisteredService:
+    """The service that a generated `add_…Servicer_to_server` would add.
+
+    Raises:
+        ConfigurationError: the function registered no service, or more than one.
+    """
+    recorder = _Recorder()
+    add_to_server(servicer, recorder)
+    if len(recorder.services) != 1:
+        raise ConfigurationError(f"{add_to_server.__name__} registered {len(recorder.services)} services, not one")
+    return recorder.services[0]
+
+
+def methods_of(services: Iterable[RegisteredService]) -> frozenset[str]:
+    """Full names of all methods of all services."""
+    return frozenset(method for service in services for method in service.methods)
+
+
+class _Recorder:
+    """Takes what a server takes, and keeps it."""
+
+    def __init__(self) -> None:
+        self.services: list[RegisteredService] = []
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Ignored: the same handlers come by name as well."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        self.services.append(RegisteredService(service_name, MappingProxyType(dict(method_handlers))))
