@@ -26,7 +26,7 @@ MAXIMUM_COLUMNS: Final = 4096
 _CHUNK: Final = frozenset({"leaf_hash", "bytes", "rows"})
 _COLUMN: Final = frozenset({"name", "type", "minimum", "maximum"})
 _PREDICATE: Final = frozenset(
-    [
+    {
         "audience",
         "tenant",
         "dataset",
@@ -40,7 +40,7 @@ _PREDICATE: Final = frozenset(
         "root",
         "upload_id",
         "expires_at",
-    ]
+    }
 )
 
 

@@ -25,7 +25,16 @@ MAXIMUM_METRICS: Final = 64
 
 _FILE: Final = frozenset({"name", "sha256", "bytes"})
 _PREDICATE: Final = frozenset(
-    ["audience", "tenant", "model", "number", "files", "dataset_roots", "metrics", "expires_at"]
+    {
+        "audience",
+        "tenant",
+        "model",
+        "number",
+        "files",
+        "dataset_roots",
+        "metrics",
+        "expires_at",
+    }
 )
 
 

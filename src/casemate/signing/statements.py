@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from casemate.signing import dsse
@@ -73,7 +73,7 @@ class VerifiedManifest:
     """
 
     manifest: DatasetManifest
-    envelope: bytes
+    envelope: bytes = field(repr=False)
     signer_key_id: str
     payload_sha256: bytes
     _seal: InitVar[object] = None
@@ -94,7 +94,7 @@ class VerifiedModelManifest:
     """
 
     manifest: ModelManifest
-    envelope: bytes
+    envelope: bytes = field(repr=False)
     signer_key_id: str
     payload_sha256: bytes
     _seal: InitVar[object] = None
@@ -199,8 +199,8 @@ def _verify_signature(
 
 
 def _check_binding(manifest: DatasetManifest | ModelManifest, expected: dict[str, str], now: datetime) -> None:
-    for field, value in expected.items():
-        if getattr(manifest, field) != value:
-            raise invalid(field, "is not the one that this was sent to")
+    for name, value in expected.items():
+        if getattr(manifest, name) != value:
+            raise invalid(name, "is not the one that this was sent to")
     if manifest.expires_at <= now:
         raise invalid("expires_at", "has passed")
