@@ -1,0 +1,104 @@
+"""The transparency log's tree, without its storage.
+
+An append needs only the frontier: the roots of the full subtrees, largest first
+(RFC 9162 section 2.1.1 splits at the largest power of two, so there is one for
+each bit set in the size).
+
+If this fails: history could be rewritten unseen by this service. Whoever kept a
+checkpoint still finds out, by the consistency proof.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casemate.errors import FieldViolation, InvalidRequest, StoredDataUnreadable
+from casemate.signing import merkle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+MAXIMUM_BODY_BYTES = 16 * 1024
+_KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """Size and frontier of the tree."""
+
+    size: int = 0
+    frontier: tuple[bytes, ...] = ()
+
+    def appended(self, leaf_hash: bytes) -> LogHead:
+        """The head after one more leaf. At most log2(size) hashes."""
+        subtrees, carried, size = list(self.frontier), leaf_hash, self.size
+        while size & 1:  # a full subtree of this height stands on the right: join
+            carried = merkle.node_hash(subtrees.pop(), carried)
+            size >>= 1
+        return LogHead(self.size + 1, (*subtrees, carried))
+
+    @property
+    def root(self) -> bytes:
+        """The RFC 9162 root over all entries."""
+        if not self.frontier:
+            return merkle.EMPTY_ROOT
+        root = self.frontier[-1]
+        for subtree in reversed(self.frontier[:-1]):
+            root = merkle.node_hash(subtree, root)
+        return root
+
+    def to_bytes(self) -> bytes:
+        """The frontier, concatenated."""
+        return b"".join(self.frontier)
+
+    @classmethod
+    def parse(cls, size: int, frontier: bytes) -> LogHead:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            StoredDataUnreadable: as many hashes as bits set in the size are expected.
+        """
+        if len(frontier) != merkle.HASH_BYTES * size.bit_count():
+            raise StoredDataUnreadable("the log's frontier does not fit its size")
+        return cls(
+            size, tuple(frontier[at : at + merkle.HASH_BYTES] for at in range(0, len(frontier), merkle.HASH_BYTES))
+        )
+
+
+def parse_body(kind: str, body: bytes) -> Mapping[str, object]:
+    """Checks what a peer service asks to append.
+
+    Raises:
+        InvalidRequest: the kind is no name, or the body is not a canonical JSON
+            object (keys sorted, no spaces, UTF-8) of at most 16 KiB.
+    """
+    if not _KIND.fullmatch(kind):
+        raise _invalid("kind", "not a lower-case name of at most 32 characters")
+    if not 0 < len(body) <= MAXIMUM_BODY_BYTES:
+        raise _invalid("body", "empty, or above 16 KiB")
+    try:
+        found = json.loads(body)
+        canonical = isinstance(found, dict) and canonical_json(found) == body
+    except (ValueError, RecursionError):
+        canonical = False
+    if not canonical:
+        raise _invalid("body", "not a JSON object in canonical form")
+    return dict(found)
+
+
+def entry_bytes(kind: str, body: Mapping[str, object], *, by: str, at: datetime) -> bytes:
+    """The bytes of an entry: who said what when, as canonical JSON."""
+    return canonical_json({"at": at.isoformat(), "body": dict(body), "by": by, "kind": kind})
+
+
+def canonical_json(value: Mapping[str, object]) -> bytes:
+    """Keys sorted, no spaces, UTF-8: one spelling for one value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _invalid(field: str, text: str) -> InvalidRequest:
+    return InvalidRequest(f"log entry: {field}: {text}", violations=(FieldViolation(field, text),))

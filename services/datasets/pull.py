@@ -1,0 +1,169 @@
+"""Gives promoted versions out, proven while they are read. Knows no transport.
+
+Nothing of what the database says is passed on unverified: the version's row by
+its MAC, the manifest by its signature, every batch by opening it and hashing it
+to its leaf under the signed root.
+
+If this fails: a reader gets rows that were not signed. A reader who recomputes
+leaf, proof and root, as `casemate.client` does, still notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import InitVar, dataclass
+from typing import TYPE_CHECKING, Final
+
+from casemate.errors import InvalidRequest, NotFound, PermissionDenied, StoredDataUnreadable
+from casemate.sealing.rows import open_batch
+from casemate.signing import merkle
+from casemate.signing.statements import verify_dataset_manifest
+from services.datasets.key_store import rows_context
+from services.datasets.push import AUDIENCE, batch_context
+from services.datasets.records import join_records
+from services.datasets.upload import ChunkPlan
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
+
+    from casemate.sealing.keys import DataKey
+    from casemate.sealing.rows import SealedBatch
+    from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
+    from services.datasets.alarms import Alarms
+    from services.datasets.key_store import DataKeyStore
+    from services.datasets.store import VersionStore
+    from services.datasets.upload import PlannedChunk, Upload
+
+_SEAL: Final = object()
+_LARGEST_VERSION: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadableVersion:
+    """A promoted version whose row, manifest and signer were verified; only `Reader` makes one."""
+
+    upload: Upload
+    promoted_at: datetime
+    manifest: VerifiedManifest
+    _seal: InitVar[object] = None
+
+    def __post_init__(self, _seal: object) -> None:
+        if _seal is not _SEAL:
+            raise TypeError("a ReadableVersion is made by Reader.describe")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBatch:
+    """One chunk in plaintext, with its proof. `first_ordinal` counts records from 0."""
+
+    number: int
+    first_ordinal: int
+    records: Sequence[bytes]
+    inclusion_proof: Sequence[bytes]
+
+
+class Reader:
+    """Reads promoted versions."""
+
+    def __init__(self, *, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, alarms: Alarms) -> None:
+        self._store = store
+        self._keys = keys
+        self._resolve = resolve
+        self._alarms = alarms
+
+    async def describe(self, *, tenant: str, dataset: str, version: int) -> ReadableVersion:
+        """A version by number; zero is the latest.
+
+        Raises:
+            NotFound: it is absent, not promoted, or signed by a key that is
+                compromised since before its promotion.
+            StoredDataUnreadable: its row or manifest is not what this service wrote.
+        """
+        if "\x00" in dataset or version > _LARGEST_VERSION:
+            raise NotFound("no dataset has such a name or number")
+        if version:
+            upload = await self._store.version(tenant, dataset, version)
+        else:
+            upload = await self._store.latest(tenant, dataset)
+        if upload is None or upload.promoted_at is None:
+            raise NotFound(f"no version {version or 'at all'} of {tenant}/{dataset}")
+        self.require_trusted(upload)
+        verified = await self._verified(upload, upload.promoted_at)
+        return ReadableVersion(upload, upload.promoted_at, verified, _SEAL)
+
+    async def batches(self, readable: ReadableVersion) -> AsyncIterator[OpenedBatch]:
+        """All batches in order. Memory: the manifest's tree and one chunk.
+
+        Raises:
+            StoredDataUnreadable: a batch does not open, or is not the signed chunk.
+            NotFound: the signer's key was declared compromised meanwhile.
+        """
+        upload, manifest = readable.upload, readable.manifest.manifest
+        plan = ChunkPlan(manifest.chunks)
+        tree = await asyncio.to_thread(merkle.MerkleTree, [chunk.leaf_hash for chunk in manifest.chunks])
+        with self._alarms.on_integrity():
+            key = await self._keys.open(upload.data_key, rows_context(upload.tenant, upload.dataset, upload.version))
+        for chunk in map(plan.number, range(len(manifest.chunks))):
+            self.require_trusted(upload)
+            with self._alarms.on_integrity():
+                sealed = await self._store.batch(upload, chunk.number)
+                records = await asyncio.to_thread(_open, key, manifest, chunk, sealed)
+            yield OpenedBatch(chunk.number, chunk.first_ordinal, records, tree.inclusion_proof(chunk.number))
+
+    async def refused_roots(self, *, tenant: str, roots: Sequence[bytes]) -> list[bytes]:
+        """Those of the roots that no readable version of the tenant has."""
+        relied_on = set()
+        for upload in await self._store.with_roots(tenant, roots):
+            try:
+                self.require_trusted(upload)
+            except NotFound:
+                continue
+            relied_on.add(upload.root)
+        return [root for root in roots if root not in relied_on]
+
+    def require_trusted(self, upload: Upload) -> None:
+        """Returns if the signer's key counted when the version was promoted, as known now.
+
+        A compromise date before the promotion thus quarantines at once, with no
+        row to change. A signer that the trust feed no longer knows does too.
+
+        Raises:
+            NotFound: it did not count.
+        """
+        signer = self._resolve(upload.signer_key_id)
+        if signer is None or upload.promoted_at is None or signer.tenant != upload.tenant:
+            raise NotFound(f"the signer of {upload.id} is not known")
+        try:
+            signer.judge(upload.promoted_at)
+        except PermissionDenied as refusal:
+            raise NotFound(f"upload {upload.id} is quarantined: {refusal}") from refusal
+
+    async def _verified(self, upload: Upload, promoted_at: datetime) -> VerifiedManifest:
+        with self._alarms.on_integrity():
+            envelope = await self._store.envelope(upload)
+            try:
+                verified = await asyncio.to_thread(
+                    verify_dataset_manifest,
+                    envelope,
+                    audience=AUDIENCE,
+                    tenant=upload.tenant,
+                    dataset=upload.dataset,
+                    resolve=self._resolve,
+                    now=promoted_at,
+                )
+            except (InvalidRequest, PermissionDenied) as error:
+                raise StoredDataUnreadable(f"the manifest of upload {upload.id} does not verify") from error
+            if verified.payload_sha256 != upload.manifest_sha256:
+                raise StoredDataUnreadable(f"the manifest of upload {upload.id} is another one")
+        return verified
+
+
+def _open(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, sealed: SealedBatch) -> list[bytes]:
+    """The records of a stored batch, if they are the chunk that was signed."""
+    if len(sealed.rows) != chunk.digest.rows or sealed.first_ordinal != chunk.first_ordinal:
+        raise StoredDataUnreadable(f"batch {chunk.number} has other rows than were signed")
+    records = open_batch(key, batch_context(manifest, chunk.number), sealed)
+    if merkle.leaf_hash(join_records(records)) != chunk.digest.leaf_hash:
+        raise StoredDataUnreadable(f"batch {chunk.number} opens to bytes that were not signed")
+    return records

@@ -1,0 +1,212 @@
+"""Takes one version in: manifest, chunks, promotion. Knows no transport.
+
+Memory per upload is the manifest and one chunk, whatever the size of the
+dataset. Hashing, checking and sealing a chunk leave the event loop.
+
+If this fails: see `upload` and `store`; what reaches a reader is verified again
+when it is read, and again by the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from casemate.errors import Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
+from casemate.sealing.rows import BatchContext, SealedBatch, seal_batch
+from casemate.signing import merkle
+from casemate.signing.statements import verify_dataset_manifest
+from services.datasets.key_store import rows_context
+from services.datasets.records import require_schema, split_records
+from services.datasets.store import require_next
+from services.datasets.upload import (
+    ChunkPlan,
+    Upload,
+    UploadState,
+    Verdict,
+    judge_chunk,
+    require_not_quarantined,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from casemate.clock import Clock
+    from casemate.sealing.keys import DataKey
+    from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
+    from services.datasets.key_store import DataKeyStore
+    from services.datasets.store import VersionStore
+    from services.datasets.upload import PlannedChunk
+
+AUDIENCE = "datasets"
+"""What a manifest must be signed for to be taken here."""
+
+
+class Intake:
+    """Opens uploads."""
+
+    def __init__(self, *, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, clock: Clock) -> None:
+        self._store = store
+        self._keys = keys
+        self._resolve = resolve
+        self._clock = clock
+
+    async def open(self, *, tenant: str, dataset: str, envelope: bytes) -> OpenUpload:
+        """Verifies a manifest and begins, or finds again, the upload that it announces.
+
+        Raises:
+            SignatureInvalid, InvalidRequest, PermissionDenied: by `verify_dataset_manifest`.
+            AlreadyExists, InvalidRequest: the version is not the next one of its dataset.
+            Conflict: EQUIVOCATION, another manifest came under this upload id, or
+                the upload is quarantined.
+        """
+        verified = await asyncio.to_thread(
+            verify_dataset_manifest,
+            envelope,
+            audience=AUDIENCE,
+            tenant=tenant,
+            dataset=dataset,
+            resolve=self._resolve,
+            now=self._clock.now(),
+        )
+        manifest = verified.manifest
+        upload = await self._store.find(tenant, dataset, manifest.version, manifest.upload_id)
+        if upload is None:
+            require_next(manifest, await self._store.latest(tenant, dataset))
+            upload = await self._begin(verified)
+        if upload.manifest_sha256 != verified.payload_sha256:
+            raise Conflict(f"another manifest under upload id {manifest.upload_id}", reason=Reason.EQUIVOCATION)
+        require_not_quarantined(upload)
+        key = await self._keys.open(upload.data_key, rows_context(tenant, dataset, manifest.version))
+        return OpenUpload(
+            store=self._store, resolve=self._resolve, clock=self._clock, manifest=verified, upload=upload, key=key
+        )
+
+    async def _begin(self, verified: VerifiedManifest) -> Upload:
+        manifest = verified.manifest
+        # First the key, durable in the other database: rows must never be without one.
+        # A crash in between leaves a key without rows, which opens nothing.
+        data_key, _ = await self._keys.create(rows_context(manifest.tenant, manifest.dataset, manifest.version))
+        upload = Upload(
+            id=uuid4(),
+            tenant=manifest.tenant,
+            dataset=manifest.dataset,
+            version=manifest.version,
+            upload_id=manifest.upload_id,
+            state=UploadState.RECEIVING,
+            manifest_sha256=verified.payload_sha256,
+            schema_sha256=manifest.schema_sha256,
+            root=manifest.root,
+            signer_key_id=verified.signer_key_id,
+            row_count=manifest.rows,
+            byte_count=manifest.bytes,
+            chunk_count=len(manifest.chunks),
+            data_key=data_key,
+            next_offset=0,
+            next_batch=0,
+            next_ordinal=0,
+            started_at=self._clock.now(),
+        )
+        return await self._store.begin(upload, verified)
+
+
+class OpenUpload:
+    """An upload whose manifest was verified; `Intake.open` makes it."""
+
+    def __init__(
+        self,
+        *,
+        store: VersionStore,
+        resolve: SignerResolver,
+        clock: Clock,
+        manifest: VerifiedManifest,
+        upload: Upload,
+        key: DataKey,
+    ) -> None:
+        self._store = store
+        self._resolve = resolve
+        self._clock = clock
+        self._verified = manifest
+        self._plan = ChunkPlan(manifest.manifest.chunks)
+        self._upload = upload
+        self._key = key
+
+    @property
+    def next_offset(self) -> int:
+        """The offset that is wanted next; all before it is durable."""
+        return self._upload.next_offset
+
+    async def put(self, *, offset: int, data: bytes) -> int:
+        """Stores the chunk at an offset and gives the next one; durable when it returns.
+
+        Raises:
+            OutOfRange: no chunk begins there, or chunks before it are missing.
+            DigestMismatch: the bytes are not those that were signed.
+            Conflict: EQUIVOCATION, other bytes are stored there; the upload is now quarantined.
+            InvalidRequest: RECORD_INVALID, a record does not fit the schema.
+        """
+        chunk = self._plan.at(offset)
+        leaf_hash = await asyncio.to_thread(merkle.leaf_hash, data)
+        verdict = judge_chunk(self._upload, chunk, leaf_hash)
+        if verdict is Verdict.EQUIVOCATION:
+            self._upload = await self._store.quarantine(self._upload.id, why="equivocation")
+            raise Conflict(f"other bytes at offset {offset}", reason=Reason.EQUIVOCATION)
+        if verdict is Verdict.APPEND:
+            batch = await asyncio.to_thread(_seal, self._key, self._verified.manifest, chunk, data)
+            self._upload = await self._store.append(self._upload.id, chunk, batch)
+            require_not_quarantined(self._upload)
+        # What the database said: behind this chunk, or further if another writer of the same bytes was faster.
+        return self._upload.next_offset
+
+    async def finish(self) -> Upload:
+        """Validates, judges the signer again, promotes. Repeated, it gives the same version.
+
+        Raises:
+            OutOfRange: chunks are missing.
+            PermissionDenied: SIGNER_UNTRUSTED, the signer was revoked meanwhile.
+            InvalidRequest: MANIFEST_INVALID, the manifest expired meanwhile.
+            Conflict: the upload is quarantined.
+            AlreadyExists: another upload became this version.
+            StoredDataUnreadable: what is stored is not what was signed.
+        """
+        self._upload = await self._store.promote(self._upload.id, self._verified, judge=self._judge)
+        return self._upload
+
+    def _judge(self, now: datetime) -> None:
+        """Raises if what was verified at the first message no longer holds."""
+        key_id = self._verified.signer_key_id
+        signer = self._resolve(key_id)
+        if signer is None or signer.tenant != self._upload.tenant or signer.role != "supplier":
+            raise PermissionDenied(f"signer {key_id} is gone", reason=Reason.SIGNER_UNTRUSTED)
+        signer.judge(now)
+        if now >= self._verified.manifest.expires_at:
+            raise InvalidRequest(
+                "the manifest expired during the upload",
+                reason=Reason.MANIFEST_INVALID,
+                violations=(FieldViolation("manifest.expires_at", "is past"),),
+            )
+
+
+def _seal(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, data: bytes) -> SealedBatch:
+    """Checks the records of a chunk whose digest holds, and seals them."""
+    records = split_records(data, field=f"chunks[{chunk.number}]")
+    if len(records) != chunk.digest.rows:
+        raise InvalidRequest(
+            f"chunk {chunk.number} holds another number of records than its manifest says",
+            reason=Reason.MANIFEST_INVALID,
+            violations=(FieldViolation(f"chunks[{chunk.number}].rows", "not the number of records in the chunk"),),
+        )
+    require_schema(records, encoding=manifest.format, schema=manifest.schema, first_ordinal=chunk.first_ordinal)
+    return seal_batch(key, batch_context(manifest, chunk.number), records, first_ordinal=chunk.first_ordinal)
+
+
+def batch_context(manifest: DatasetManifest, number: int) -> BatchContext:
+    """What the rows of a batch are bound to."""
+    return BatchContext(
+        tenant=manifest.tenant,
+        dataset=manifest.dataset,
+        version=manifest.version,
+        batch=number,
+        schema_sha256=manifest.schema_sha256,
+    )

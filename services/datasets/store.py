@@ -1,0 +1,314 @@
+"""Uploads, batches and rows in PostgreSQL; all SQL about them is here.
+
+Every row that decides something carries a MAC over its table, key and columns,
+checked on every read. One transaction moves rows, batch header and offset;
+another moves promotion and log entry.
+
+If this fails: a version could become readable without its checks, or a chunk be
+acknowledged and lost. A puller still recomputes root and signature.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, Reason, StoredDataUnreadable
+from casemate.sealing.rows import SealedBatch
+from casemate.storage.pool import storage_errors
+from services.datasets.upload import StoredBatch, Upload, UploadState, require_complete, require_stored
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+
+    from casemate.clock import Clock
+    from casemate.sealing.authority_rows import AuthorityKey, Canonical
+    from casemate.signing.statements import DatasetManifest, VerifiedManifest
+    from casemate.storage.pool import Connection, Pool
+    from services.datasets.alarms import Alarms
+    from services.datasets.log_store import LogStore
+    from services.datasets.upload import PlannedChunk
+
+_NAMES = tuple(field.name for field in fields(Upload))
+_COLUMNS = ", ".join(_NAMES)
+# Built from the names of our own dataclass alone; every value is a parameter.
+_SELECT = f"SELECT {_COLUMNS}, mac FROM uploads"  # noqa: S608
+_INSERT = (
+    f"INSERT INTO uploads ({_COLUMNS}, mac) "  # noqa: S608
+    f"VALUES ({', '.join(f'${number}' for number in range(1, len(_NAMES) + 2))}) "
+    "ON CONFLICT (tenant, dataset, version, upload_id) DO NOTHING"
+)
+_UPDATE = (
+    "UPDATE uploads SET state = $2, next_offset = $3, next_batch = $4, next_ordinal = $5, promoted_at = $6, "
+    "log_index = $7, mac = $8 WHERE id = $1"
+)
+_LATEST = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND state = 'promoted' ORDER BY version DESC LIMIT 1"
+# Serializes promotions of one dataset; released with the transaction.
+_LOCK_DATASET = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
+
+
+class VersionStore:
+    """Dataset versions and the attempts to push them."""
+
+    def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms, clock: Clock) -> None:
+        self._pool = pool
+        self._authority = authority
+        self._log = log
+        self._alarms = alarms
+        self._clock = clock
+
+    async def find(self, tenant: str, dataset: str, version: int, upload_id: str) -> Upload | None:
+        """One attempt, whatever its state."""
+        query = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND upload_id = $4"
+        return await self._fetch(query, tenant, dataset, version, upload_id)
+
+    async def version(self, tenant: str, dataset: str, version: int) -> Upload | None:
+        """The promoted attempt of a version."""
+        query = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND state = 'promoted'"
+        return await self._fetch(query, tenant, dataset, version)
+
+    async def latest(self, tenant: str, dataset: str) -> Upload | None:
+        """The promoted attempt of the highest version."""
+        return await self._fetch(_LATEST, tenant, dataset)
+
+    async def with_roots(self, tenant: str, roots: Sequence[bytes]) -> list[Upload]:
+        """The promoted attempts with one of these roots. Rows that do not verify alarm and are left out."""
+        query = _SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state = 'promoted'"
+        async with self._connection() as connection:
+            records = await connection.fetch(query, tenant, list(roots))
+        found = []
+        for record in records:
+            try:
+                found.append(self._verified(record))
+            except StoredDataUnreadable:  # refused by being left out; the alarm has sounded
+                continue
+        return found
+
+    async def begin(self, upload: Upload, manifest: VerifiedManifest) -> Upload:
+        """Stores a new attempt with its envelope, or gives the one that was there first.
+
+        Raises:
+            AlreadyExists, InvalidRequest: the version is not the next one of its dataset.
+        """
+        async with self._transaction() as connection:
+            await self._require_next(connection, manifest.manifest)
+            values = _values(upload)
+            if await connection.execute(_INSERT, *values.values(), self._mac(upload)) == "INSERT 0 1":
+                await connection.execute(
+                    "INSERT INTO manifests (upload, envelope) VALUES ($1, $2)", upload.id, manifest.envelope
+                )
+                return upload
+        found = await self.find(upload.tenant, upload.dataset, upload.version, upload.upload_id)
+        if found is None:
+            raise Conflict("an upload appeared and went away")
+        return found
+
+    async def append(self, upload_id: UUID, chunk: PlannedChunk, batch: SealedBatch) -> Upload:
+        """Stores a sealed chunk if its offset is still the next one, and gives the upload as it then is.
+
+        Rows, header and offset move in one transaction; when this returns they are
+        durable. When another writer was first, nothing is stored.
+        """
+        async with self._transaction() as connection:
+            upload = await self._locked(connection, upload_id)
+            if upload.state is not UploadState.RECEIVING or upload.next_offset != chunk.offset:
+                return upload
+            await connection.execute(
+                "INSERT INTO batches (upload, number, first_ordinal, row_count, leaf_hash, salt, commitment) "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                *(upload_id, chunk.number, chunk.first_ordinal, len(batch.rows)),
+                *(chunk.digest.leaf_hash, batch.salt, batch.commitment),
+            )
+            await connection.copy_records_to_table(
+                "sealed_rows",
+                columns=("upload", "batch", "ordinal", "sealed"),
+                records=[
+                    (upload_id, chunk.number, ordinal, row)
+                    for ordinal, row in enumerate(batch.rows, chunk.first_ordinal)
+                ],
+            )
+            upload = upload.after(chunk)
+            await self._update(connection, upload)
+            return upload
+
+    async def quarantine(self, upload_id: UUID, *, why: str) -> Upload:
+        """Bars an unfinished upload from promotion for ever, and logs it. A promoted version does not change."""
+        async with self._transaction() as connection:
+            upload = await self._locked(connection, upload_id)
+            if upload.state is UploadState.RECEIVING:
+                upload = upload.quarantined()
+                await self._update(connection, upload)
+                await self._log.append(connection, "quarantine", _entry_body(upload) | {"why": why}, by="datasets")
+            return upload
+
+    async def promote(
+        self, upload_id: UUID, manifest: VerifiedManifest, *, judge: Callable[[datetime], None]
+    ) -> Upload:
+        """Validates what is stored, judges the signer once more, and makes the version readable.
+
+        All in the transaction that also appends to the log: either both are there or
+        neither. A promoted upload is given back as it is.
+
+        Args:
+            upload_id: the attempt.
+            manifest: what was signed.
+            judge: raises if the signer's signature does not count now.
+
+        Raises:
+            OutOfRange: chunks are missing.
+            StoredDataUnreadable: what is stored is not what was signed.
+            PermissionDenied: by `judge`.
+            AlreadyExists, InvalidRequest: another upload was promoted meanwhile.
+        """
+        async with self._transaction() as connection:
+            upload = await self._locked(connection, upload_id)
+            if upload.state is UploadState.PROMOTED:
+                return upload
+            if upload.state is UploadState.QUARANTINED or upload.manifest_sha256 != manifest.payload_sha256:
+                raise Conflict(f"upload {upload_id} may not be promoted", reason=Reason.EQUIVOCATION)
+            require_complete(upload)
+            await connection.execute(_LOCK_DATASET, upload.tenant, upload.dataset)
+            await self._require_next(connection, manifest.manifest)
+            with self._alarms.on_integrity():
+                require_stored(manifest.manifest, *await _stored(connection, upload_id))
+            now = self._clock.now()
+            judge(now)
+            index = await self._log.append(connection, "promotion", _entry_body(upload), by="datasets")
+            upload = upload.promoted(at=now, log_index=index)
+            await self._update(connection, upload)
+            return upload
+
+    async def envelope(self, upload: Upload) -> bytes:
+        """The signed envelope of an attempt."""
+        async with self._connection() as connection:
+            envelope = await connection.fetchval("SELECT envelope FROM manifests WHERE upload = $1", upload.id)
+        if envelope is None:
+            raise StoredDataUnreadable(f"upload {upload.id} has no manifest")
+        return bytes(envelope)
+
+    async def batch(self, upload: Upload, number: int) -> SealedBatch:
+        """One sealed batch. Memory: one chunk.
+
+        Raises:
+            StoredDataUnreadable: its header is gone.
+        """
+        async with self._connection() as connection:
+            header = await connection.fetchrow(
+                "SELECT first_ordinal, salt, commitment FROM batches WHERE upload = $1 AND number = $2",
+                *(upload.id, number),
+            )
+            rows = await connection.fetch(
+                "SELECT sealed FROM sealed_rows WHERE upload = $1 AND batch = $2 ORDER BY ordinal",
+                *(upload.id, number),
+            )
+        if header is None:
+            raise StoredDataUnreadable(f"upload {upload.id} has no batch {number}")
+        return SealedBatch(
+            salt=header["salt"],
+            commitment=header["commitment"],
+            first_ordinal=header["first_ordinal"],
+            rows=tuple(row["sealed"] for row in rows),
+        )
+
+    async def ping(self) -> None:
+        """Returns if the database answers."""
+        async with self._connection() as connection:
+            await connection.fetchval("SELECT 1")
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        with storage_errors():
+            async with self._pool.acquire() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._connection() as connection, connection.transaction():
+            yield connection
+
+    async def _fetch(self, query: str, *values: object) -> Upload | None:
+        async with self._connection() as connection:
+            record = await connection.fetchrow(query, *values)
+        return None if record is None else self._verified(record)
+
+    async def _locked(self, connection: Connection, upload_id: UUID) -> Upload:
+        record = await connection.fetchrow(_SELECT + " WHERE id = $1 FOR UPDATE", upload_id)
+        if record is None:
+            raise StoredDataUnreadable(f"upload {upload_id} is gone")
+        return self._verified(record)
+
+    async def _require_next(self, connection: Connection, manifest: DatasetManifest) -> None:
+        record = await connection.fetchrow(_LATEST, manifest.tenant, manifest.dataset)
+        require_next(manifest, None if record is None else self._verified(record))
+
+    async def _update(self, connection: Connection, upload: Upload) -> None:
+        await connection.execute(
+            _UPDATE,
+            *(upload.id, upload.state.value, upload.next_offset, upload.next_batch, upload.next_ordinal),
+            *(upload.promoted_at, upload.log_index, self._mac(upload)),
+        )
+
+    def _mac(self, upload: Upload) -> bytes:
+        return self._authority.mac("uploads", str(upload.id), _authority_columns(upload))
+
+    def _verified(self, record: asyncpg.Record) -> Upload:
+        values = {name: record[name] for name in _NAMES}
+        upload = Upload(**(values | {"state": UploadState(values["state"])}))
+        with self._alarms.on_authority():
+            self._authority.verify("uploads", str(upload.id), _authority_columns(upload), record["mac"])
+        return upload
+
+
+def require_next(manifest: DatasetManifest, latest: Upload | None) -> None:
+    """Returns if the manifest continues the chain of its dataset.
+
+    Raises:
+        AlreadyExists: the version, or a later one, is there.
+        InvalidRequest: MANIFEST_INVALID, a version is left out or the previous root is not that of the latest.
+    """
+    number, root = (0, None) if latest is None else (latest.version, latest.root)
+    if manifest.version <= number:
+        raise AlreadyExists(f"version {manifest.version} of {manifest.dataset}; the latest is {number}")
+    wrong = "version" if manifest.version != number + 1 else "previous_root" if manifest.previous_root != root else None
+    if wrong:
+        raise InvalidRequest(
+            f"{wrong} does not continue version {number}",
+            reason=Reason.MANIFEST_INVALID,
+            violations=(FieldViolation(f"manifest.{wrong}", "does not continue the latest version"),),
+        )
+
+
+async def _stored(connection: Connection, upload_id: UUID) -> tuple[list[StoredBatch], int]:
+    records = await connection.fetch(
+        "SELECT number, first_ordinal, row_count, leaf_hash FROM batches WHERE upload = $1 ORDER BY number", upload_id
+    )
+    rows = await connection.fetchval("SELECT count(*) FROM sealed_rows WHERE upload = $1", upload_id)
+    return [StoredBatch(*record.values()) for record in records], rows
+
+
+def _values(upload: Upload) -> dict[str, object]:
+    return asdict(upload) | {"state": upload.state.value}
+
+
+def _authority_columns(upload: Upload) -> dict[str, Canonical]:
+    columns: dict[str, Canonical] = _values(upload) | {"data_key": str(upload.data_key)}  # type: ignore[assignment]  # asdict forgets the types of the fields
+    del columns["id"]
+    return columns
+
+
+def _entry_body(upload: Upload) -> dict[str, object]:
+    """Names and digests, never rows."""
+    return {
+        "dataset": upload.dataset,
+        "manifest_sha256": upload.manifest_sha256.hex(),
+        "root": upload.root.hex(),
+        "rows": upload.row_count,
+        "signer": upload.signer_key_id,
+        "tenant": upload.tenant,
+        "version": upload.version,
+    }
