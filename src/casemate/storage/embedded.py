@@ -1,0 +1,280 @@
+"""PostgreSQL from a wheel, for one machine and for tests.
+
+Only the wheel's programs are used. Its own server class runs `initdb` with
+`trust` and, as root, opens every parent folder to all users; here the socket asks
+for SCRAM, folders are closed, and no existing parent is touched.
+
+If this fails: another user of the machine reads or changes the database. Rows
+stay sealed and records of authority carry a MAC that they cannot make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from casemate.errors import ConfigurationError, Unavailable
+from casemate.secret import Secret
+from casemate.settings import DatabaseSettings
+from casemate.storage import process
+from casemate.storage.placement import ELSEWHERE, Placement, base_of, make_folder, place, socket_directory_of
+from casemate.storage.pool import open_connection
+from casemate.storage.roles import close_to_public, ensure_role_and_database, open_schema
+
+_START_SECONDS: Final = 60.0
+_LOG_BYTES: Final = 16 * 1024 * 1024
+_SUPERUSER: Final = "postgres"
+_PASSWORD_FILE: Final = "superuser.password"  # noqa: S105  # the name of a file
+
+# On the command line, so that neither ALTER SYSTEM nor an edited file weakens them.
+_OPTIONS: Final = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "password_encryption": "scram-sha-256",
+    "max_connections": "100",
+    # No statement, parameter or row reaches the log: neither by these…
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    "log_min_error_statement": "panic",
+    # …nor by an error's own text. `log` ranks above `error`; `terse` leaves out the detail that quotes rows.
+    "log_min_messages": "log",
+    "log_error_verbosity": "terse",
+    "logging_collector": "off",
+}
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server in a folder, ours alone, that ends when we end.
+
+    It listens on a Unix socket only. The process that started it must be alive, or it shuts
+    down; should it have outlived one that was killed, the next start shuts it down and
+    starts it again. Data survive all of that.
+
+    Args:
+        directory: state folder, made with mode 0700 if missing. As root, when the user that
+            PostgreSQL runs as cannot reach it, it only holds a file `location`.
+        elsewhere: where the data go in that case.
+    """
+
+    def __init__(self, *, directory: Path, elsewhere: Path = ELSEWHERE) -> None:
+        self._state = Path(os.path.abspath(directory))  # noqa: PTH100  # resolve() would follow the user's links
+        self._elsewhere = elsewhere
+        self._placement: Placement | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def socket_directory(self) -> Path:
+        """Folder of the server's socket; the same on every start of the same state folder."""
+        return socket_directory_of(base_of(self._state))
+
+    @property
+    def superuser(self) -> DatabaseSettings:
+        """The database `postgres`, as the superuser.
+
+        Raises:
+            ConfigurationError: the server has never been started here.
+        """
+        return self._settings("postgres", _SUPERUSER, self._password())
+
+    @property
+    def pid(self) -> int | None:
+        """The running server's process, or None."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else None
+
+    async def start(self) -> None:
+        """Starts the server, from the main thread, and returns when it answers.
+
+        Makes the data folder on first use. Takes well under a second on a folder that has data.
+
+        Raises:
+            ConfigurationError: another live process runs it, or it cannot be made or started; one line says why.
+        """
+        if self._child is not None:
+            raise RuntimeError("already started")
+        placement = place(self._state, elsewhere=self._elsewhere)
+        self._placement = placement
+        self._take_lock(placement)
+        try:
+            await self._end_predecessor(placement)
+            if not placement.data.exists():
+                self._make_data(placement)
+            make_folder(self.socket_directory, placement.account, 0o700)
+            await self._start_postgres(placement)
+            connection = await open_connection(self.superuser)
+            try:
+                await close_to_public(connection)
+            finally:
+                await connection.close()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Shuts the server down, fast: open transactions roll back. Does nothing if it is not running."""
+        if self._child is not None:
+            await process.end_child(self._child)
+            self._child = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def erase(self) -> None:
+        """Stops the server and deletes everything that it ever wrote, wherever that is."""
+        await self.stop()
+        if not self._state.exists():
+            return
+        base = base_of(self._state)
+        for folder in (socket_directory_of(base), base, self._state):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def ensure_database(self, name: str, password: Secret[str]) -> DatabaseSettings:
+        """Makes the database `name` and its only role, of the same name, and sets that role's password.
+
+        The role may connect there and create schemas and tables there, and nowhere else. Safe to repeat.
+
+        Raises:
+            ConfigurationError: `name` is not lower-case letters, digits and underscores, or the password not ASCII.
+        """
+        superuser = self.superuser
+        connection = await open_connection(superuser)
+        try:
+            await ensure_role_and_database(connection, name, password)
+        finally:
+            await connection.close()
+        inside = await open_connection(self._settings(name, _SUPERUSER, superuser.password))
+        try:
+            await open_schema(inside, name)
+        finally:
+            await inside.close()
+        return self._settings(name, name, password)
+
+    def _settings(self, name: str, user: str, password: Secret[str]) -> DatabaseSettings:
+        return DatabaseSettings(host=str(self.socket_directory), name=name, user=user, password=password)
+
+    def _password(self) -> Secret[str]:
+        file = self._state / _PASSWORD_FILE
+        try:
+            return Secret(file.read_text())
+        except OSError as error:
+            raise ConfigurationError(f"the superuser's password {file} cannot be read: {error.strerror}") from error
+
+    def _take_lock(self, placement: Placement) -> None:
+        """One process at a time. The kernel frees the lock of a process that is killed."""
+        lock = (placement.base / "lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ConfigurationError(f"another process is running the database in {placement.base}") from None
+        self._lock = lock
+
+    def _make_data(self, placement: Placement) -> None:
+        password = Secret(secrets.token_urlsafe(32))
+        _write_secret(self._state / _PASSWORD_FILE, password, process.Account.current())
+        # initdb reads it as its own user, from a file that lives no longer than it does.
+        handed_over = placement.base / "initdb.password"
+        partial = placement.base / "data-partial"
+        if partial.exists():
+            shutil.rmtree(partial)
+        make_folder(partial, placement.account, 0o700)
+        _write_secret(handed_over, password, placement.account)
+        try:
+            process.run(
+                placement.account,
+                placement.programs / "initdb",
+                f"--pgdata={partial}",
+                f"--username={_SUPERUSER}",
+                f"--pwfile={handed_over}",
+                "--auth-local=scram-sha-256",
+                "--auth-host=scram-sha-256",
+                "--data-checksums",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-instructions",
+            )
+        finally:
+            handed_over.unlink()
+        # Complete or not there: an interrupted initdb leaves nothing that looks like data.
+        partial.rename(placement.data)
+
+    async def _end_predecessor(self, placement: Placement) -> None:
+        """Deals with what `postmaster.pid` says about an earlier run."""
+        file = placement.data / "postmaster.pid"
+        try:
+            lines = file.read_text().splitlines()
+        except FileNotFoundError:
+            return
+        pid = int(lines[0]) if lines and lines[0].strip().isdigit() else 0
+        if pid == 0:
+            # Cut off while it was being written. We hold the lock, so nobody else is at it.
+            file.unlink()
+        elif process.is_postgres_on(pid, placement.data):
+            await process.end_stranger(pid, placement.data)
+        else:
+            # Another program may have that number now, and PostgreSQL would take it for itself. Our own number
+            # it knows to be its parent's, hence stale; the file stays, since it names the shared memory by which
+            # PostgreSQL finds children that outlived their postmaster.
+            file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+
+    async def _start_postgres(self, placement: Placement) -> None:
+        command: list[str | Path] = [placement.programs / "postgres", "-D", placement.data]
+        options = _OPTIONS | {"unix_socket_directories": str(self.socket_directory)}
+        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        log_file = self._state / "server.log"
+        if log_file.exists() and log_file.stat().st_size > _LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
+        for _ in range(int(_START_SECONDS / process.POLL_SECONDS)):
+            with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+                written = log.tell()
+                self._child = process.spawn(placement.account, *command, *arguments, log=log)
+            if await self._becomes_ready(placement, self._child):
+                return
+            self._child = None
+            said = log_file.read_bytes()[written:].decode(errors="replace").strip()
+            if "shared memory block" not in said:
+                raise ConfigurationError(f"PostgreSQL did not start: {said[-500:] or 'it said nothing'}")
+            # Children of a killed postmaster are still noticing that it is gone.
+            await asyncio.sleep(process.POLL_SECONDS)
+        raise ConfigurationError(f"PostgreSQL did not start: an earlier one still holds {placement.data}")
+
+    async def _becomes_ready(self, placement: Placement, child: subprocess.Popen[bytes]) -> bool:
+        """True when it says so in `postmaster.pid`; False when it has ended instead."""
+        for _ in range(int(_START_SECONDS / process.POLL_SECONDS)):
+            if child.poll() is not None:
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                lines = (placement.data / "postmaster.pid").read_text().splitlines()
+                if len(lines) >= 8 and lines[0] == str(child.pid) and lines[7].strip() == "ready":
+                    return True
+            await asyncio.sleep(process.POLL_SECONDS)
+        raise Unavailable("PostgreSQL is still recovering; its log says how far it is")
+
+
+def _write_secret(file: Path, value: Secret[str], owner: process.Account) -> None:
+    """A file that only `owner` reads, from its first moment."""
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        os.fchown(stream.fileno(), owner.uid, owner.gid)
+        stream.write(value.reveal())

@@ -1,0 +1,131 @@
+"""Brings a database's schema up to date from numbered SQL files.
+
+A file that was applied never changes again: its digest is recorded beside its
+number and compared on every start, so that two databases with the same number
+have the same schema.
+
+If this fails: a service runs on a schema it was not written for. Rows of
+authority still carry a MAC over their columns and do not verify when those change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from casemate.errors import ConfigurationError
+from casemate.storage.pool import storage_errors
+
+if TYPE_CHECKING:
+    from casemate.storage.pool import Connection, Pool
+
+_FILE_NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql", re.ASCII)
+_LOCK_KEY: Final = int.from_bytes(hashlib.sha256(b"casemate.migrations").digest()[:8], signed=True)
+# A replica that starts beside another waits this long for it to migrate.
+_TIMEOUT_SECONDS: Final = 300.0
+_BOOKKEEPING: Final = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    sha256 bytea NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Migration:
+    number: int
+    name: str
+    sql: str
+    sha256: bytes
+
+
+async def migrate(connection_or_pool: Connection | Pool, directory: Path) -> list[int]:
+    """Applies the files of `directory` that the database does not have, and returns their numbers.
+
+    Files are named `0001_name.sql`, numbered without gaps. All of them are applied in one
+    transaction under an advisory lock: several replicas may start at once, and a failure
+    leaves the database as it was. So no file may end the transaction itself.
+
+    Raises:
+        ConfigurationError: a file is misnamed or missing, an applied file has changed, the
+            database is newer than the files, or a file's SQL fails.
+        Unavailable: the database is not there.
+    """
+    migrations = _load(directory)
+    with storage_errors():
+        if isinstance(connection_or_pool, asyncpg.Pool):
+            async with connection_or_pool.acquire() as connection:
+                return await _migrate(connection, migrations)
+        return await _migrate(connection_or_pool, migrations)
+
+
+def _load(directory: Path) -> list[_Migration]:
+    try:
+        files = sorted(path for path in directory.iterdir() if path.suffix == ".sql")
+    except OSError as error:
+        raise ConfigurationError(f"migrations {directory} cannot be read: {error.strerror}") from error
+    migrations = []
+    for expected, file in enumerate(files, start=1):
+        match = _FILE_NAME.fullmatch(file.name)
+        if match is None:
+            raise ConfigurationError(f'migration {file.name}: the name must look like "0001_name.sql"')
+        if int(match[1]) != expected:
+            raise ConfigurationError(f"migration {file.name}: number {expected:04} was expected here")
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).digest()
+        migrations.append(_Migration(expected, file.stem, content.decode(), digest))
+    if not migrations:
+        raise ConfigurationError(f"there are no migrations in {directory}")
+    return migrations
+
+
+async def _migrate(connection: Connection, migrations: list[_Migration]) -> list[int]:
+    applied = []
+    async with connection.transaction():
+        # Waiting for another replica's migrations must not meet the time limits of ordinary statements.
+        await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        # The transaction's own lock, which ends with it whatever happens and passes through poolers.
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY, timeout=_TIMEOUT_SECONDS)
+        await connection.execute(_BOOKKEEPING)
+        records = await connection.fetch("SELECT number, sha256 FROM schema_migrations ORDER BY number")
+        recorded: dict[int, bytes] = {record["number"]: record["sha256"] for record in records}
+        _compare(recorded, migrations)
+        for migration in migrations:
+            if migration.number not in recorded:
+                await _apply(connection, migration)
+                applied.append(migration.number)
+    return applied
+
+
+def _compare(recorded: dict[int, bytes], migrations: list[_Migration]) -> None:
+    newest = max(recorded, default=0)
+    if newest > len(migrations):
+        raise ConfigurationError(
+            f"the database is at migration {newest:04}, newer than this program, which knows {len(migrations):04}"
+        )
+    for migration in migrations[:newest]:
+        if recorded.get(migration.number) != migration.sha256:
+            raise ConfigurationError(f"migration {migration.name} is not the file that was applied to this database")
+
+
+async def _apply(connection: Connection, migration: _Migration) -> None:
+    try:
+        await connection.execute(migration.sql, timeout=_TIMEOUT_SECONDS)
+    except (asyncpg.SyntaxOrAccessError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        # The message alone: the detail of a failed constraint quotes the row.
+        raise ConfigurationError(f"migration {migration.name} failed: {error.args[0]}") from None
+    if not connection.is_in_transaction():
+        raise ConfigurationError(f"migration {migration.name} ends the transaction, which it must not")
+    await connection.execute(
+        "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
+        migration.number,
+        migration.name,
+        migration.sha256,
+    )
