@@ -17,6 +17,7 @@ _UNITS = {
     "h": timedelta(hours=1),
     "d": timedelta(days=1),
 }
+_LONGEST = timedelta(days=36_525)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+", re.ASCII)
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -58,10 +59,10 @@ def duration(value: str) -> timedelta:
     match = _DURATION.fullmatch(value)
     if match is None:
         raise ValueError('must be a number and a unit, such as "250ms", "30s", "5m", "24h" or "7d"')
-    try:
-        return int(match[1]) * _UNITS[match[2]]
-    except OverflowError:
-        raise ValueError("is too long a time") from None
+    given = int(match[1]) * _UNITS[match[2]]
+    if given > _LONGEST:
+        raise ValueError("must not be longer than a century")
+    return given
 
 
 def path(value: str) -> Path:
