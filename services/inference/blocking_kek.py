@@ -1,0 +1,65 @@
+"""The key-encryption key for threads: providers are async, this server is not.
+
+One event loop in one daemon thread serves all callers, so that a provider over
+the network keeps its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from casemate.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import timedelta
+
+    from casemate.sealing.kek import KeyEncryptionKey
+    from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
+
+T = TypeVar("T")
+
+
+class BlockingKek:
+    """A `KeyEncryptionKey` that blocks its caller, for at most `timeout`."""
+
+    def __init__(self, kek: KeyEncryptionKey, *, timeout: timedelta) -> None:
+        self._kek = kek
+        self._timeout = timeout.total_seconds()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kek", daemon=True)
+        self._thread.start()
+
+    def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
+        """A fresh data key, and the same wrapped.
+
+        Raises:
+            Unavailable: the provider did not answer in time.
+        """
+        return self._wait(self._kek.generate_data_key(context))
+
+    def unwrap(self, wrapped: WrappedKey, context: KeyContext) -> DataKey:
+        """The data key inside `wrapped`.
+
+        Raises:
+            StoredDataUnreadable: it was not wrapped by this key for this context.
+            Unavailable: the provider did not answer in time.
+        """
+        return self._wait(self._kek.unwrap(wrapped, context))
+
+    def close(self) -> None:
+        """Ends the loop; calls under way end with their timeout."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result(self._timeout)
+        except FutureTimeout as error:
+            future.cancel()
+            raise Unavailable("the key-encryption key did not answer in time") from error

@@ -1,0 +1,124 @@
+"""A model that can run: the seam between the protocol and what computes.
+
+The only module that knows ONNX Runtime. A batcher, or another back end, stands
+behind the same `run`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnxruntime  # this module gives it the types it lacks
+
+from casemate.errors import FieldViolation, InternalError, InvalidRequest, Reason
+from services.inference.onnx_wire import GraphLimits, check_onnx
+from services.inference.tensors import BY_ONNX, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from services.inference.tensors import Array
+
+_FATAL_ONLY = 4
+
+
+class Instance(Protocol):
+    """Something that computes outputs from inputs; `run` may be called from many threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes, in the model's order."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives, in the model's order."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """All outputs by name. Inputs were validated; they may be read-only.
+
+        Raises:
+            InvalidRequest: the values do not fit the model.
+            InternalError: the model failed.
+        """
+        ...
+
+
+class OnnxInstance:
+    """An ONNX model in ONNX Runtime on the CPU: one thread per call, no optimised copy written anywhere.
+
+    Args:
+        model: the file's bytes, as they were signed.
+        limits: caps on the graph.
+
+    Raises:
+        InvalidRequest: reason MODEL_INVALID: the model cannot be served.
+    """
+
+    def __init__(self, model: bytes, *, limits: GraphLimits | None = None) -> None:
+        check_onnx(model, limits=limits or GraphLimits())
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, sess_options=_options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own classes derive from Exception directly
+            raise _invalid("does not load in ONNX Runtime") from error
+        self._inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self._outputs = tuple(_spec(node) for node in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model gives."""
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Runs the model once in the calling thread, the GIL released.
+
+        Raises:
+            InvalidRequest: ONNX Runtime did not take the inputs.
+            InternalError: it failed on them.
+        """
+        try:
+            results: list[Any] = self._session.run(None, dict(inputs))
+        except Exception as error:
+            if type(error).__name__ == "InvalidArgument":
+                raise InvalidRequest(
+                    str(error), violations=(FieldViolation("inputs", "the model does not take these values"),)
+                ) from error
+            raise InternalError(f"ONNX Runtime: {error}") from error
+        return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
+
+
+def _options() -> Any:  # noqa: ANN401  # onnxruntime ships no types
+    options = onnxruntime.SessionOptions()
+    # Handler threads are the parallelism: a pool per model would multiply threads by models.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Its log repeats names and values of the model; what matters is raised.
+    options.log_severity_level = _FATAL_ONLY
+    # Never by the look of the bytes: only ONNX was walked by `check_onnx`.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
+
+
+def _spec(node: Any) -> TensorSpec:  # noqa: ANN401  # onnxruntime ships no types
+    datatype = BY_ONNX.get(node.type)
+    if datatype is None:
+        raise _invalid("has an input or output that is no tensor of a served datatype (export without ZipMap)")
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
+    return TensorSpec(node.name, datatype, shape)
+
+
+def _invalid(description: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the model {description}",
+        reason=Reason.MODEL_INVALID,
+        violations=(FieldViolation("model.onnx", description),),
+    )

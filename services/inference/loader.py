@@ -1,0 +1,150 @@
+"""From the repository to a running instance: verify, open in memory, compare, load those same bytes.
+
+What may be loaded is a version that the trust feed names; the repository is
+only where its bytes lie. Nothing is written, and no path is opened twice.
+
+If this fails: a model runs that its publisher did not sign, or that was
+withdrawn; the audit and the log still tell which version was released.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casemate.errors import CasemateError, FailedPrecondition, NotFound, Reason, StoredDataUnreadable, Unavailable
+from casemate.signing.statements import verify_model_manifest
+from services.inference.names import MODEL_FILE
+from services.inference.repository import Slot
+from services.inference.single_flight import SingleFlight
+from services.inference.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from casemate.gate.core.records import ReleasedVersion
+    from casemate.signing.statements import ModelManifest
+    from services.inference.instance import Instance
+    from services.inference.trust_view import TrustView
+    from services.inference.vault import OpenedVersion, Vault
+
+_SEAL = object()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedModel:
+    """Files whose every byte is what a trusted publisher signed and the feed released; made by `Loader` alone."""
+
+    slot: Slot
+    manifest: ModelManifest
+    manifest_sha256: bytes
+    signer_key_id: str
+    files: Mapping[str, bytes] = field(repr=False)
+    seal: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.seal is not _SEAL:
+            raise TypeError("a VerifiedModel is made by the loader")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One version in memory, ready to run."""
+
+    slot: Slot
+    manifest_sha256: bytes
+    signer_key_id: str
+    instance: Instance
+    statistics: Statistics = field(default_factory=Statistics)
+
+
+class Loader:
+    """Loads released versions.
+
+    Args:
+        vault: where the sealed files are.
+        trust: what may be served.
+        audience: the audience that manifests must name.
+        build: makes an instance of a model file's bytes.
+        integrity_failed: called once for each refusal that means changed or withdrawn bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        vault: Vault,
+        trust: TrustView,
+        audience: str,
+        build: Callable[[bytes], Instance],
+        integrity_failed: Callable[[], None],
+    ) -> None:
+        self._vault = vault
+        self._trust = trust
+        self._audience = audience
+        self._build = build
+        self._integrity_failed = integrity_failed
+        self._flights: SingleFlight[LoadedModel] = SingleFlight()
+
+    def load(self, slot: Slot) -> LoadedModel:
+        """A new instance of the version; callers at the same time share one load.
+
+        Raises:
+            NotFound: the feed names no such version.
+            FailedPrecondition: reason MODEL_REFUSED: anything is not as signed and released.
+            Unavailable: the key-encryption key does not answer.
+        """
+        return self._flights.call(slot, lambda: self._load(slot))
+
+    def _load(self, slot: Slot) -> LoadedModel:
+        released = self._trust.version(slot.tenant, slot.model, slot.number)
+        if released is None:
+            raise NotFound(f"{slot} is not released")
+        try:
+            model = self._verify(slot, released)
+            instance = self._build(model.files[MODEL_FILE])
+        except (NotFound, Unavailable):
+            raise
+        except CasemateError as error:
+            if error.reason is Reason.KEY_NOT_ACTIVE:
+                raise
+            # Whatever is wrong, it was right when it was published: somebody changed it, or trust in it ended.
+            self._integrity_failed()
+            raise FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED) from error
+        return LoadedModel(slot, model.manifest_sha256, model.signer_key_id, instance)
+
+    def _verify(self, slot: Slot, released: ReleasedVersion) -> VerifiedModel:
+        self._trust.require_trusted(slot.tenant, released)
+        with self._vault.read(slot) as stored:
+            verified = verify_model_manifest(
+                stored.manifest(),
+                audience=self._audience,
+                tenant=slot.tenant,
+                model=slot.model,
+                resolve=self._trust.signer,
+                # Judged at the moment it was recorded: what expires is the right to publish, not the model.
+                now=released.recorded_at,
+            )
+            if verified.manifest.number != slot.number:
+                raise StoredDataUnreadable("the manifest is of another number")
+            if not hmac.compare_digest(verified.payload_sha256, released.manifest_sha256):
+                raise StoredDataUnreadable("the manifest is not the released one")
+            if verified.signer_key_id != released.signer_key_id:
+                raise StoredDataUnreadable("the manifest was signed by another key than the released one")
+            files = _read_files(stored, verified.manifest)
+        return VerifiedModel(
+            slot, verified.manifest, verified.payload_sha256, verified.signer_key_id, files, seal=_SEAL
+        )
+
+
+def _read_files(stored: OpenedVersion, manifest: ModelManifest) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for digest in manifest.files:
+        data = stored.file(digest.name, plaintext_bytes=digest.bytes)
+        if len(data) != digest.bytes or not hmac.compare_digest(hashlib.sha256(data).digest(), digest.sha256):
+            raise StoredDataUnreadable("a file is not the signed one")
+        files[digest.name] = data
+    if MODEL_FILE not in files:
+        raise StoredDataUnreadable("the manifest lists no model")
+    return files

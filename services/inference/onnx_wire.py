@@ -1,0 +1,124 @@
+"""Looks through an ONNX file's protobuf wire format before ONNX Runtime sees it.
+
+ONNX lets a tensor name a file to read its data from, by any path
+(CVE-2022-25882, CVE-2024-27318 and their kin). A model here is exactly the
+bytes that were signed, so such a tensor is refused wherever it stands. The
+walk reads tags and lengths only and copies nothing.
+
+If this fails: ONNX Runtime refuses external data of a model that came from
+memory, because it has no path to resolve it against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from casemate.errors import FieldViolation, InvalidRequest, Reason
+
+# Fields of onnx.proto3 that lead to tensors, by message.
+_NESTED = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA = 13  # TensorProto.external_data
+_DATA_LOCATION = 14  # TensorProto.data_location; 0 is DEFAULT
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class GraphLimits:
+    """Caps on what a model may consist of."""
+
+    depth: int = 64
+    nodes: int = 200_000
+    tensors: int = 200_000
+
+
+class _Malformed(Exception):
+    pass
+
+
+def check_onnx(data: bytes, *, limits: GraphLimits) -> None:
+    """Returns when the model keeps all its data inside and stays within the limits.
+
+    Raises:
+        InvalidRequest: reason MODEL_INVALID: external data, not an ONNX protobuf, or too large a graph.
+    """
+    walk = _Walk(data, limits)
+    try:
+        walk.message("model", 0, len(data), 0)
+    except _Malformed as error:
+        raise _invalid("is not an ONNX model") from error
+    if not walk.graphs:
+        raise _invalid("is not an ONNX model")
+
+
+def _invalid(description: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the model {description}",
+        reason=Reason.MODEL_INVALID,
+        violations=(FieldViolation("model.onnx", description),),
+    )
+
+
+class _Walk:
+    def __init__(self, data: bytes, limits: GraphLimits) -> None:
+        self._data = data
+        self._limits = limits
+        self._nodes = 0
+        self._tensors = 0
+        self.graphs = 0
+
+    def message(self, kind: str, position: int, end: int, depth: int) -> None:
+        """Walks one message's fields; raises on the first thing that may not be."""
+        self._count(kind, depth)
+        nested = _NESTED[kind]
+        while position < end:
+            tag, position = self._varint(position, end)
+            number, wire_type = tag >> 3, tag & 7
+            value, start, position = self._field(wire_type, position, end)
+            if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
+                raise _invalid("names external data; save it with all data inside")
+            if number in nested and wire_type == _LENGTH:
+                self.message(nested[number], start, position, depth + 1)
+
+    def _count(self, kind: str, depth: int) -> None:
+        self.graphs += kind == "graph"
+        self._nodes += kind == "node"
+        self._tensors += kind == "tensor"
+        if depth > self._limits.depth or self._nodes > self._limits.nodes or self._tensors > self._limits.tensors:
+            raise _invalid("is a larger graph than is served")
+
+    def _field(self, wire_type: int, position: int, end: int) -> tuple[int, int, int]:
+        """Value (0 unless a varint), first byte of the contents, and the position after the field."""
+        value, start = 0, position
+        if wire_type == _VARINT:
+            value, position = self._varint(position, end)
+        elif wire_type == _LENGTH:
+            length, start = self._varint(position, end)
+            position = start + length
+        elif wire_type in (_FIXED64, _FIXED32):
+            position += 8 if wire_type == _FIXED64 else 4
+        else:
+            raise _Malformed
+        if position > end:
+            raise _Malformed
+        return value, start, position
+
+    def _varint(self, position: int, end: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if position >= end:
+                raise _Malformed
+            byte = self._data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+        raise _Malformed

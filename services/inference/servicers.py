@@ -1,0 +1,88 @@
+"""The gRPC faces: each rpc translates to one host-free method, and decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from casemate.gate.adapters.caller_context import current_caller
+from casemate.inference.v1 import model_service_pb2
+from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.transport.registry import RegisteredService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casemate.gate.core.caller import Caller
+    from services.inference.models import Models
+    from services.inference.predictions import Predictions
+    from services.inference.publishing import Publishing
+
+OPEN_INFERENCE = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+MODEL_SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+
+_STATUS_ON_ERROR = ("triton_grpc_error", "true")
+"""Metadata by which tritonclient asks for real statuses on a stream."""
+
+
+def open_inference_service(*, models: Models, predictions: Predictions) -> RegisteredService:
+    """All 20 rpcs of `inference.GRPCInferenceService`."""
+    refuse = models.refuse
+    unary: dict[str, Callable[[Caller, Any], bytes]] = {
+        "ServerLive": models.server_live,
+        "ServerReady": models.server_ready,
+        "ModelReady": models.model_ready,
+        "ServerMetadata": models.server_metadata,
+        "ModelMetadata": models.model_metadata,
+        "ModelInfer": predictions.infer,
+        "ModelConfig": models.model_config,
+        "ModelStatistics": models.model_statistics,
+        "RepositoryIndex": models.repository_index,
+        "RepositoryModelLoad": models.load,
+        "RepositoryModelUnload": models.unload,
+        "SystemSharedMemoryStatus": models.system_shared_memory,
+        "SystemSharedMemoryRegister": refuse,
+        "SystemSharedMemoryUnregister": refuse,
+        "CudaSharedMemoryStatus": models.cuda_shared_memory,
+        "CudaSharedMemoryRegister": refuse,
+        "CudaSharedMemoryUnregister": refuse,
+        "TraceSetting": refuse,
+        "LogSettings": refuse,
+    }
+    handlers = {name: _unary(method, getattr(wire, f"{name}Request")) for name, method in unary.items()}
+
+    def stream(requests: Iterator[wire.ModelInferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
+        status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
+        return predictions.stream(current_caller(), requests, status_on_error=status_on_error)
+
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        stream, request_deserializer=wire.ModelInferRequest.FromString, response_serializer=None
+    )
+    return RegisteredService(OPEN_INFERENCE, handlers)
+
+
+def model_service(publishing: Publishing) -> RegisteredService:
+    """Both rpcs of `casemate.inference.v1.ModelService`."""
+
+    def publish(requests: Iterator[model_service_pb2.PublishModelRequest], _context: grpc.ServicerContext) -> bytes:
+        return publishing.publish(current_caller(), requests)
+
+    return RegisteredService(
+        MODEL_SERVICE,
+        {
+            "PublishModel": grpc.stream_unary_rpc_method_handler(
+                publish,
+                request_deserializer=model_service_pb2.PublishModelRequest.FromString,
+                response_serializer=None,
+            ),
+            "ReloadModel": _unary(publishing.reload, model_service_pb2.ReloadModelRequest),
+        },
+    )
+
+
+def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMethodHandler[Any, bytes]:  # noqa: ANN401  # a message class of either pool
+    def call(message: Any, _context: grpc.ServicerContext) -> bytes:  # noqa: ANN401
+        return method(current_caller(), message)
+
+    return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=None)

@@ -1,0 +1,177 @@
+"""Tensors on the wire and in numpy: datatypes, decoding after validation, encoding.
+
+Decoding trusts that `validation` has compared datatype, shape and length; it
+adds no check but those that only the values can fail (BOOL bytes, text, narrow
+integers).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_LENGTH = struct.Struct("<I")
+
+
+class ValuesInvalid(Exception):
+    """Values that no tensor of the datatype can hold. The text is constant and may leave the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One Open Inference datatype.
+
+    Attributes:
+        name: as the protocol writes it.
+        width: bytes per element; None for BYTES, whose elements carry their length.
+        dtype: the numpy type, little-endian as raw contents are.
+        contents: the field of InferTensorContents, None where only raw contents exist.
+        config: the number of Triton's `DataType`.
+        onnx: ONNX Runtime's name of the type.
+    """
+
+    name: str
+    width: int | None
+    dtype: np.dtype[Any]
+    contents: str | None
+    config: int
+    onnx: str
+
+
+def _datatype(name: str, code: str, contents: str | None, config: int, onnx: str) -> Datatype:
+    dtype = np.dtype(code)
+    return Datatype(name, None if name == "BYTES" else dtype.itemsize, dtype, contents, config, f"tensor({onnx})")
+
+
+DATATYPES = {
+    datatype.name: datatype
+    for datatype in (
+        _datatype("BOOL", "?", "bool_contents", 1, "bool"),
+        _datatype("UINT8", "u1", "uint_contents", 2, "uint8"),
+        _datatype("UINT16", "<u2", "uint_contents", 3, "uint16"),
+        _datatype("UINT32", "<u4", "uint_contents", 4, "uint32"),
+        _datatype("UINT64", "<u8", "uint64_contents", 5, "uint64"),
+        _datatype("INT8", "i1", "int_contents", 6, "int8"),
+        _datatype("INT16", "<i2", "int_contents", 7, "int16"),
+        _datatype("INT32", "<i4", "int_contents", 8, "int32"),
+        _datatype("INT64", "<i8", "int64_contents", 9, "int64"),
+        _datatype("FP16", "<f2", None, 10, "float16"),
+        _datatype("FP32", "<f4", "fp32_contents", 11, "float"),
+        _datatype("FP64", "<f8", "fp64_contents", 12, "double"),
+        _datatype("BYTES", "O", "bytes_contents", 13, "string"),
+    )
+}
+"""What is served. BF16 is not: numpy has no such type."""
+
+BY_ONNX = {datatype.onnx: datatype for datatype in DATATYPES.values()}
+
+CONTENTS_FIELDS = tuple(sorted({datatype.contents for datatype in DATATYPES.values() if datatype.contents}))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model declares of one input or output; -1 stands for a free dimension."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+def walk_bytes(raw: bytes, count: int) -> None:
+    """Checks that `raw` is exactly `count` length-prefixed elements, building nothing.
+
+    Raises:
+        ValuesInvalid: too short, too long, or a length that leaves the buffer.
+    """
+    position, end = 0, len(raw)
+    for _ in range(count):
+        if end - position < _LENGTH.size:
+            raise ValuesInvalid("holds fewer elements than the shape says")
+        position += _LENGTH.size + _LENGTH.unpack_from(raw, position)[0]
+        if position > end:
+            raise ValuesInvalid("has an element longer than what is left")
+    if position != end:
+        raise ValuesInvalid("holds more than the shape says")
+
+
+def decode_raw(raw: bytes, datatype: Datatype, shape: Sequence[int], count: int) -> Array:
+    """The array over `raw`, without a copy where the datatype has a width.
+
+    Raises:
+        ValuesInvalid: the values are not of the datatype.
+    """
+    if datatype.width is not None:
+        if datatype.name == "BOOL" and raw.strip(b"\x00\x01"):
+            raise ValuesInvalid("BOOL elements must be 0 or 1")
+        return np.frombuffer(raw, dtype=datatype.dtype).reshape(shape)
+    walk_bytes(raw, count)
+    array = np.empty(count, dtype=object)
+    position = 0
+    for index in range(count):
+        start = position + _LENGTH.size
+        position = start + _LENGTH.unpack_from(raw, position)[0]
+        array[index] = _text(raw[start:position])
+    return array.reshape(shape)
+
+
+def decode_typed(values: Sequence[Any], datatype: Datatype, shape: Sequence[int]) -> Array:
+    """The array of typed contents.
+
+    Raises:
+        ValuesInvalid: a value does not fit the datatype.
+    """
+    if datatype.width is None:
+        array = np.empty(len(values), dtype=object)
+        for index, value in enumerate(values):
+            array[index] = _text(value)
+        return array.reshape(shape)
+    # The wire field is wider than the narrow integers; numpy would wrap what does not fit.
+    if datatype.dtype.kind in "iu" and datatype.width < 4:
+        wide = np.array(values, dtype=np.int64)
+        limits = np.iinfo(datatype.dtype)
+        if int(wide.min()) < limits.min or int(wide.max()) > limits.max:
+            raise ValuesInvalid("has a value out of the datatype's range")
+        return wide.astype(datatype.dtype).reshape(shape)
+    return np.array(values, dtype=datatype.dtype).reshape(shape)
+
+
+def encode_raw(array: Array, datatype: Datatype) -> bytes:
+    """The array row-major, little-endian; BYTES with their lengths."""
+    if datatype.width is not None:
+        return np.ascontiguousarray(array, dtype=datatype.dtype).tobytes()
+    pieces: list[bytes] = []
+    for element in array.reshape(-1):
+        encoded = _encoded(element)
+        pieces += (_LENGTH.pack(len(encoded)), encoded)
+    return b"".join(pieces)
+
+
+def encode_typed(array: Array, datatype: Datatype) -> list[Any]:
+    """The elements as typed contents take them."""
+    flat = array.reshape(-1)
+    if datatype.width is not None:
+        values: list[Any] = flat.tolist()
+        return values
+    return [_encoded(element) for element in flat]
+
+
+def _text(value: bytes) -> str:
+    # ONNX strings are UTF-8; ONNX Runtime takes them as text.
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValuesInvalid("BYTES elements must be UTF-8") from error
+
+
+def _encoded(element: object) -> bytes:
+    return element if isinstance(element, bytes) else str(element).encode()

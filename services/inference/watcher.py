@@ -1,0 +1,187 @@
+"""Keeps what is loaded equal to what the feed names.
+
+One thread wakes after each change of trust, and now and then to try again what
+could not be loaded. For every release it loads the newest versions and those
+with a label, and takes out what is no longer released or no longer trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from casemate.errors import CasemateError, FailedPrecondition, NotFound, Reason
+from services.inference.names import is_name
+from services.inference.repository import Slot
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from casemate.gate.core.records import Release, ReleasedVersion
+    from services.inference.catalogue import Catalogue, ModelKey
+    from services.inference.loader import LoadedModel, Loader
+    from services.inference.trust_view import TrustView
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Loads and unloads by the feed's word.
+
+    Args:
+        trust: what may be served.
+        loader: loads a version.
+        catalogue: what is loaded.
+        keep: how many of the newest versions of a model stay loaded; labelled ones come on top.
+        retry: how long until a version that could not be loaded is tried again.
+    """
+
+    def __init__(self, *, trust: TrustView, loader: Loader, catalogue: Catalogue, keep: int, retry: timedelta) -> None:
+        self._trust = trust
+        self._loader = loader
+        self._catalogue = catalogue
+        self._keep = keep
+        self._retry = retry.total_seconds()
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._round = threading.Lock()
+        self._asked: set[Slot] = set()
+        self._complete = False
+        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        trust.subscribe(self._wake.set)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last round found everything loaded that the feed names."""
+        return self._complete
+
+    def start(self) -> None:
+        """Begins to watch."""
+        self._wake.set()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; a load under way finishes first."""
+        self._closed.set()
+        self._wake.set()
+        self._thread.join()
+
+    def load(self, slot: Slot) -> LoadedModel:
+        """Loads a version now because somebody asked, and keeps it loaded while it is trusted.
+
+        On any refusal what runs stays.
+
+        Raises:
+            NotFound: it is not released.
+            FailedPrecondition: reason MODEL_REFUSED.
+            Unavailable: the key-encryption key does not answer.
+        """
+        loaded = self._load(slot)
+        with self._round:
+            self._asked.add(slot)
+        return loaded
+
+    def newest(self, tenant: str, model: str) -> int:
+        """Number of the newest version that is released and trusted.
+
+        Raises:
+            NotFound: there is none.
+        """
+        newest = _newest(self._trusted(tenant, model))
+        if newest is None:
+            raise NotFound("no such model")
+        return newest
+
+    def unload(self, key: ModelKey) -> None:
+        """Takes a model out until it is loaded on purpose."""
+        with self._round:
+            self._asked = {slot for slot in self._asked if (slot.tenant, slot.model) != key}
+            self._catalogue.unload(key)
+
+    def reconcile(self) -> None:
+        """One round: afterwards what is loaded is what is named, but for what refused to load."""
+        complete = True
+        named = {(release.tenant, release.model): release for release in self._trust.releases()}
+        for key in self._catalogue.models():
+            self._take_out(key, named.get(key))
+        for key, release in named.items():
+            if not self._catalogue.entry(key).unloaded:
+                complete &= self._bring_in(key, release)
+        self._complete = complete
+
+    def _load(self, slot: Slot) -> LoadedModel:
+        loaded = self._loader.load(slot)
+        with self._round:
+            # Trust may have moved while the files were read.
+            released = self._trust.version(slot.tenant, slot.model, slot.number)
+            if released is None or released.manifest_sha256 != loaded.manifest_sha256:
+                raise FailedPrecondition("withdrawn while it was loaded", reason=Reason.MODEL_REFUSED)
+            self._trust.require_trusted(slot.tenant, released)
+            newest = _newest(self._trusted(slot.tenant, slot.model))
+            self._catalogue.put(loaded, current=newest == slot.number)
+        return loaded
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            self._wake.wait(self._retry)
+            self._wake.clear()
+            if self._closed.is_set():
+                return
+            try:
+                self.reconcile()
+            except Exception:  # the thread must outlive any one round
+                _LOGGER.exception("a round of loading failed")
+
+    def _take_out(self, key: ModelKey, release: Release | None) -> None:
+        wanted = self._wanted(release) if release is not None else {}
+        trusted = self._trusted(*key)
+        with self._round:
+            for number, loaded in self._catalogue.entry(key).versions.items():
+                version = trusted.get(number)
+                kept = number in wanted or loaded.slot in self._asked
+                if version is None or not kept or version.manifest_sha256 != loaded.manifest_sha256:
+                    _LOGGER.warning("unloaded: %s", loaded.slot)
+                    self._catalogue.remove(key, number)
+
+    def _bring_in(self, key: ModelKey, release: Release) -> bool:
+        complete = True
+        wanted = self._wanted(release)
+        for number in wanted:
+            if number in self._catalogue.entry(key).versions:
+                continue
+            try:
+                self._load(Slot(*key, number))
+                _LOGGER.info("loaded: %s/%s/%d", *key, number)
+            except CasemateError as error:
+                _LOGGER.error("not loaded: %s/%s/%d: %s", *key, number, error)  # noqa: TRY400  # its text says all
+                complete = False
+        newest = _newest(wanted)
+        if newest is not None:
+            with self._round:
+                self._catalogue.point(key, newest)
+        return complete
+
+    def _trusted(self, tenant: str, model: str) -> dict[int, ReleasedVersion]:
+        release = self._trust.release(tenant, model)
+        trusted: dict[int, ReleasedVersion] = {}
+        for version in release.versions if release is not None else ():
+            try:
+                self._trust.require_trusted(tenant, version)
+            except FailedPrecondition:
+                continue
+            trusted[version.number] = version
+        return trusted
+
+    def _wanted(self, release: Release) -> dict[int, ReleasedVersion]:
+        """Newest first, so that the one most asked for loads first."""
+        if not (is_name(release.tenant) and is_name(release.model)):
+            return {}
+        trusted = self._trusted(release.tenant, release.model)
+        newest = sorted(trusted, reverse=True)[: self._keep]
+        labelled = [number for number in release.labels.values() if number in trusted and number not in newest]
+        return {number: trusted[number] for number in (*newest, *labelled)}
+
+
+def _newest(versions: dict[int, ReleasedVersion]) -> int | None:
+    return max(versions, default=None)
