@@ -1,0 +1,78 @@
+# Everything starts here: `make run` and `make test` do all the set-up on a fresh machine.
+# A target's comment after ## is its line in `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell deploy/find-python)
+BIN := .venv/bin
+# Keeps pip quiet and the installation inside the checkout.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports format lock clean bench-costs
+
+help: ## List every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Casemate needs Python 3.11 or newer: install it, or name it with PYTHON=…" >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "This Python has no venv module: on Debian, apt-get install python3-venv" >&2; exit 1; }
+
+.venv/run.stamp: requirements/run.txt pyproject.toml | .venv/bin/python
+	@echo "Installing what requirements/run.txt locks (once; about a minute)"
+	@$(PIP) --require-hashes -r requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt .venv/run.stamp
+	@echo "Installing what requirements/dev.txt locks"
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+run: .venv/run.stamp ## Start auth, inference and datasets with a database and certificates; Ctrl-C stops all
+	@exec $(BIN)/casemate up
+
+demo: .venv/run.stamp ## Run the whole story, thefts and tampering included, on throw-away state
+	@exec $(BIN)/casemate demo
+
+test: .venv/dev.stamp ## Run the tests (a real PostgreSQL and real mTLS; no set-up needed)
+	@exec $(BIN)/python -m pytest -q -m "not long"
+
+test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes)
+	@exec $(BIN)/python -m pytest -q -m long --timeout=3600
+
+check: lint types imports buf proto-check ## Everything that needs no running: ruff, mypy, buf, stubs, import walls
+
+lint: .venv/dev.stamp ## ruff: style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+
+types: .venv/dev.stamp ## mypy --strict
+	@$(BIN)/mypy
+
+imports: .venv/dev.stamp ## import-linter: which room may use which
+	@$(BIN)/lint-imports --no-cache
+
+buf: .venv/dev.stamp ## buf: proto style and format
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+
+proto: .venv/dev.stamp ## Write the stubs again from protos/
+	@$(BIN)/python protos/generate.py
+
+proto-check: proto ## Fail when the committed stubs are not what protos/ gives
+	@git diff --exit-code --stat -- 'src/casemate/*/v*/' && test -z "$$(git status --porcelain -- 'src/casemate/*/v*/')"
+
+format: .venv/dev.stamp ## Format code and protos
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/buf format -w
+
+lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package index)
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/run.in -o requirements/run.txt
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
+
+bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
+	@exec $(BIN)/python -m bench.costs
+
+clean: ## Remove the environment and caches; keeps .casemate (keys and data)
+	@rm -rf .venv .mypy_cache .ruff_cache .hypothesis

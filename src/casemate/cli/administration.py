@@ -1,0 +1,187 @@
+"""`casemate operator|tenant|client|grant|signer …`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from casemate.cli.connection import with_session
+from casemate.cli.keys import load_public_key, load_signing_key, write_signing_key
+from casemate.client.admin import Administration
+from casemate.client.session import Session
+from casemate.errors import ConfigurationError
+from casemate.signing.keys import SigningKey
+from casemate.signing.registration import sign_registration
+from casemate.signing.signers import Role
+
+
+@click.group("operator")
+def operator_command() -> None:
+    """The first operator."""
+
+
+@operator_command.command("bootstrap")
+@click.option("--client-id", default="operator", show_default=True)
+@click.option("--spiffe-id", required=True, help="Inside the house tenant: spiffe://DOMAIN/t/casemate/NAME.")
+def bootstrap(client_id: str, spiffe_id: str) -> None:
+    """Makes the first operator, once per database, by no rpc.
+
+    Runs on the machine of auth, with auth's own settings in the environment: it needs
+    the database role and the key-encryption key.
+    """
+    from casemate.cli.cluster import find_checkout  # noqa: PLC0415  # loads the embedded database
+
+    arguments = ["-m", "services.auth", "bootstrap-operator", "--client-id", client_id, "--spiffe-id", spiffe_id]
+    environment = {**os.environ, "PYTHONPATH": str(find_checkout())}  # noqa: TID251  # auth's own settings are meant
+    done = subprocess.run([sys.executable, *arguments], env=environment, check=False)  # noqa: S603  # ours
+    if done.returncode:
+        raise ConfigurationError("the operator was not made")
+
+
+@click.group("tenant")
+def tenant_command() -> None:
+    """Tenants."""
+
+
+@tenant_command.command("create")
+@click.argument("tenant")
+@with_session
+def create_tenant(session: Session, tenant: str) -> None:
+    """Creates TENANT."""
+    Administration(session).create_tenant(tenant)
+    click.echo(f"tenant {tenant} created")
+
+
+@click.group("client")
+def client_command() -> None:
+    """Who may ask for tokens."""
+
+
+@client_command.command("create")
+@click.argument("client_id")
+@click.option("--tenant", required=True)
+@click.option("--spiffe-id", required=True, help="Inside spiffe://DOMAIN/t/TENANT/.")
+@click.option("--audience", "audiences", multiple=True, required=True)
+@click.option("--scope", "scopes", multiple=True, required=True)
+@with_session
+def create_client(
+    session: Session,
+    client_id: str,
+    tenant: str,
+    spiffe_id: str,
+    audiences: tuple[str, ...],
+    scopes: tuple[str, ...],
+) -> None:
+    """Registers CLIENT_ID: its certificate's SPIFFE ID, and what its tokens may be for."""
+    Administration(session).create_client(
+        client_id=client_id, tenant=tenant, spiffe_id=spiffe_id, audiences=audiences, scopes=scopes
+    )
+    click.echo(f"client {client_id} created")
+
+
+@client_command.command("disable")
+@click.argument("client_id")
+@with_session
+def disable_client(session: Session, client_id: str) -> None:
+    """Disables CLIENT_ID and revokes the tokens that it holds."""
+    Administration(session).disable_client(client_id)
+    click.echo(f"client {client_id} disabled")
+
+
+@click.group("grant")
+def grant_command() -> None:
+    """Who may do what to which resource."""
+
+
+@grant_command.command("create")
+@click.option("--tenant", required=True, help="Whose resources it is about.")
+@click.option("--caller", required=True, help="t/TENANT/NAME, or t/TENANT/*.")
+@click.option("--verb", required=True, type=click.Choice(["push", "read", "publish", "infer", "describe", "*"]))
+@click.option("--resource", required=True, help="dataset/NAME or model/NAME; * for a whole segment.")
+@with_session
+def create_grant(session: Session, tenant: str, caller: str, verb: str, resource: str) -> None:
+    """Allows callers a verb on a resource."""
+    identifier = Administration(session).create_grant(tenant=tenant, caller=caller, verb=verb, resource=resource)
+    click.echo(identifier)
+
+
+@grant_command.command("delete")
+@click.argument("identifier")
+@with_session
+def delete_grant(session: Session, identifier: str) -> None:
+    """Removes the grant IDENTIFIER."""
+    Administration(session).delete_grant(identifier)
+    click.echo(f"grant {identifier} removed")
+
+
+@grant_command.command("list")
+@click.option("--tenant", required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@with_session
+def list_grants(session: Session, tenant: str, as_json: bool) -> None:
+    """Lists the grants on a tenant's resources."""
+    for grant in Administration(session).list_grants(tenant):
+        said = {"id": grant.id, "caller": grant.caller, "verb": grant.verb, "resource": grant.resource}
+        click.echo(json.dumps(said) if as_json else "  ".join(said.values()))
+
+
+@click.group("signer")
+def signer_command() -> None:
+    """Whose signatures count."""
+
+
+@signer_command.command("create")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--algorithm",
+    type=click.Choice(["ed25519", "ecdsa-p256", "ecdsa-p384", "rsa-pss-sha256"]),
+    default="ed25519",
+    show_default=True,
+)
+def create_signer(file: Path, algorithm: str) -> None:
+    """Makes a key pair: FILE, which only you should ever hold, and FILE.pub."""
+    key = SigningKey.generate(algorithm)  # type: ignore[arg-type]  # click checked the choice
+    write_signing_key(file, key)
+    click.echo(f"key id {key.public.key_id}")
+
+
+@signer_command.command("prove")
+@click.argument("file", type=click.Path(path_type=Path, exists=True))
+@click.option("--tenant", required=True)
+@click.option("--role", type=click.Choice(["supplier", "publisher"]), required=True)
+@click.option("--trust-domain", default="casemate.internal", show_default=True)
+def prove_signer(file: Path, tenant: str, role: Role, trust_domain: str) -> None:
+    """Prints the proof that the private key FILE is held, for an operator to register."""
+    key = load_signing_key(file)
+    audience = f"auth.{trust_domain}"
+    click.echo(sign_registration(tenant, role, key, audience).decode())
+
+
+@signer_command.command("register")
+@click.argument("public_key", type=click.Path(path_type=Path, exists=True))
+@click.option("--proof", type=click.File("rb"), required=True, help="What `signer prove` printed.")
+@click.option("--tenant", required=True)
+@click.option("--role", type=click.Choice(["supplier", "publisher"]), required=True)
+@with_session
+def register_signer(session: Session, public_key: Path, proof: BinaryIO, tenant: str, role: Role) -> None:
+    """Registers PUBLIC_KEY (PEM) as a signer of a tenant."""
+    key = load_public_key(public_key)
+    key_id = Administration(session).register_signer(
+        tenant=tenant, role=role, public_key=key.der, proof=proof.read().strip()
+    )
+    click.echo(f"key id {key_id}")
+
+
+@signer_command.command("revoke")
+@click.argument("key_id")
+@with_session
+def revoke_signer(session: Session, key_id: str) -> None:
+    """Revokes a signer: nothing that it signed is trusted."""
+    Administration(session).revoke_signer(key_id)
+    click.echo(f"signer {key_id} revoked")

@@ -1,0 +1,97 @@
+"""Certificates of a cluster on one machine: its authority, and every leaf below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from casemate.cli.state import SERVICES, StateDirectory
+from casemate.clock import Clock, SystemClock
+from casemate.errors import ConfigurationError
+from casemate.pki.authority import CertificateAuthority
+from casemate.pki.leaves import needs_renewal, write_leaf
+from casemate.sealing.local import LocalKeyRing
+from casemate.transport.certificates import CertificateSource
+
+OPERATOR = ("casemate", "operator")
+
+
+class Certificates:
+    """Issues what is missing, and renews what is past half its life."""
+
+    def __init__(
+        self, state: StateDirectory, authority: CertificateAuthority, *, clock: Clock, report: Callable[[str], None]
+    ) -> None:
+        self._state = state
+        self._authority = authority
+        self._clock = clock
+        self._report = report
+
+    @classmethod
+    def open(
+        cls,
+        state: StateDirectory,
+        *,
+        trust_domain: str,
+        report: Callable[[str], None],
+        clock: Clock | None = None,
+    ) -> Certificates:
+        """Loads the authority and the key rings of `state`; makes them on first use.
+
+        Raises:
+            ConfigurationError: a key ring is gone while what it sealed is still there.
+        """
+        clock = clock or SystemClock()
+        first = not state.authority.exists()
+        for owner in ("pki", *SERVICES):
+            if not state.kek(owner).exists():
+                if not first:
+                    raise ConfigurationError(
+                        f"{state.kek(owner)} is gone: what it sealed cannot be opened without it. Restore it, "
+                        f"or move {state.root} away to begin anew"
+                    )
+                LocalKeyRing.create(state.kek(owner))
+        ring = LocalKeyRing.load(state.kek("pki"))
+        if first:
+            authority = CertificateAuthority.create(
+                state.authority, trust_domain=trust_domain, key_encryption=ring, clock=clock
+            )
+        else:
+            authority = CertificateAuthority.load(
+                state.authority, trust_domain=trust_domain, key_encryption=ring, clock=clock
+            )
+        return cls(state, authority, clock=clock, report=report)
+
+    def renew_due(self) -> None:
+        """Writes every leaf that is missing, expired or past half its life."""
+        for directory, issue in self._leaves():
+            if needs_renewal(directory, self._clock):
+                known = (directory / "cert.pem").exists()
+                issue()
+                if known:
+                    self._report(f"certificate renewed: {directory.relative_to(self._state.root)}")
+
+    def require_client(self, tenant: str, name: str) -> CertificateSource:
+        """The identity of a client, issued now if it has none that is good."""
+        directory = self._state.client_leaf(tenant, name)
+        if needs_renewal(directory, self._clock):
+            self._issue_client(tenant, name)
+        return CertificateSource(directory)
+
+    def operator_source(self) -> CertificateSource:
+        """The identity of the first operator."""
+        return self.require_client(*OPERATOR)
+
+    def _leaves(self) -> Iterator[tuple[Path, Callable[[], None]]]:
+        for service in SERVICES:
+            yield self._state.service_leaf(service), lambda service=service: self._issue_service(service)  # type: ignore[misc]
+        known = set((self._state.root / "pki" / "leaves" / "t").glob("*/*")) | {self._state.client_leaf(*OPERATOR)}
+        for directory in sorted(known):
+            tenant, name = directory.parent.name, directory.name
+            yield directory, lambda tenant=tenant, name=name: self._issue_client(tenant, name)  # type: ignore[misc]
+
+    def _issue_service(self, service: str) -> None:
+        write_leaf(self._authority.issue_service(service=service), self._state.service_leaf(service))
+
+    def _issue_client(self, tenant: str, name: str) -> None:
+        write_leaf(self._authority.issue_client(tenant=tenant, name=name), self._state.client_leaf(tenant, name))

@@ -1,0 +1,128 @@
+"""`casemate dataset …`: push, pull and describe."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from casemate.cli.connection import tenant_of, with_session
+from casemate.cli.keys import load_public_key, load_signing_key
+from casemate.client.chunks import cut, records_of
+from casemate.client.datasets import Datasets
+from casemate.client.session import Session
+from casemate.errors import ConfigurationError
+from casemate.signing.statements import Column
+
+
+@click.group("dataset")
+def dataset_command() -> None:
+    """Signed datasets."""
+
+
+@dataset_command.command("push")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--key", type=click.Path(path_type=Path, exists=True), required=True, help="The signer's private key.")
+@click.option("--name", default=None, help="Name of the dataset [default: the file's].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_session
+def push(session: Session, file: Path, key: Path, name: str | None, as_json: bool) -> None:
+    """Signs FILE (CSV with a header line) as the next version of a dataset, and pushes it.
+
+    Column types are read off the data: a column of integers, of numbers, or of text.
+    """
+    dataset = name or file.stem
+    datasets = Datasets(session)
+    source = records_of(file, skip_header=True)
+    manifest = datasets.manifest(source, tenant=tenant_of(session), dataset=dataset, schema=_columns(file))
+    signing_key = load_signing_key(key)
+    with click.progressbar(length=manifest.bytes, label="Pushing", file=sys.stderr) as bar:
+
+        def shown() -> Iterator[bytes]:
+            for record in source():
+                bar.update(len(record) + 1)
+                yield record
+
+        done = datasets.push(shown, manifest=manifest, signing_key=signing_key)
+    if as_json:
+        said = {"dataset": dataset, "version": done.version, "root": done.root.hex(), "rows": done.rows}
+        click.echo(json.dumps(said))
+    else:
+        click.echo(f"{dataset} version {done.version}: {done.rows} rows, root {done.root.hex()}")
+
+
+@dataset_command.command("pull")
+@click.argument("dataset")
+@click.option("--version", default=0, show_default="latest")
+@click.option(
+    "--trust", type=click.Path(path_type=Path, exists=True), required=True, help="Supplier's public key (PEM)."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, with a header line.")
+@with_session
+def pull(session: Session, dataset: str, version: int, trust: Path, out: Path) -> None:
+    """Writes a version to a file, every batch proven under the root that the trusted key signed.
+
+    The file appears only when the whole version was proven.
+    """
+    key = load_public_key(trust)
+    pulled = Datasets(session).pull(dataset, version, tenant=tenant_of(session), trusted=[key])
+    unproven = out.with_name(out.name + ".part")
+    with unproven.open("wb") as file:
+        header = ",".join(column.name for column in pulled.manifest.manifest.schema)
+        file.write(header.encode() + b"\n")
+        for batch in pulled:
+            file.writelines(record + b"\n" for record in batch.records)
+    unproven.replace(out)
+    click.echo(f"{dataset} version {pulled.version}: proven, root {pulled.root.hex()}, written to {out}")
+
+
+@dataset_command.command("describe")
+@click.argument("dataset")
+@click.option("--version", default=0, show_default="latest")
+@with_session
+def describe(session: Session, dataset: str, version: int) -> None:
+    """Prints what is known of a version, as JSON."""
+    found = Datasets(session).describe(dataset, version)
+    said = {
+        "dataset": dataset,
+        "version": found.version,
+        "rows": found.rows,
+        "root": found.root.hex(),
+        "signer": found.signer_key_id,
+        "promoted_at": found.promoted_at.ToJsonString(),
+    }
+    click.echo(json.dumps(said, indent=1))
+
+
+def _columns(file: Path) -> list[Column]:
+    """The columns of the header line, with the narrowest type that all records fit."""
+    with file.open(newline="") as lines:
+        header = next(csv.reader(lines), None)
+    if not header:
+        raise ConfigurationError(f"{file} has no header line")
+    kinds = ["integer"] * len(header)
+    for chunk in cut(records_of(file, skip_header=True)()):
+        for row in csv.reader(chunk.decode().splitlines()):
+            for index, value in enumerate(row[: len(kinds)]):
+                kinds[index] = _widen(kinds[index], value)
+    return [
+        Column(name=name, type=kind, minimum=None, maximum=None)  # type: ignore[arg-type]  # one of its literals
+        for name, kind in zip(header, kinds, strict=True)
+    ]
+
+
+def _widen(kind: str, value: str) -> str:
+    if kind == "integer":
+        if value.lstrip("-").isdigit() and value.isascii():
+            return kind
+        kind = "number"
+    if kind == "number":
+        try:
+            float(value)
+        except ValueError:
+            return "text"
+    return kind

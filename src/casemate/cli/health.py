@@ -1,0 +1,41 @@
+"""`casemate health`, and the same question for the supervisor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+
+TIMEOUT_SECONDS = 2.0
+
+
+def serving(address: str, service: str, source: CertificateSource, trust_domain: str) -> bool:
+    """Whether the service at `address` proves its name and says SERVING. Waits two seconds at most."""
+    channel = RotatingChannel(target=address, service_name=f"{service}.{trust_domain}", source=source)
+    try:
+        answer = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS, wait_for_ready=False
+        )
+    except grpc.RpcError:
+        return False
+    finally:
+        channel.close()
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@click.command("health")
+@click.argument("service", type=click.Choice(["auth", "inference", "datasets"]))
+@click.option("--address", required=True, help="host:port of the service.")
+@click.option("--identity", type=click.Path(path_type=Path, exists=True), required=True, help="Leaf directory.")
+@click.option("--trust-domain", default="casemate.internal", show_default=True)
+def health_command(service: str, address: str, identity: Path, trust_domain: str) -> None:
+    """Exits 0 when SERVICE proves its name and says that it serves."""
+    healthy = serving(address, service, CertificateSource(identity), trust_domain)
+    click.echo("SERVING" if healthy else "NOT SERVING")
+    sys.exit(0 if healthy else 1)

@@ -1,0 +1,89 @@
+"""The `casemate` command: its options, and one line for every error."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from casemate.errors import CasemateError
+
+COMMANDS = {
+    "up": ("casemate.cli.up", "Start everything on this machine; Ctrl-C stops it."),
+    "demo": ("casemate.cli.demo", "Run the whole story on throw-away state."),
+    "try": ("casemate.cli.attempts", "Three things to try against a running `up`."),
+    "pki": ("casemate.cli.pki", "The development certificate authority."),
+    "operator": ("casemate.cli.administration", "The first operator."),
+    "tenant": ("casemate.cli.administration", "Tenants."),
+    "client": ("casemate.cli.administration", "Who may ask for tokens."),
+    "grant": ("casemate.cli.administration", "Who may do what to which resource."),
+    "signer": ("casemate.cli.administration", "Whose signatures count."),
+    "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
+    "model": ("casemate.cli.model", "Publish and reload signed models."),
+    "health": ("casemate.cli.health", "Ask a service whether it serves."),
+}
+"""Command → module and first line: a module is loaded only when its command runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What every command knows."""
+
+    state: Path
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when it is asked for, so that `--help` is immediate."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """All commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """The command, loaded; nothing for an unknown name."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[name][0])
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="State directory of the cluster on this machine [default: .casemate in the checkout].",
+)
+@click.pass_context
+def command(context: click.Context, state: Path | None) -> None:
+    """Casemate: a model server on which stolen tokens, dumped databases and tampered datasets are useless."""
+    context.obj = Options(state=(state or _default_state()).absolute())
+
+
+def _default_state() -> Path:
+    import casemate  # noqa: PLC0415  # only for its place
+
+    root = Path(casemate.__file__).resolve().parents[2]
+    return (root if (root / "services").is_dir() else Path.cwd()) / ".casemate"
+
+
+def main() -> None:
+    """Runs the command; prints our errors as one line each, and exits 1 on them."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        command(prog_name="casemate")
+    except CasemateError as error:
+        for violation in error.violations:
+            click.echo(f"casemate: {violation.field}: {violation.description}", err=True)
+        click.echo(f"casemate: {error.code}/{error.reason}: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,82 @@
+"""`casemate model …`: publish and reload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from casemate.cli.connection import tenant_of, with_session
+from casemate.cli.keys import load_signing_key
+from casemate.client.models import Models
+from casemate.client.session import Session
+
+
+@click.group("model")
+def model_command() -> None:
+    """Signed models."""
+
+
+@model_command.command("publish")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--name", required=True, help="Name of the model.")
+@click.option("--number", type=click.IntRange(min=1), required=True, help="Number of this version.")
+@click.option("--key", type=click.Path(path_type=Path, exists=True), required=True, help="The publisher's private key.")
+@click.option("--dataset-root", "roots", multiple=True, required=True, help="Root (hex) of a dataset trained on.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="Measured quality, signed with it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_session
+def publish(
+    session: Session,
+    file: Path,
+    name: str,
+    number: int,
+    key: Path,
+    roots: tuple[str, ...],
+    metrics: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Signs FILE (ONNX) as a version of a model, naming the datasets it was trained on, and publishes it."""
+    done = Models(session).publish(
+        {"model.onnx": file.read_bytes()},
+        tenant=tenant_of(session),
+        model=name,
+        number=number,
+        signing_key=load_signing_key(key),
+        dataset_roots=[_root(text) for text in roots],
+        metrics=dict(_metric(text) for text in metrics),
+    )
+    if as_json:
+        said = {"model": name, "number": done.number, "digest": done.manifest_sha256.hex()}
+        click.echo(json.dumps(said))
+    else:
+        click.echo(f"{name} version {done.number} is served; digest {done.manifest_sha256.hex()}")
+
+
+@model_command.command("reload")
+@click.argument("name")
+@click.option("--number", default=0, show_default="newest")
+@with_session
+def reload(session: Session, name: str, number: int) -> None:
+    """Has the service verify every stored byte again and load the version anew."""
+    loaded = Models(session).reload(name, number)
+    click.echo(f"{name} version {loaded} verified and loaded")
+
+
+def _root(text: str) -> bytes:
+    try:
+        root = bytes.fromhex(text)
+    except ValueError:
+        raise click.BadParameter("not hexadecimal", param_hint="--dataset-root") from None
+    if len(root) != 32:
+        raise click.BadParameter("not 32 bytes", param_hint="--dataset-root")
+    return root
+
+
+def _metric(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise click.BadParameter("give NAME=NUMBER", param_hint="--metric") from None

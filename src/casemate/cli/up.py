@@ -1,0 +1,86 @@
+"""`casemate up`: the cluster on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from casemate.cli.cluster import Cluster, Ports
+from casemate.cli.main import Options
+from casemate.cli.state import SERVICES, StateDirectory
+
+DEFAULT_TRUST_DOMAIN = "casemate.internal"
+
+
+@click.command("up")
+@click.option("--trust-domain", default=DEFAULT_TRUST_DOMAIN, show_default=True, help="SPIFFE trust domain.")
+@click.option("--seed/--no-seed", default=True, help="Publish the digits model on first start.")
+@click.pass_obj
+def up_command(options: Options, trust_domain: str, seed: bool) -> None:
+    """Starts auth, inference, datasets and their database, and keeps them running.
+
+    State lies in the state directory and survives. Certificates are renewed at half
+    their life. A service that dies is started again.
+    """
+    asyncio.run(_run(options.state, trust_domain, seed=seed))
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    click.echo(line)
+
+
+async def _run(root: Path, trust_domain: str, *, seed: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    begun = time.monotonic()
+    state = StateDirectory(root)
+    first = not (root / "seeded").exists()
+    say(f"Starting Casemate on {root}" + (" (first start: keys, database, certificates)" if first else ""))
+    cluster = Cluster(state=state, ports=Ports.fixed(), trust_domain=trust_domain, report=say)
+    starting = asyncio.create_task(_start(cluster, seed=seed and first))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _announce(cluster, time.monotonic() - begun)
+            await stopped
+    finally:
+        say("Stopping")
+        starting.cancel()
+        with contextlib.suppress(BaseException):
+            await starting
+        await cluster.stop()
+        say("Stopped; data and keys are kept")
+
+
+async def _start(cluster: Cluster, *, seed: bool) -> None:
+    await cluster.start()
+    if seed:
+        from casemate.cli.story import Story  # noqa: PLC0415  # loads scikit-learn
+
+        say("Publishing the first model: signed digits, trained on a dataset that is proven (once)")
+        await asyncio.to_thread(lambda: Story(cluster).tell())
+        (cluster.state.root / "seeded").touch()
+
+
+def _announce(cluster: Cluster, seconds: float) -> None:
+    casemate = f"{Path(sys.executable).parent / 'casemate'} --state {cluster.state.root}"
+    say(f"\nReady in {seconds:.1f} s. mutual TLS 1.3 only, on loopback:")
+    for service in SERVICES:
+        port, metrics = cluster.ports.grpc[service], cluster.ports.metrics[service]
+        say(f"  {service:<10} 127.0.0.1:{port}   metrics https://127.0.0.1:{metrics}/metrics")
+    say("\nFrom any other terminal:")
+    say(f"  {casemate} try predict   # ask for a prediction, as a caller with a certificate")
+    say(f"  {casemate} try steal     # use the caller's token with another certificate")
+    say(f"  {casemate} try rows      # read the dataset's rows straight from PostgreSQL")
+    say("\nCtrl-C stops everything and keeps the data.")

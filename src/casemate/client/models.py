@@ -1,0 +1,119 @@
+"""Publishing signed models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+
+from casemate.client.session import Session
+from casemate.clock import Clock, SystemClock
+from casemate.errors import InvalidRequest
+from casemate.inference.v1 import model_service_pb2 as messages
+from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
+from casemate.signing.keys import SigningKey
+from casemate.signing.statements import FileDigest, ModelManifest, sign_model_manifest
+from casemate.transport.status import from_rpc_error
+
+MANIFEST_LIFETIME = timedelta(hours=1)
+"""How long a signed manifest may be used to publish."""
+
+PIECE_BYTES = 1024 * 1024
+PUBLISH_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A version that is now served."""
+
+    model: str
+    number: int
+    manifest_sha256: bytes
+    log_index: int
+
+
+class Models:
+    """The models of the session's tenant."""
+
+    def __init__(self, session: Session, *, clock: Clock | None = None) -> None:
+        self._session = session
+        self._clock = clock or SystemClock()
+        self._stub = ModelServiceStub(session.channel("inference"))
+
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        tenant: str,
+        model: str,
+        number: int,
+        signing_key: SigningKey,
+        dataset_roots: Sequence[bytes],
+        metrics: Mapping[str, float],
+    ) -> PublishedModel:
+        """Signs and publishes one version; returns when the service serves it.
+
+        Args:
+            files: file names and their bytes; `model.onnx` is the model.
+            tenant: the tenant that the model belongs to.
+            model: its name.
+            number: the number of this version, one more than the last.
+            signing_key: a registered publisher's key.
+            dataset_roots: roots of the dataset versions that it was trained on.
+            metrics: measured quality, signed with the rest.
+
+        Raises:
+            InvalidRequest: manifest or model refused.
+            PermissionDenied: the publisher is not trusted.
+            FailedPrecondition: a dataset root is unknown.
+            Conflict: the number is taken.
+        """
+        manifest = ModelManifest(
+            audience=self._session.service_name("inference"),
+            tenant=tenant,
+            model=model,
+            number=number,
+            files=tuple(
+                FileDigest(name=name, sha256=hashlib.sha256(data).digest(), bytes=len(data))
+                for name, data in files.items()
+            ),
+            dataset_roots=tuple(dataset_roots),
+            metrics=dict(metrics),
+            expires_at=self._clock.now() + MANIFEST_LIFETIME,
+        )
+        envelope = sign_model_manifest(manifest, signing_key)
+        return self.publish_envelope(envelope, files, model=model)
+
+    def publish_envelope(self, envelope: bytes, files: Mapping[str, bytes], *, model: str) -> PublishedModel:
+        """Publishes an envelope that was signed elsewhere, and its files in the manifest's order."""
+        try:
+            done = self._stub.PublishModel(
+                _requests(envelope, files, model),
+                timeout=PUBLISH_TIMEOUT_SECONDS,
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return PublishedModel(model, done.number, done.manifest_sha256, done.log_index)
+
+    def reload(self, model: str, number: int = 0) -> int:
+        """Has the service verify and load a released version again; zero is the newest.
+
+        Raises:
+            FailedPrecondition: the stored bytes are not those that were signed; what ran before still runs.
+        """
+        if number < 0:
+            raise InvalidRequest("a version number is not negative")
+        try:
+            return self._stub.ReloadModel(messages.ReloadModelRequest(model=model, number=number)).number
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _requests(envelope: bytes, files: Mapping[str, bytes], model: str) -> Iterator[messages.PublishModelRequest]:
+    yield messages.PublishModelRequest(model=model, manifest=envelope)
+    for data in files.values():
+        for start in range(0, len(data), PIECE_BYTES):
+            yield messages.PublishModelRequest(data=data[start : start + PIECE_BYTES])
