@@ -169,7 +169,7 @@ def build_aio_server(
     """A bound aio server that is not started yet; call it inside the event loop that will serve.
 
     Arguments and errors are those of `build_server`. The probe blocks the loop
-    for two handshakes, before anything is served.
+    for milliseconds, before anything is served.
     """
     credentials = server_credentials(source)
     probe_floor(credentials)

@@ -1,0 +1,248 @@
+"""What a process counts, and the port that shows it: HTTPS, TLS 1.3, client certificate required.
+
+If this fails: counts of calls and refusals are seen by a peer of the trust
+domain, or are missing from the dashboards. No row, token or key is among them.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any, Final
+
+from cryptography import x509
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from casemate.errors import ConfigurationError
+from casemate.transport.certificates import CertificatePair, CertificateSource, spiffe_id_of
+
+_PREFIX = "casemate_"
+
+COUNTERS: Final = {
+    "calls_total": ("Calls answered, by method and status code.", ("method", "code")),
+    "denied_total": ("Calls refused by the gate, by reason.", ("reason",)),
+    "certificate_reload_failed_total": ("New certificates that were refused; the old one stayed.", ()),
+    "integrity_failures_total": ("Stored or sent bytes that failed their integrity check.", ()),
+    "token_cache_total": ("Tokens looked up in the cache, by outcome.", ("outcome",)),
+    "authority_alarms_total": ("Rows of authority whose MAC does not verify.", ()),
+}
+GAUGES: Final = {
+    "certificate_not_after_seconds": ("When the certificate in force expires, in seconds since 1970.", ()),
+    "trust_staleness_seconds": ("Seconds since the primary was last read for the trust feed.", ()),
+}
+HISTOGRAMS: Final = {
+    "call_seconds": ("Time from the headers of a call to its status, by method.", ("method",)),
+}
+
+
+class Metrics:
+    """The metrics of one process, in a registry of its own. Safe from any thread.
+
+    All names above exist from the start; those without labels show as zero.
+
+    Args:
+        component: the service's name, given as `casemate_component_info{component}`.
+    """
+
+    def __init__(self, component: str) -> None:
+        self.registry = CollectorRegistry()
+        self._made: dict[str, Any] = {}
+        ProcessCollector(registry=self.registry)
+        for name, (text, labels) in COUNTERS.items():
+            self.counter(name, text, labels)
+        for name, (text, labels) in GAUGES.items():
+            self.gauge(name, text, labels)
+        for name, (text, labels) in HISTOGRAMS.items():
+            self.histogram(name, text, labels)
+        self.gauge("component_info", "Which service this is.", ("component",))
+        self.set_value("component_info", 1, component=component)
+
+    def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        """Makes a counter; its name ends in `_total`. A name is made once."""
+        self._made[name] = Counter(_PREFIX + name, text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        """Makes a gauge."""
+        self._made[name] = Gauge(_PREFIX + name, text, labels, registry=self.registry)
+
+    def histogram(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        """Makes a histogram of seconds."""
+        self._made[name] = Histogram(_PREFIX + name, text, labels, registry=self.registry)
+
+    def increment(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Adds to a counter. Raises KeyError for a name that was not made."""
+        self._of(name, labels).inc(amount)
+
+    def set_value(self, name: str, value: float, **labels: str) -> None:
+        """Sets a gauge. Raises KeyError for a name that was not made."""
+        self._of(name, labels).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Adds one observation to a histogram. Raises KeyError for a name that was not made."""
+        self._of(name, labels).observe(value)
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of a counter or gauge now; 0 if nothing was counted under these labels."""
+        return self.registry.get_sample_value(_PREFIX + name, labels) or 0.0
+
+    def exposition(self) -> bytes:
+        """Everything, in the text format of Prometheus."""
+        return generate_latest(self.registry)
+
+    def _of(self, name: str, labels: dict[str, str]) -> Any:  # noqa: ANN401  # a child of any of the three kinds
+        made = self._made[name]
+        return made.labels(**labels) if labels else made
+
+
+class MetricsServer:
+    """Serves `GET /metrics` from threads of its own.
+
+    Each handshake is made in the connection's thread, with a context made afresh
+    from the certificate in force and without session tickets, so a renewal needs
+    no restart and nothing outlives a certificate.
+
+    Args:
+        metrics: what is shown.
+        source: the server's certificate, and the roots its clients are judged by.
+        address: `host:port`; port 0 picks a free one.
+        readers: beginnings of the SPIFFE path that may read, in the source's trust domain:
+            our services and the house tenant. Others get 403.
+
+    Raises:
+        ConfigurationError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        source: CertificateSource,
+        address: str,
+        *,
+        readers: tuple[str, ...] = ("/svc/", "/t/casemate/"),
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            self._server = _Server((host.strip("[]"), int(port)), metrics, source, readers)
+        except (OSError, ValueError, OverflowError):
+            raise ConfigurationError(
+                f"{address} cannot be bound for metrics: the port is in use or the address is not ours"
+            ) from None
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+
+    def start(self) -> None:
+        """Begins to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends serving and frees the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    block_on_close = False  # a peer that dawdles must not hold up the end
+    request_queue_size = 16
+    _connection_seconds = 5.0
+
+    def __init__(
+        self, address: tuple[str, int], metrics: Metrics, source: CertificateSource, readers: tuple[str, ...]
+    ) -> None:
+        self.metrics = metrics
+        self._source = source
+        self._readers = readers
+        self._places = threading.BoundedSemaphore(8)
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # as inherited
+        """One thread per connection, up to a bound; beyond it the connection is closed."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Makes the handshake here, where a slow peer holds only its own place."""
+        try:
+            request.settimeout(self._connection_seconds)
+            with suppress(OSError), _context(self._source.current).wrap_socket(request, server_side=True) as secured:
+                self.finish_request(secured, client_address)
+        finally:
+            self._places.release()
+            self.shutdown_request(request)
+
+    def may_read(self, connection: ssl.SSLSocket) -> bool:
+        """Whether the peer's certificate, already verified, names a reader."""
+        encoded = connection.getpeercert(binary_form=True)
+        if encoded is None:
+            return False
+        try:
+            name = spiffe_id_of(x509.load_der_x509_certificate(encoded))
+        except (ConfigurationError, ValueError):
+            return False
+        domain = f"spiffe://{self._source.current.trust_domain}"
+        return any(name.startswith(domain + path) for path in self._readers)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 5
+
+    def do_GET(self) -> None:  # http.server's name
+        if not self.server.may_read(self.connection):
+            self._answer(403, b"")
+        elif self.path.partition("?")[0] != "/metrics":
+            self._answer(404, b"")
+        else:
+            self._answer(200, self.server.metrics.exposition())
+
+    def _answer(self, code: int, body: bytes) -> None:
+        self.send_response_only(code)
+        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Nothing: a scrape every few seconds is no news."""
+
+
+def _context(pair: CertificatePair) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    context.load_verify_locations(cadata=pair.roots_pem.decode("ascii"))
+    with _readable(pair.private_key_pem.reveal() + b"\n" + pair.certificate_chain_pem) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+@contextmanager
+def _readable(content: bytes) -> Iterator[Path]:
+    """A path to read the content from: `ssl` takes a key from a file only. In memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, content)
+            path = Path(f"/proc/self/fd/{descriptor}")
+            if os.access(path, os.R_OK):
+                yield path
+                return
+        finally:
+            os.close(descriptor)
+    with tempfile.NamedTemporaryFile() as scratch:  # mode 0600, gone with the block
+        scratch.write(content)
+        scratch.flush()
+        yield Path(scratch.name)
