@@ -1,0 +1,44 @@
+"""One call on its way through the gate: what has been found out so far."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.gate.core.method_policy import MethodPolicy
+    from casemate.gate.core.peer import Peer
+    from casemate.gate.core.quota import Lease
+    from casemate.gate.core.verifier import VerifiedToken
+
+
+class Admission:
+    """The state of one call between the gate's steps; made by `Gate.at_headers`.
+
+    Not a proof: handlers see a `Caller`. A place among the running calls is given
+    back when the call is finished, and at the latest when this object goes: a
+    server may drop a call after its headers without telling anybody.
+    """
+
+    __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "token")
+
+    def __init__(self, *, request_id: str, method: str, policy: MethodPolicy, served: bool) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.policy = policy
+        self.served = served
+        self.token: VerifiedToken | None = None
+        self.peer: Peer | None = None
+        self.resource: str | None = None
+        self.lease: Lease | None = None
+        self.denied = False
+
+    def release(self) -> None:
+        """Gives the place among the running calls back; again has no effect."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.release()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.release()

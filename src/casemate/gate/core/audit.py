@@ -1,0 +1,59 @@
+"""What is written down about decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """One decision of the gate. Holds names and identifiers, never a token or a payload.
+
+    Attributes:
+        at: when it was decided.
+        request_id: of the call; the caller has it too.
+        method: full method name as called.
+        decision: `denied`, or `allowed` for methods whose policy asks for it.
+        reason: why it was denied; more precise than what the caller is told.
+        outcome: name of the status of an allowed call.
+        tenant: of the token, when that was verified.
+        client_id: likewise.
+        subject: likewise.
+        token_id: likewise, the `jti`.
+        spiffe_id: of the certificate, when that was verified.
+        resource: path of the resource, when the call got that far.
+        key_exchange_group: the TLS group, to see which peers are post-quantum.
+    """
+
+    at: datetime
+    request_id: str
+    method: str
+    decision: Literal["allowed", "denied"]
+    reason: str | None = None
+    outcome: str | None = None
+    tenant: str | None = None
+    client_id: str | None = None
+    subject: str | None = None
+    token_id: str | None = None
+    spiffe_id: str | None = None
+    resource: str | None = None
+    key_exchange_group: str | None = None
+
+
+class AuditSink(Protocol):
+    """Takes events. Implementations return at once, never raise, and never lose count of what they drop."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Takes one event."""
+        ...
+
+
+class NoAudit:
+    """Drops everything: for tests and for programs that keep no audit."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Drops the event."""

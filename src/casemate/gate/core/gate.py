@@ -1,0 +1,330 @@
+"""The decision, step by step, in the order that lets nothing unproven cost much.
+
+At headers: token, expiry, revocation, scope, and a place among the running
+calls. With the connection, before anything is parsed: peer, binding, rate. After
+parsing: the grant for the resource that the request names. All on every call.
+
+If this fails: whoever gets past it reaches a handler with a `Caller` that is not
+theirs. Handlers look names up inside the caller's tenant only, and data stays
+sealed under keys that no caller holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from casemate.errors import (
+    CasemateError,
+    Code,
+    NotFound,
+    NotServed,
+    PermissionDenied,
+    Reason,
+    Unauthenticated,
+)
+from casemate.gate.core.admission import Admission
+from casemate.gate.core.audit import AuditEvent
+from casemate.gate.core.caller import Caller, spiffe_path
+from casemate.gate.core.method_policy import MethodPolicy, PeerAccess, TokenAccess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from casemate.clock import Clock
+    from casemate.gate.core.audit import AuditSink
+    from casemate.gate.core.cache import TokenCache
+    from casemate.gate.core.peer import Peer, PeerVerifier
+    from casemate.gate.core.policy import PolicyTable
+    from casemate.gate.core.quota import Quota
+    from casemate.gate.core.trust import TrustState
+    from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
+
+_AUTHORIZATION: Final = "authorization"
+_SCHEME: Final = "bearer "
+_UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
+_DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+_NO_SCOPES: Final[frozenset[str]] = frozenset()
+
+
+class GateObserver(Protocol):
+    """Counts what the gate does; returns at once and never raises."""
+
+    def denied(self, reason: str) -> None:
+        """One call was refused for this reason."""
+        ...
+
+    def finished(self, method: str, code: str) -> None:
+        """One call that was admitted ended with this status."""
+        ...
+
+
+class _Unobserved:
+    def denied(self, reason: str) -> None:
+        """Counts nothing."""
+
+    def finished(self, method: str, code: str) -> None:
+        """Counts nothing."""
+
+
+class Gate:
+    """Decides about every call of one server. Pure: no network, no files; safe in threads."""
+
+    def __init__(
+        self,
+        *,
+        policies: PolicyTable,
+        verifier: TokenVerifier,
+        cache: TokenCache,
+        trust: TrustState,
+        peers: PeerVerifier,
+        quota: Quota,
+        audit: AuditSink,
+        clock: Clock,
+        observer: GateObserver | None = None,
+    ) -> None:
+        self.policies = policies
+        self.trust = trust
+        self.clock = clock
+        self._verifier = verifier
+        self._cache = cache
+        self._peers = peers
+        self._quota = quota
+        self._audit = audit
+        self._observer = observer if observer is not None else _Unobserved()
+
+    def at_headers(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]], *, request_id: str, served: bool = True
+    ) -> Admission:
+        """Admits a call by its headers, before any of its body is looked at.
+
+        Args:
+            method: full method name.
+            metadata: all of the call's metadata.
+            request_id: identifier of this call.
+            served: whether a handler exists. If not, the caller must prove who it is all
+                the same, so that strangers do not learn which methods exist.
+
+        Raises:
+            Unauthenticated: no token, or one that does not verify, expired or is revoked.
+            PermissionDenied: INSUFFICIENT_SCOPE.
+            Exhausted: the caller has all of its share running.
+            Unavailable: TRUST_STALE.
+        """
+        policy = self.policies.find(method) if served else None
+        admission = Admission(
+            request_id=request_id, method=method, policy=policy or _UNKNOWN, served=served and policy is not None
+        )
+        try:
+            self._admit(admission, metadata)
+        except CasemateError as error:
+            raise self._deny(admission, error) from None
+        return admission
+
+    def at_message(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
+        """Proves the peer, and that the token is its own. Needs no message: call it as early as possible.
+
+        Args:
+            admission: from `at_headers`.
+            auth_context: what the transport knows of the connection.
+
+        Raises:
+            Unauthenticated: PEER_REFUSED, CERTIFICATE_MISMATCH.
+            PermissionDenied: CALLER_NOT_ALLOWED.
+            Exhausted: too fast.
+            NotServed: the caller is proven, and there is no such method.
+        """
+        try:
+            return self._bind(admission, auth_context)
+        except CasemateError as error:
+            raise self._deny(admission, error) from None
+
+    def authorize(self, admission: Admission, caller: Caller, resource: str | None) -> None:
+        """Requires a grant of the method's verb on the resource that a request names.
+
+        Also for later messages of a stream that name another one.
+
+        Raises:
+            NotFound: no grant. A resource that does not exist looks the same.
+            InvalidRequest: the request had to name a resource and did not.
+        """
+        selector = admission.policy.resource
+        if selector is None:
+            return
+        if resource is None:
+            raise selector.missing()
+        try:
+            self._require_grant(admission, caller, resource)
+        except CasemateError as error:
+            admission.resource = resource
+            raise self._deny(admission, error, reason="GRANT_MISSING") from None
+        admission.resource = resource
+
+    def recheck(self, admission: Admission, caller: Caller) -> None:
+        """Judges a running stream again: dates, revocations, key, grant and freshness as they are now.
+
+        Raises:
+            Unauthenticated: expired or revoked meanwhile.
+            NotFound: the grant is gone.
+            Unavailable: TRUST_STALE.
+        """
+        try:
+            self._judge_again(admission, caller)
+        except NotFound as error:
+            raise self._deny(admission, error, reason="GRANT_MISSING") from None
+        except CasemateError as error:
+            raise self._deny(admission, error) from None
+
+    def finish(self, admission: Admission, code: str) -> None:
+        """Notes the end of an admitted call. Call it once, whatever happened; code is the status's name."""
+        admission.release()
+        self._observer.finished(admission.method if admission.served else "unknown", code)
+        if admission.denied:
+            return
+        if code in _DENIALS:
+            self._audit.record(self._event(admission, reason=code))
+        elif admission.policy.audit_allowed:
+            self._audit.record(self._event(admission, outcome=code))
+
+    def _admit(self, admission: Admission, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        policy, clock = admission.policy, self.clock
+        access = policy.access
+        text = _bearer(metadata) if isinstance(access, TokenAccess) else ""
+        if policy.needs_trust:
+            self.trust.require_fresh(policy, clock)
+        if isinstance(access, PeerAccess):
+            return
+        trust, now = self.trust.current, clock.now()
+        token = admission.token = self._cache.verified(
+            text,
+            now=now,
+            monotonic=clock.monotonic(),
+            key_epoch=self.trust.key_epoch,
+            verify=lambda: self._verifier.verify(text, keys=trust.keys, now=now),
+        )
+        trust.revocations.check_token(token, now)
+        if access.scope is not None and access.scope not in token.scopes:
+            raise PermissionDenied(f"{admission.method} needs scope {access.scope}")
+        admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
+
+    def _bind(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
+        trust, now = self.trust.current, self.clock.now()
+        peer = admission.peer = self._peers.verify(auth_context, now=now, trust=trust)
+        token = admission.token
+        if token is None:
+            return self._bind_peer(admission, peer)
+        if token.certificate_thumbprint != peer.thumbprint:
+            raise Unauthenticated("token is bound to another certificate", reason=Reason.CERTIFICATE_MISMATCH)
+        self._quota.spend(tenant=token.tenant, caller=token.client_id)
+        if not admission.served:
+            raise NotServed(f"no method {admission.method}")
+        return Caller(
+            tenant=token.tenant,
+            client_id=token.client_id,
+            subject=token.subject,
+            spiffe_id=peer.spiffe_id,
+            scopes=token.scopes,
+            token_id=token.token_id,
+            certificate_thumbprint=peer.thumbprint,
+            expires_at=min(token.expires_at, peer.not_after),
+            request_id=admission.request_id,
+        )
+
+    def _bind_peer(self, admission: Admission, peer: Peer) -> Caller:
+        caller = Caller(
+            tenant=None,
+            client_id=None,
+            subject=None,
+            spiffe_id=peer.spiffe_id,
+            scopes=_NO_SCOPES,
+            token_id=None,
+            certificate_thumbprint=peer.thumbprint,
+            expires_at=peer.not_after,
+            request_id=admission.request_id,
+        )
+        access = admission.policy.access
+        if isinstance(access, TokenAccess):
+            raise Unauthenticated("no token was verified", reason=Reason.TOKEN_MISSING)
+        if access.services and caller.service not in access.services:
+            raise PermissionDenied("not one of the services that may", reason=Reason.CALLER_NOT_ALLOWED)
+        admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
+        self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
+        return caller
+
+    def _require_grant(self, admission: Admission, caller: Caller, resource: str) -> None:
+        access = admission.policy.access
+        if not isinstance(access, TokenAccess) or access.verb is None or caller.tenant is None:
+            raise NotFound("a resource without a verb, or a caller without a tenant")
+        self.trust.current.grants.authorize(
+            tenant=caller.tenant,
+            caller_path=caller.path,
+            verb=access.verb,
+            resource=resource,
+            now=self.clock.now(),
+        )
+
+    def _judge_again(self, admission: Admission, caller: Caller) -> None:
+        now, trust, token = self.clock.now(), self.trust.current, admission.token
+        if now >= caller.expires_at:
+            raise Unauthenticated("token or certificate has expired", reason=Reason.TOKEN_EXPIRED)
+        trust.revocations.check_peer(caller.spiffe_id, caller.certificate_thumbprint, now)
+        if token is not None:
+            trust.revocations.check_token(token, now)
+            if token.kid not in trust.keys:
+                raise Unauthenticated("the key of the token is gone", reason=Reason.TOKEN_REVOKED)
+        if admission.policy.needs_trust:
+            self.trust.require_fresh(admission.policy, self.clock)
+        if admission.resource is not None:
+            self._require_grant(admission, caller, admission.resource)
+
+    def _deny(self, admission: Admission, error: CasemateError, *, reason: str | None = None) -> CasemateError:
+        admission.denied = True
+        reason = reason or error.reason.value
+        self._observer.denied(reason)
+        self._audit.record(self._event(admission, reason=reason))
+        return error
+
+    def _event(self, admission: Admission, *, reason: str | None = None, outcome: str | None = None) -> AuditEvent:
+        token: VerifiedToken | None = admission.token
+        peer = admission.peer
+        return AuditEvent(
+            at=self.clock.now(),
+            request_id=admission.request_id,
+            method=admission.method,
+            decision="allowed" if reason is None else "denied",
+            reason=reason,
+            outcome=outcome,
+            tenant=token.tenant if token is not None else None,
+            client_id=token.client_id if token is not None else None,
+            subject=token.subject if token is not None else None,
+            token_id=token.token_id if token is not None else None,
+            spiffe_id=peer.spiffe_id if peer is not None else None,
+            resource=admission.resource,
+            key_exchange_group=peer.group if peer is not None else None,
+        )
+
+
+def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The one token of a call's metadata.
+
+    Two values are refused even when they are the same: which of them counts would
+    depend on who reads.
+    """
+    found: str | bytes | None = None
+    for key, value in metadata:
+        if key == _AUTHORIZATION:
+            if found is not None:
+                raise Unauthenticated("more than one authorization entry")
+            found = value
+        elif key == "authorization-bin":
+            raise Unauthenticated("authorization as bytes")
+    if found is None:
+        raise Unauthenticated("no authorization entry", reason=Reason.TOKEN_MISSING)
+    if not isinstance(found, str) or found[: len(_SCHEME)].lower() != _SCHEME:
+        raise Unauthenticated("authorization is not a bearer token")
+    return found[len(_SCHEME) :]
+
+
+def _peer_share(peer: Peer) -> str:
+    """Whose share a peer without a token takes: its tenant's by name, or its service's own."""
+    kind, name = spiffe_path(peer.spiffe_id).split("/")[:2]
+    return name if kind == "t" else f"svc/{name}"

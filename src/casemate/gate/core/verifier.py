@@ -1,0 +1,177 @@
+"""Tokens into proofs: the one place where a token's signature and claims are judged.
+
+If this fails: a forged token is taken for a real one. It is still useless without
+the private key of the certificate that it names, and grants still limit it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import InitVar, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import jwt
+
+from casemate.errors import Reason, Unauthenticated
+from casemate.gate.core.jose import UnverifiedToken, parse_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from casemate.gate.core.records import VerificationKey
+
+MAX_LIFETIME: Final = timedelta(minutes=5)
+_SKEW: Final = timedelta(seconds=5)
+"""For `iat` and `nbf` alone: two clocks differ a little. `exp` gets none."""
+_REQUIRED: Final = ("iss", "aud", "sub", "client_id", "iat", "exp", "jti", "scope", "tenant", "cnf")
+_KNOWN: Final = frozenset({*_REQUIRED, "nbf", "sid", "act"})
+_MAX_INSTANT: Final = 253_402_300_799  # the last second that a datetime can hold
+_MAX_ACTORS: Final = 3
+_NAME: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_SCOPES: Final = re.compile(r"(?:[a-z][a-z0-9._-]*(?: [a-z][a-z0-9._-]*)*)?")
+_THUMBPRINT: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedToken:
+    """A token whose signature and claims were verified; only `TokenVerifier.verify` makes one.
+
+    It was valid when verified. Whether it still is, `exp`, revocations and the
+    present keys decide on every call.
+    """
+
+    tenant: str
+    client_id: str
+    subject: str
+    scopes: frozenset[str]
+    token_id: str
+    session_id: str | None
+    kid: str
+    certificate_thumbprint: str
+    issued_at: datetime
+    expires_at: datetime
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise TypeError("only the verifier makes a VerifiedToken")
+
+
+class TokenVerifier:
+    """Verifies RFC 9068 access tokens for one audience."""
+
+    def __init__(self, *, issuer: str, audience: str, max_lifetime: timedelta = MAX_LIFETIME) -> None:
+        self._issuer = issuer
+        self._audience = audience
+        self._max_lifetime = max_lifetime
+
+    def verify(self, text: str, *, keys: Mapping[str, VerificationKey], now: datetime) -> VerifiedToken:
+        """The claims of a token that verifies. Costs one signature verification, about 0.15 ms.
+
+        Source: RFC 9068 section 4, RFC 8725 section 3. The signature comes before every
+        claim, so that no answer tells a forger more than "invalid".
+
+        Args:
+            text: the compact serialization.
+            keys: the only keys that count, by `kid`.
+            now: when it has to be valid.
+
+        Raises:
+            Unauthenticated: TOKEN_INVALID, or TOKEN_EXPIRED for one that was valid once.
+        """
+        token = parse_token(text)
+        key = keys.get(token.unverified_kid)
+        if key is None:
+            raise Unauthenticated("token key is not known")
+        if token.unverified_algorithm != key.algorithm:
+            raise Unauthenticated("token algorithm is not the key's")
+        self._verify_signature(token, key)
+        claims = token.unverified_claims
+        self._check_names(claims)
+        issued_at, expires_at = self._check_times(claims, now)
+        return VerifiedToken(
+            tenant=claims["tenant"],
+            client_id=claims["client_id"],
+            subject=claims["sub"],
+            scopes=frozenset(claims["scope"].split()),
+            token_id=claims["jti"],
+            session_id=claims.get("sid"),
+            kid=key.kid,
+            certificate_thumbprint=claims["cnf"]["x5t#S256"],
+            issued_at=issued_at,
+            expires_at=expires_at,
+            seal=_SEAL,
+        )
+
+    def _verify_signature(self, token: UnverifiedToken, key: VerificationKey) -> None:
+        # PyJWT judges the signature and, once more, issuer and audience; times below, as it reads its own clock.
+        options: Any = {
+            "require": list(_REQUIRED),
+            "strict_aud": True,
+            "verify_exp": False,
+            "verify_nbf": False,
+            "verify_iat": False,
+        }
+        try:
+            claims = jwt.decode(
+                token.text,
+                key=key.public_key,
+                algorithms=[key.algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                options=options,
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise Unauthenticated(f"token refused: {type(error).__name__}") from error
+        if claims != token.unverified_claims:
+            raise Unauthenticated("two parsers read two different tokens")
+
+    def _check_names(self, claims: dict[str, Any]) -> None:
+        if not _KNOWN.issuperset(claims) or claims["aud"] != self._audience or claims["iss"] != self._issuer:
+            raise Unauthenticated("token has claims that are not ours")
+        for name in ("sub", "client_id", "jti", "tenant", "sid"):
+            value = claims.get(name, "-")
+            if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+                raise Unauthenticated(f"token claim {name} is not a name")
+        scope, binding = claims["scope"], claims["cnf"]
+        if not isinstance(scope, str) or _SCOPES.fullmatch(scope) is None:
+            raise Unauthenticated("token scope is not a list of scopes")
+        if not isinstance(binding, dict) or binding.keys() != {"x5t#S256"}:
+            raise Unauthenticated("token is not bound to a certificate")
+        thumbprint = binding["x5t#S256"]
+        if not isinstance(thumbprint, str) or _THUMBPRINT.fullmatch(thumbprint) is None:
+            raise Unauthenticated("token is not bound to a thumbprint")
+        _check_actors(claims)
+
+    def _check_times(self, claims: dict[str, Any], now: datetime) -> tuple[datetime, datetime]:
+        issued_at, expires_at = _instant(claims, "iat"), _instant(claims, "exp")
+        not_before = _instant(claims, "nbf") if "nbf" in claims else issued_at
+        if max(issued_at, not_before) > now + _SKEW:
+            raise Unauthenticated("token is not valid yet")
+        if not timedelta(0) < expires_at - issued_at <= self._max_lifetime:
+            raise Unauthenticated("token lives longer than tokens may")
+        if now >= expires_at:
+            raise Unauthenticated("token has expired", reason=Reason.TOKEN_EXPIRED)
+        return issued_at, expires_at
+
+
+def _instant(claims: dict[str, Any], name: str) -> datetime:
+    value = claims[name]
+    # bool is an int in Python, and not a time.
+    if type(value) is not int or not 0 <= value <= _MAX_INSTANT:
+        raise Unauthenticated(f"token claim {name} is not a time")
+    return datetime.fromtimestamp(value, UTC)
+
+
+def _check_actors(claims: dict[str, Any]) -> None:
+    """Bounds the chain of actors (RFC 8693 section 4.1); what it permits, auth decided when it issued."""
+    actor: Any = claims
+    for _ in range(_MAX_ACTORS + 1):
+        if "act" not in actor:
+            return
+        actor = actor["act"]
+        if not isinstance(actor, dict):
+            raise Unauthenticated("token actor is not an object")
+    raise Unauthenticated("token has too many actors")
