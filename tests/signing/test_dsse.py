@@ -160,6 +160,13 @@ def test_what_is_not_unambiguous_json_is_refused(text, key):
     assert refusal.value.reason is Reason.MANIFEST_INVALID
 
 
+def test_more_values_than_an_envelope_needs_are_refused_before_they_are_made(key):
+    members = parts(sign_envelope(KIND, b"12", key))
+    verify_envelope(again({**members, "x": [0] * 200}), payload_type=KIND, resolve=known(key))
+    with pytest.raises(InvalidRequest):
+        verify_envelope(again({**members, "x": [0] * 300}), payload_type=KIND, resolve=known(key))
+
+
 def test_utf16_is_refused(key):
     envelope = sign_envelope(KIND, b"12", key)
     with pytest.raises(InvalidRequest):

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import CasemateError, InvalidRequest, Reason, SignatureInvalid
-from casemate.signing.keys import ALGORITHMS, LOW_ORDER_ED25519, PublicKey, SigningKey, parse_algorithm
+from casemate.signing.admission import LOW_ORDER_ED25519
+from casemate.signing.keys import ALGORITHMS, PublicKey, SigningKey, parse_algorithm
 from tests.signing import vectors
 
 ED25519_PREFIX = bytes.fromhex("302a300506032b6570032100")

@@ -134,6 +134,7 @@ def test_more_chunks_than_the_limit_are_refused_and_the_limit_fits_an_envelope(m
         root=merkle.root([chunk.leaf_hash] * MAXIMUM_CHUNKS),
     )
     assert sign_dataset_manifest(most, SigningKey.generate())
+    assert DatasetManifest.parse(most.to_statement()) == most
     assert refused_field(replace, most, chunks=(chunk,) * (MAXIMUM_CHUNKS + 1)) == "chunks"
     assert refused_field(replace, most, schema=(*columns, Column(name="one", type="text"))) == "schema"
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAXIMUM_ENVELOPE_BYTES: Final = 4_000_000  # fits, with its frame, into one message of 4 MiB
 MAXIMUM_SIGNATURES: Final = 8
+MAXIMUM_ENVELOPE_ITEMS: Final = 256  # base64 has none of JSON's separators
 MAXIMUM_KEY_ID_CHARACTERS: Final = 128
 
 KeyResolver: TypeAlias = "Callable[[str], PublicKey | None]"
@@ -104,7 +105,7 @@ def _parse(envelope: bytes, payload_type: str) -> tuple[bytes, list[tuple[str, b
     """Payload, and (hint, signature) pairs. Unknown fields are ignored, as DSSE asks."""
     if len(envelope) > MAXIMUM_ENVELOPE_BYTES:
         raise invalid("envelope", "is too large")
-    members = strict_json.parse_object(envelope, field="envelope")
+    members = strict_json.parse_object(envelope, field="envelope", maximum_items=MAXIMUM_ENVELOPE_ITEMS)
     if members.get("payloadType") != payload_type:
         raise invalid("envelope.payloadType", "is not the type that is wanted")
     payload = _base64(members.get("payload"), "envelope.payload")

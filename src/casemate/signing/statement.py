@@ -8,6 +8,7 @@ from casemate.signing import fields, strict_json
 from casemate.signing.strict_json import invalid
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+MAXIMUM_STATEMENT_ITEMS: Final = 120_000  # 20,000 chunks of 4 and 4,096 columns of 5, with room
 
 _STATEMENT: Final = frozenset({"_type", "subject", "predicateType", "predicate"})
 
@@ -25,7 +26,8 @@ def open_statement(payload: bytes, predicate_type: str, names: frozenset[str]) -
     Raises:
         InvalidRequest: `MANIFEST_INVALID`.
     """
-    statement = fields.members(strict_json.parse_object(payload, field="statement"), "statement", _STATEMENT)
+    parsed = strict_json.parse_object(payload, field="statement", maximum_items=MAXIMUM_STATEMENT_ITEMS)
+    statement = fields.members(parsed, "statement", _STATEMENT)
     if statement["_type"] != STATEMENT_TYPE:
         raise invalid("_type", "is not an in-toto Statement v1")
     if statement["predicateType"] != predicate_type:
