@@ -94,7 +94,7 @@ class TokenCache:
             Unauthenticated: expired, or what `verify` raised. Failures are never kept.
         """
         # A digest and not the text: a dump of this memory then holds no bearer of anything.
-        key = hashlib.sha256(text.encode()).digest()
+        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:

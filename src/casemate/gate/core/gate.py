@@ -277,6 +277,8 @@ class Gate:
             self._require_grant(admission, caller, admission.resource)
 
     def _deny(self, admission: Admission, error: CasemateError, *, reason: str | None = None) -> CasemateError:
+        if admission.denied:
+            return error  # a stream can be found wanting twice, by its timer and by a message
         admission.denied = True
         reason = reason or error.reason.value
         self._observer.denied(reason)

@@ -1,0 +1,266 @@
+"""The gate in front of `grpc.aio`.
+
+The order is that of the synchronous adapter: a refusal at headers reads no body,
+and an admitted call's peer and binding are judged before its body has arrived.
+
+If this fails: handlers run for calls that the gate refused. Data stays sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+
+from casemate.errors import DeadlineExceeded
+from casemate.gate.adapters.caller_context import bind_caller, current_caller
+from casemate.gate.adapters.calls import (
+    REQUEST_ID_KEY,
+    auth_context,
+    authorize_message,
+    new_request_id,
+    no_message,
+    parse_request,
+    status_name,
+)
+from casemate.gate.adapters.stream_guard import StreamGuard
+from casemate.transport.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from casemate.gate.core.admission import Admission
+    from casemate.gate.core.gate import Gate
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+# Any: the stubs' context is generic over messages that are bytes here and messages there.
+Context: TypeAlias = Any
+
+RECHECK_EVERY = timedelta(seconds=1)
+BODY_WITHIN = timedelta(seconds=10)
+
+
+class AioGateInterceptor(grpc.aio.ServerInterceptor):
+    """Puts a gate in front of every method of a `grpc.aio.server`. Must be the outermost interceptor.
+
+    Handlers are coroutines or asynchronous generators.
+
+    Args:
+        gate: decides.
+        recheck_every: how often running streams are judged again; also at once when trust changes.
+        body_within: how long a single request may take to arrive after its headers.
+    """
+
+    def __init__(
+        self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
+    ) -> None:
+        self._gate = gate
+        self._recheck_every_s = recheck_every.total_seconds()
+        self._body_within_s = body_within.total_seconds()
+
+    def require_policies(self, methods: Iterable[str]) -> None:
+        """Refuses to go on when one of these full method names has no policy.
+
+        Raises:
+            ConfigurationError: names them all.
+        """
+        self._gate.policies.require(methods)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler that serves this call if the gate goes on agreeing, or one that refuses it."""
+        handler = await continuation(handler_call_details)
+        method = _text(handler_call_details.method)
+        policy = self._gate.policies.find(method)
+        if handler is not None and policy is not None and policy.unwrapped:
+            return handler
+        request_id = new_request_id()
+        try:
+            admission = self._gate.at_headers(
+                method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None
+            )
+        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
+            return _refusal(error, request_id)
+        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._body_within_s)
+        serializer = handler.response_serializer if handler is not None else None
+        if handler is not None and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
+        return grpc.stream_unary_rpc_method_handler(call.answer_one, None, serializer)
+
+
+def _text(method: str | bytes) -> str:
+    return method.decode("ascii", "replace") if isinstance(method, bytes) else method
+
+
+def _refusal(error: Exception, request_id: str) -> Handler:
+    """A handler that refuses without waiting for the body: a streaming one does not read it."""
+
+    async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
+        status = to_status(error, request_id=request_id).with_trailing((REQUEST_ID_KEY, request_id))
+        await context.abort(status.code, status.details, status.trailing)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class _Call:
+    """One admitted call: what it waits for, and how it ends."""
+
+    def __init__(
+        self, gate: Gate, admission: Admission, handler: Handler | None, recheck_every_s: float, body_within_s: float
+    ) -> None:
+        self._gate = gate
+        self._admission = admission
+        self._handler = handler
+        self._recheck_every_s = recheck_every_s
+        self._body_within_s = body_within_s
+        self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
+        self._code = "CANCELLED"
+        self._guard: StreamGuard | None = None
+
+    async def answer_one(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  # a message
+        """Serves a method with one response."""
+        try:
+            argument = await self._begin(requests, context)
+            response = await self._behavior("unary")(argument, self._for_handler(argument, context))
+            self._succeed(context)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fail(error, context)
+            raise
+        else:
+            return response
+        finally:
+            self._end()
+
+    async def answer_many(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Serves a method with a stream of responses.
+
+        Writes them itself: every await is then inside this coroutine, where a
+        revocation can interrupt it and still send its status.
+        """
+        try:
+            argument = await self._begin(requests, context)
+            answer = self._behavior("stream")(argument, self._for_handler(argument, context))
+            if hasattr(answer, "__aiter__"):
+                await self._write_all(answer, context)
+            else:
+                await answer  # the handler writes by its context
+            self._succeed(context)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fail(error, context)
+            raise
+        finally:
+            self._end()
+
+    async def _write_all(self, responses: Any, context: Context) -> None:  # noqa: ANN401  # an asynchronous generator
+        async with aclosing(responses):
+            async for response in responses:
+                if self._guard is None:
+                    await context.write(response)
+                    continue
+                self._guard.judge_again()
+                with self._guard.uninterrupted():
+                    await context.write(response)
+
+    def _behavior(self, responses: str) -> Callable[[Any, Context], Any]:
+        handler = self._handler
+        if handler is None:
+            raise RuntimeError("the gate let a method through that has no handler")
+        requests = "stream" if handler.request_streaming else "unary"
+        behavior: Callable[[Any, Context], Any] = getattr(handler, f"{requests}_{responses}")
+        return behavior
+
+    async def _begin(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401
+        """Proves the peer; what the handler gets is the parsed request, or an iterator that judges each message."""
+        context.set_trailing_metadata(self._trailing)
+        caller = self._gate.at_message(self._admission, auth_context(context))
+        bind_caller(caller)
+        handler = self._handler
+        if handler is None:
+            return None
+        if handler.request_streaming or handler.response_streaming:
+            self._guard = StreamGuard(self._gate, self._admission, caller, every_s=self._recheck_every_s)
+        if handler.request_streaming:
+            return _Messages(aiter(requests), self._take)
+        return self._take(await self._await_body(requests))
+
+    async def _await_body(self, requests: AsyncIterator[bytes]) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_within_s):
+                return await anext(aiter(requests))
+        except StopAsyncIteration:
+            raise no_message() from None
+        except TimeoutError:
+            raise DeadlineExceeded("the body did not arrive") from None
+
+    def _take(self, raw: bytes) -> Any:  # noqa: ANN401
+        if self._guard is not None:
+            self._guard.judge_again()
+        message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
+        authorize_message(self._gate, self._admission, current_caller(), message)
+        return message
+
+    def _for_handler(self, argument: Any, context: Context) -> Context:  # noqa: ANN401
+        """The context that a handler gets: one that reads judged messages, for those that read by it."""
+        if self._handler is not None and self._handler.request_streaming:
+            return _ReadingContext(context, argument)
+        return context
+
+    def _succeed(self, context: Context) -> None:
+        trailing = context.trailing_metadata()
+        if trailing is not self._trailing:
+            context.set_trailing_metadata((*(trailing or ()), *self._trailing))
+        self._code = status_name(context)
+
+    async def _fail(self, error: BaseException, context: Context) -> None:
+        """Ends the call by a status; returns only when the error itself has to go on."""
+        denial = self._guard.denial if self._guard is not None else None
+        if isinstance(error, asyncio.CancelledError):
+            if denial is None or self._guard is None:
+                return
+            self._guard.forgive_cancellation()
+        elif isinstance(error, grpc.aio.AbortError):
+            self._code = status_name(context)
+            return
+        status = to_status(denial or error, request_id=self._admission.request_id)
+        self._code = status.code.name
+        status = status.with_trailing(*self._trailing)
+        await context.abort(status.code, status.details, status.trailing)
+
+    def _end(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+        self._gate.finish(self._admission, self._code)
+
+
+class _Messages:
+    """The messages of a client's stream: each is judged, parsed and authorized before the handler sees it."""
+
+    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any]) -> None:
+        self._raw = raw
+        self._take = take
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> Any:  # noqa: ANN401  # any message
+        return self._take(await anext(self._raw))
+
+
+class _ReadingContext:
+    """A call's context whose `read` gives parsed and authorized messages, not the raw ones beneath."""
+
+    def __init__(self, context: Context, messages: AsyncIterator[Any]) -> None:
+        self._context = context
+        self._messages = messages
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the context has
+        return getattr(self._context, name)
+
+    async def read(self) -> Any:  # noqa: ANN401  # a message, or grpcio's mark of the end
+        return await anext(self._messages, grpc.aio.EOF)

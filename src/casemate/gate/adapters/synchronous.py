@@ -1,0 +1,252 @@
+"""The gate in front of grpcio's synchronous server.
+
+Every method is shown to grpcio as one that takes a stream of raw bytes. Its
+handler then begins as soon as headers are in, so the peer and the binding are
+judged before any body has arrived, and nothing is parsed for a stranger.
+
+If this fails: handlers run for calls that the gate refused. Data stays sealed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+
+from casemate.gate.adapters.caller_context import bind_caller
+from casemate.gate.adapters.calls import (
+    REQUEST_ID_KEY,
+    auth_context,
+    authorize_message,
+    new_request_id,
+    no_message,
+    parse_request,
+    status_name,
+)
+from casemate.gate.adapters.incoming import Incoming
+from casemate.gate.adapters.watchdog import Watchdog
+from casemate.transport.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import NoReturn
+
+    from casemate.errors import CasemateError
+    from casemate.gate.core.admission import Admission
+    from casemate.gate.core.caller import Caller
+    from casemate.gate.core.gate import Gate
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+RECHECK_EVERY = timedelta(seconds=1)
+BODY_WITHIN = timedelta(seconds=10)
+_CANCEL_AFTER_TICKS = 3
+
+
+class GateInterceptor(grpc.ServerInterceptor):
+    """Puts a gate in front of every method of a `grpc.server`. Must be the outermost interceptor.
+
+    Args:
+        gate: decides.
+        recheck_every: how often running streams are judged again; also at once when trust changes.
+        body_within: how long a single request may take to arrive after its headers.
+    """
+
+    def __init__(
+        self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
+    ) -> None:
+        self._gate = gate
+        self._body_within_s = body_within.total_seconds()
+        self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
+
+    def close(self) -> None:
+        """Ends the thread that watches running calls."""
+        self._watchdog.close()
+
+    def require_policies(self, methods: Iterable[str]) -> None:
+        """Refuses to go on when one of these full method names has no policy.
+
+        Raises:
+            ConfigurationError: names them all.
+        """
+        self._gate.policies.require(methods)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler that serves this call if the gate goes on agreeing, or one that refuses it."""
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        policy = self._gate.policies.find(method)
+        if handler is not None and policy is not None and policy.unwrapped:
+            return handler
+        request_id = new_request_id()
+        try:
+            admission = self._gate.at_headers(
+                method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None
+            )
+        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
+            return _refusal(error, request_id)
+        call = _Call(self._gate, admission, handler, self._watchdog, self._body_within_s)
+        serializer = handler.response_serializer if handler is not None else None
+        if handler is not None and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
+        return grpc.stream_unary_rpc_method_handler(call.answer_one, None, serializer)
+
+
+def _refusal(error: Exception, request_id: str) -> Handler:
+    """A handler that refuses without waiting for the body: a streaming one does not read it."""
+
+    def refuse(_requests: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+        context.abort_with_status(to_status(error, request_id=request_id).with_trailing((REQUEST_ID_KEY, request_id)))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class _Call:
+    """One admitted call: what it waits for, and how it ends."""
+
+    def __init__(
+        self, gate: Gate, admission: Admission, handler: Handler | None, watchdog: Watchdog, body_within_s: float
+    ) -> None:
+        self._gate = gate
+        self._admission = admission
+        self._handler = handler
+        self._watchdog = watchdog
+        self._body_within_s = body_within_s
+        self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
+        self._code = "CANCELLED"
+        self._context: grpc.ServicerContext | None = None
+        self._caller: Caller | None = None
+        self._body_by: float | None = None
+        self._incoming: Incoming | None = None
+        self._denial: CasemateError | None = None
+        self._ticks_denied = 0
+
+    def answer_one(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401  # a message
+        """Serves a method with one response."""
+        try:
+            response = self._behavior("unary")(self._begin(requests, context), context)
+            self._succeed(context)
+        except Exception as error:  # noqa: BLE001  # errors outermost
+            self._fail(error, context)
+        else:
+            return response
+        finally:
+            self._end()
+
+    def answer_many(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        """Serves a method with a stream of responses."""
+        try:
+            for response in self._behavior("stream")(self._begin(requests, context), context):
+                self._judge_again()
+                yield response
+            self._succeed(context)
+        except Exception as error:  # noqa: BLE001  # errors outermost
+            self._fail(error, context)
+        finally:
+            self._end()
+
+    def tick(self, monotonic: float) -> None:
+        """Judges this call again, from the watchdog's thread; wakes it if it waits for a message."""
+        context = self._context
+        if context is None:
+            return
+        if self._body_by is not None:
+            if monotonic >= self._body_by:
+                context.cancel()
+            return
+        if self._denial is None:
+            try:
+                self._judge_again()
+            except Exception as error:  # noqa: BLE001  # kept, and raised in the call's own thread
+                if self._incoming is not None:
+                    self._incoming.deny(error)
+            return
+        self._ticks_denied += 1
+        if self._ticks_denied >= _CANCEL_AFTER_TICKS:
+            context.cancel()  # the handler neither reads nor answers: its status is lost, its rights are too
+
+    def _behavior(self, responses: str) -> Callable[[Any, grpc.ServicerContext], Any]:
+        handler = self._handler
+        if handler is None:
+            return _unreachable
+        requests = "stream" if handler.request_streaming else "unary"
+        behavior: Callable[[Any, grpc.ServicerContext], Any] = getattr(handler, f"{requests}_{responses}")
+        return behavior
+
+    def _begin(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401
+        """Proves the peer; what the handler gets is the parsed request, or an iterator that judges each message."""
+        context.set_trailing_metadata(self._trailing)
+        self._context = context
+        caller = self._caller = self._gate.at_message(self._admission, auth_context(context))
+        bind_caller(caller)
+        handler = self._handler
+        if handler is None:
+            return None
+        if handler.request_streaming or handler.response_streaming:
+            self._watchdog.add(self)
+        if handler.request_streaming:
+            self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
+            return self._incoming
+        return self._take(self._await_body(requests), caller)
+
+    def _await_body(self, requests: Iterator[bytes]) -> bytes:
+        self._body_by = self._gate.clock.monotonic() + self._body_within_s
+        self._watchdog.add(self)
+        try:
+            return next(requests)
+        except StopIteration:
+            raise no_message() from None
+        finally:
+            self._body_by = None
+            if self._handler is not None and not self._handler.response_streaming:
+                self._watchdog.remove(self)
+
+    def _take(self, raw: bytes, caller: Caller) -> Any:  # noqa: ANN401
+        if self._incoming is not None:
+            self._judge_again()
+        message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
+        authorize_message(self._gate, self._admission, caller, message)
+        return message
+
+    def _judge_again(self) -> None:
+        if self._denial is not None:
+            raise self._denial
+        if self._caller is not None:
+            try:
+                self._gate.recheck(self._admission, self._caller)
+            except Exception as error:
+                self._denial = error  # type: ignore[assignment]  # ours, or a bug that ends the call as well
+                raise
+
+    def _succeed(self, context: grpc.ServicerContext) -> None:
+        trailing = context.trailing_metadata()
+        if trailing is not self._trailing:
+            context.set_trailing_metadata((*(trailing or ()), *self._trailing))
+        self._code = status_name(context)
+
+    def _fail(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+        # A bare RpcError is grpcio's word that the peer left; a bare Exception, that the handler aborted.
+        if type(error) is grpc.RpcError and self._denial is None:
+            raise error
+        if type(error) is Exception and not error.args and status_name(context) != "OK":
+            self._code = status_name(context)
+            raise error
+        status = to_status(self._denial or error, request_id=self._admission.request_id)
+        self._code = status.code.name
+        context.abort_with_status(status.with_trailing(*self._trailing))
+        raise error
+
+    def _end(self) -> None:
+        self._watchdog.remove(self)
+        if self._incoming is not None:
+            self._incoming.close()
+        self._gate.finish(self._admission, self._code)
+
+
+def _unreachable(_argument: object, _context: grpc.ServicerContext) -> Any:  # noqa: ANN401
+    raise RuntimeError("the gate let a method through that has no handler")
