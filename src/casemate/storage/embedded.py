@@ -29,9 +29,10 @@ from casemate.storage.placement import ELSEWHERE, Placement, base_of, make_folde
 from casemate.storage.pool import open_connection
 from casemate.storage.roles import close_to_public, ensure_role_and_database, open_schema
 
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0  # recovery after a crash replays the log first
 _LOG_BYTES: Final = 16 * 1024 * 1024
 _SUPERUSER: Final = "postgres"
+_ERASED: Final = ("data", "data-partial", "programs-*", "lock", "location", "*.password", "server.log*")
 _PASSWORD_FILE: Final = "superuser.password"  # noqa: S105  # the name of a file
 
 # On the command line, so that neither ALTER SYSTEM nor an edited file weakens them.
@@ -88,6 +89,11 @@ class EmbeddedPostgres:
         return self._settings("postgres", _SUPERUSER, self._password())
 
     @property
+    def log_file(self) -> Path:
+        """What the server says about itself; no statement and no value of any row."""
+        return self._state / "server.log"
+
+    @property
     def pid(self) -> int | None:
         """The running server's process, or None."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
@@ -132,12 +138,15 @@ class EmbeddedPostgres:
     async def erase(self) -> None:
         """Stops the server and deletes everything that it ever wrote, wherever that is."""
         await self.stop()
-        if not self._state.exists():
-            return
         base = base_of(self._state)
-        for folder in (socket_directory_of(base), base, self._state):
-            if folder.exists():
-                shutil.rmtree(folder)
+        shutil.rmtree(socket_directory_of(base), ignore_errors=True)
+        for folder in {base, self._state}:
+            # By name, since the folder may have been there before us and hold what is not ours.
+            for pattern in _ERASED:
+                for path in folder.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -241,7 +250,7 @@ class EmbeddedPostgres:
         command: list[str | Path] = [placement.programs / "postgres", "-D", placement.data]
         options = _OPTIONS | {"unix_socket_directories": str(self.socket_directory)}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        log_file = self._state / "server.log"
+        log_file = self.log_file
         if log_file.exists() and log_file.stat().st_size > _LOG_BYTES:
             log_file.replace(log_file.with_suffix(".log.1"))
         for _ in range(int(_START_SECONDS / process.POLL_SECONDS)):

