@@ -1,0 +1,98 @@
+"""Files that only their owner may read, written whole or not at all.
+
+If this fails: another user of the machine reads a key-encryption key, and with
+it whatever that key wraps. The other services have keys of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from casemate.errors import ConfigurationError
+
+_MAX_BYTES = 64 * 1024  # keys and certificates; anything longer is the wrong file
+
+
+def read_private(path: Path, *, what: str) -> bytes:
+    """The content of a file that nobody else can read.
+
+    Args:
+        path: the file. A link is followed, as mounted secrets are links.
+        what: what the file is, for the message.
+
+    Raises:
+        ConfigurationError: it is missing, not a plain file, too long, or its
+            mode lets the group or others in.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{what} is missing: {path}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{what} cannot be read: {path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        # Judged on the open file, so that it cannot be exchanged in between.
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigurationError(f"{what} is not a plain file: {path}")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise ConfigurationError(f"{what} can be read by others (mode {mode:04o}): run chmod 600 {path}")
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ConfigurationError(f"{what} is too long to be one: {path}")
+    return data
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = True) -> None:
+    """Put `data` at `path` in one step and on the disk: readers see the old content or the new.
+
+    Args:
+        path: where. Missing folders are made with mode 0700.
+        data: the content.
+        mode: the mode of the file from its first byte on.
+        replace: whether a file that is there gives way.
+
+    Raises:
+        ConfigurationError: `path` exists and `replace` is false, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            _write_new(temporary, data, mode)
+            if replace:
+                temporary.replace(path)
+            else:
+                # A hard link, unlike a rename, fails where something is.
+                path.hardlink_to(temporary)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        _sync_folder(path.parent)
+    except FileExistsError as error:
+        raise ConfigurationError(f"there is a file already, and it is not replaced: {path}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        # The umask may have taken bits away that a shared file needs.
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
