@@ -32,6 +32,9 @@ from casemate.transport.floor import CIPHER_SUITES, CIPHER_SUITES_VARIABLE
 RENEWAL_CHECK = timedelta(seconds=60)
 """How often the supervisor looks for leaves past half their life."""
 
+DATABASE_CHECK = timedelta(seconds=1)
+"""How often the supervisor looks whether the database lives."""
+
 START_SECONDS = 60.0
 """How long the services may take to become healthy."""
 
@@ -121,7 +124,7 @@ class Cluster:
         self.postgres = EmbeddedPostgres(directory=state.postgres)
         self._databases: dict[str, DatabaseSettings] = {}
         self._children: list[Child] = []
-        self._renewing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._lock: TextIO | None = None
         self.certificates: Certificates | None = None
 
@@ -151,15 +154,18 @@ class Cluster:
             await child.start()
         await self.wait_healthy()
         self.state.endpoints.write_text(json.dumps(self._announcement(), indent=1))
-        self._renewing = asyncio.create_task(self._renew(), name="renew certificates")
+        self._tasks = [
+            asyncio.create_task(self._renew(), name="renew certificates"),
+            asyncio.create_task(self._keep_database(), name="keep the database running"),
+        ]
 
     async def stop(self) -> None:
         """Stops the services, then the database; leaves no process and loses no data."""
         self.state.endpoints.unlink(missing_ok=True)
-        if self._renewing is not None:
-            self._renewing.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._renewing
+                await task
         await asyncio.gather(*(child.stop() for child in self._children))
         await self.postgres.stop()
         if self._lock is not None:
@@ -290,6 +296,14 @@ class Cluster:
         while self.certificates is not None:
             await asyncio.sleep(RENEWAL_CHECK.total_seconds())
             await asyncio.to_thread(self.certificates.renew_due)
+
+    async def _keep_database(self) -> None:
+        while True:
+            await asyncio.sleep(DATABASE_CHECK.total_seconds())
+            if self.postgres.pid is None:
+                self._report("the database ended and is started again")
+                await self.postgres.stop()
+                await self.postgres.start()
 
 
 def _last_line(log: Path) -> str:

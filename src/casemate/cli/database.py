@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-import asyncpg
-
 from casemate.cli.state import StateDirectory
 from casemate.storage.embedded import EmbeddedPostgres
+from casemate.storage.pool import open_connection
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 async def connect_as_superuser(state: StateDirectory, database: str) -> AsyncIterator[Connection[Record]]:
     """A connection to one of the databases of a running cluster, above all its roles."""
     superuser = EmbeddedPostgres(directory=state.postgres).superuser
-    connection = await asyncpg.connect(
-        host=superuser.host,
-        port=superuser.port,
-        user=superuser.user,
-        password=superuser.password.reveal(),
-        database=database,
-        timeout=10,
-    )
+    connection = await open_connection(dataclasses.replace(superuser, name=database))
     try:
         yield connection
     finally:

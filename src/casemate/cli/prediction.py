@@ -47,7 +47,8 @@ def ours() -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        cause = error.debug_details()
+        # tritonclient raises its own error while it has gRPC's in hand, and keeps it nowhere else.
+        cause = error.__context__
         if isinstance(cause, grpc.RpcError):
             raise from_rpc_error(cause) from error
         raise CasemateError(str(error)) from error
