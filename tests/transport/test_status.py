@@ -72,6 +72,19 @@ def test_every_code_has_a_class(code):
     assert from_rpc_error(Raised(grpc.StatusCode[code.value])).code is code
 
 
+def test_an_error_of_the_aio_client_is_read_alike():
+    status = to_status(errors.DigestMismatch(), request_id="r-2")
+    raised = grpc.aio.AioRpcError(
+        status.code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing), details=status.details
+    )
+    assert type(from_rpc_error(raised)) is errors.DigestMismatch
+
+
+def test_an_error_without_a_status_is_internal():
+    assert type(from_rpc_error(grpc.RpcError())) is errors.InternalError
+    assert to_status(grpc.RpcError(CANARY), request_id="r").code is grpc.StatusCode.INTERNAL
+
+
 def test_violations_come_back_in_order():
     violations = (FieldViolation("a.b", "must be positive"), FieldViolation("c", "is missing"))
     assert over_the_wire(errors.InvalidRequest(violations=violations)).violations == violations

@@ -32,6 +32,8 @@ _LOGGER = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE = timedelta(seconds=30)
 
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+
 Metadata = Sequence[tuple[str, str | bytes]]
 Connectivity = Callable[[grpc.ChannelConnectivity], None]
 
@@ -99,7 +101,7 @@ class RotatingChannel(grpc.Channel):
         return self._current.pair
 
     def on_rotation(self, callback: Callable[[CertificatePair], None]) -> Callable[[], None]:
-        """Has `callback` called after new calls moved to a new certificate, from a thread of the channel.
+        """Has `callback` called after new calls moved to a new certificate, from a thread of its own.
 
         (`subscribe` is taken: in a `grpc.Channel` it is about connectivity.)
 
@@ -229,15 +231,19 @@ class RotatingChannel(grpc.Channel):
         if overtaken is not None:
             overtaken.retire()
 
-        def watch(state: grpc.ChannelConnectivity) -> None:
-            if state is grpc.ChannelConnectivity.READY:
-                candidate.channel.unsubscribe(watch)
-                self._adopt(candidate)
-
-        candidate.channel.subscribe(watch, try_to_connect=True)
+        # Any answer proves the connection. A connectivity subscription would do, but its polling thread
+        # fails when the channel is closed under it.
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = candidate.channel.unary_unary(_HEALTH_CHECK)
+        check = ask.future(b"", wait_for_ready=True)
+        check.add_done_callback(lambda done: self._connected(candidate, done))
         if self._current.pair.not_after <= datetime.now(UTC):
             # The old certificate opens no door any more: nothing is lost by moving before the new one is connected.
             self._adopt(candidate)
+
+    def _connected(self, candidate: Generation, check: Any) -> None:
+        if check.code() is not grpc.StatusCode.CANCELLED:
+            # Not on this thread: it delivers the events of the channel that subscribers are about to use.
+            threading.Thread(target=self._adopt, args=(candidate,), name="channel-rotation", daemon=True).start()
 
     def _adopt(self, candidate: Generation) -> None:
         with self._lock:

@@ -43,7 +43,7 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_metadata_size", 8_192),
+    ("grpc.max_metadata_size", 16_384),
     ("grpc.absolute_max_metadata_size", 16_384),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1_000),

@@ -66,7 +66,8 @@ class SyncServer:
         # Nothing signals that balancers have left; the wait is the measured time they need.
         threading.Event().wait(self._lame_duck.total_seconds())
         self._server.stop(grace.total_seconds()).wait()
-        self._threads.shutdown(wait=True)
+        # Not waited for: a handler that outstays the grace has lost its call, and must not hold up the end.
+        self._threads.shutdown(wait=False)
 
 
 class AioServer:

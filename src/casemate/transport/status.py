@@ -28,7 +28,7 @@ _LOGGER = logging.getLogger(__name__)
 DOMAIN: Final = "casemate"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-_MAX_DETAILS_BYTES = 4_096  # base64 makes 5.5 KiB of it, within the 8 KiB that a client takes as metadata
+_MAX_DETAILS_BYTES = 4_096  # base64 makes 5.5 KiB of it, within the 8 KiB that clients take by default
 _CANCELLED_MESSAGE = "cancelled"
 _OUR_FAULT = frozenset({Code.INTERNAL, Code.DATA_LOSS})
 
@@ -80,7 +80,9 @@ def from_rpc_error(error: grpc.RpcError) -> CasemateError:
     Works for errors of other servers and of grpcio itself: the code alone then
     chooses the class. Details that cannot be read are left out.
     """
-    code = error.code()
+    code = _code(error)
+    if code is None:
+        return InternalError(str(error))
     details = _parse_details(_trailing(error))
     reason = _reason(details.reason)
     kind = _kind(code, reason)
@@ -98,11 +100,10 @@ def from_rpc_error(error: grpc.RpcError) -> CasemateError:
 def _as_ours(error: BaseException) -> CasemateError:
     if isinstance(error, CasemateError):
         return error
-    if isinstance(error, grpc.RpcError):
-        # Its code spoke to us about our call; passed on, it would speak to the caller about theirs.
-        code = error.code() if callable(getattr(error, "code", None)) else None
-        if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-            return Unavailable()
+    # The code of a failed call spoke to us about our call; passed on, it would speak to the caller about theirs.
+    away = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    if isinstance(error, grpc.RpcError) and _code(error) in away:
+        return Unavailable()
     return InternalError()
 
 
@@ -148,6 +149,11 @@ class _Details:
     request_id: str = ""
     violations: tuple[FieldViolation, ...] = ()
     retry_after: timedelta | None = None
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+    # Errors that grpcio raises before a call began have no status.
+    return error.code() if hasattr(error, "code") else None
 
 
 def _trailing(error: grpc.RpcError) -> bytes:
