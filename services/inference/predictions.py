@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError, Exhausted, InternalError, Reason
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from services.inference.loader import LoadedModel
     from services.inference.tensors import Array
 
+_RETRY_BUSY = timedelta(seconds=1)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -29,11 +32,13 @@ class Predictions:
     Args:
         catalogue: what is loaded.
         limits: caps on one request and its reply.
+        streams: how many may run at once. Each holds a thread of the server, so it stays below their number.
     """
 
-    def __init__(self, *, catalogue: Catalogue, limits: Limits) -> None:
+    def __init__(self, *, catalogue: Catalogue, limits: Limits, streams: int) -> None:
         self._catalogue = catalogue
         self._limits = limits
+        self._streams = threading.BoundedSemaphore(streams)
 
     def infer(self, caller: Caller, request: wire.ModelInferRequest) -> bytes:
         """One prediction; the serialized ModelInferResponse.
@@ -59,7 +64,20 @@ class Predictions:
             requests: as they arrive.
             status_on_error: end the stream with the first error's status, instead of
                 reporting it as text and going on.
+
+        Raises:
+            Exhausted: too many streams run already.
         """
+        if not self._streams.acquire(blocking=False):
+            raise Exhausted("too many streams at once", retry_after=_RETRY_BUSY)
+        try:
+            yield from self._replies(caller, requests, status_on_error=status_on_error)
+        finally:
+            self._streams.release()
+
+    def _replies(
+        self, caller: Caller, requests: Iterable[wire.ModelInferRequest], *, status_on_error: bool
+    ) -> Iterator[bytes]:
         for request in requests:
             try:
                 response = self._infer(caller, request)

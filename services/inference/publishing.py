@@ -21,8 +21,10 @@ from casemate.errors import (
     Conflict,
     DigestMismatch,
     Exhausted,
+    FailedPrecondition,
     FieldViolation,
     InvalidRequest,
+    NotFound,
     PermissionDenied,
     Reason,
 )
@@ -128,7 +130,8 @@ class Publishing:
             files = receive_files(requests, verified.manifest)
             self._build(files[MODEL_FILE])
             self._verify(envelope, slot.tenant, slot.model, margin=_EXPIRY_MARGIN)
-            self._vault.store(slot, manifest=envelope, files=files)
+            if not self._loads(slot):
+                self._vault.store(slot, manifest=envelope, files=files)
         digest, signer = verified.payload_sha256, verified.signer_key_id
         self._releases.record(slot, manifest_sha256=digest, signer_key_id=signer)
         index = self._datasets.log_release(slot, manifest_sha256=digest, signer_key_id=signer)
@@ -194,6 +197,14 @@ class Publishing:
             resolve=self._trust.signer,
             now=self._clock.now() + margin,
         )
+
+    def _loads(self, slot: Slot) -> bool:
+        """Whether this very version is released and whole in the repository: replicas may be reading it."""
+        try:
+            self._watcher.load(slot)
+        except (NotFound, FailedPrecondition):
+            return False
+        return True
 
     def _require_free(self, slot: Slot, verified: VerifiedModelManifest) -> None:
         """Spares an upload that auth would refuse, and the directory of a version that is served."""

@@ -61,7 +61,7 @@ class Slot:
 
 
 class StoredVersion:
-    """One version's directory, held open: later renames do not change what is read."""
+    """One version's directory, held open: what is read lies in one directory, whatever takes its name meanwhile."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -143,7 +143,8 @@ class Repository:
 
     def _install(self, staging: Path, slot: Slot, *, discard: Path) -> None:
         target = self._root.joinpath(*slot.parts)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (target.parent.parent, target.parent):  # `parents=True` would not pass the mode on
+            directory.mkdir(mode=0o700, exist_ok=True)
         # Left by an earlier attempt that was not released; rename alone cannot replace a full directory.
         with contextlib.suppress(FileNotFoundError):
             target.rename(discard)

@@ -25,6 +25,11 @@ class TrustView:
         self._changed = threading.Condition()
         state.subscribe(self._wake)
 
+    @property
+    def known(self) -> bool:
+        """Whether the feed has told anything yet."""
+        return bool(self._state.current.epoch)
+
     def releases(self) -> Iterable[Release]:
         """All releases of all tenants."""
         return self._state.current.releases.values()

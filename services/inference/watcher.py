@@ -49,12 +49,20 @@ class Watcher:
         self._asked: set[Slot] = set()
         self._complete = False
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        trust.subscribe(self._wake.set)
+        self._settled = threading.Event()
+        trust.subscribe(self._changed)
 
     @property
     def complete(self) -> bool:
         """Whether the last round found everything loaded that the feed names."""
         return self._complete
+
+    def wait_settled(self, timeout: timedelta) -> bool:
+        """Whether one round after the first news is over, waiting for it at most `timeout`.
+
+        What refused to load then does not hold up what did.
+        """
+        return self._settled.wait(timeout.total_seconds())
 
     def start(self) -> None:
         """Begins to watch."""
@@ -101,7 +109,7 @@ class Watcher:
 
     def reconcile(self) -> None:
         """One round: afterwards what is loaded is what is named, but for what refused to load."""
-        complete = True
+        complete = heard = self._trust.known
         named = {(release.tenant, release.model): release for release in self._trust.releases()}
         for key in self._catalogue.models():
             self._take_out(key, named.get(key))
@@ -109,6 +117,12 @@ class Watcher:
             if not self._catalogue.entry(key).unloaded:
                 complete &= self._bring_in(key, release)
         self._complete = complete
+        if heard:
+            self._settled.set()
+
+    def _changed(self) -> None:
+        self._complete = False
+        self._wake.set()
 
     def _load(self, slot: Slot) -> LoadedModel:
         loaded = self._loader.load(slot)

@@ -1,0 +1,19 @@
+"""`python -m services.inference`: the only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from casemate.errors import ConfigurationError
+from casemate.transport.floor import raise_floor
+
+if __name__ == "__main__":
+    try:
+        raise_floor(os.environ)
+
+        from services.inference.app import main
+
+        main(os.environ)
+    except ConfigurationError as error:
+        sys.exit(str(error))

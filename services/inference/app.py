@@ -1,0 +1,285 @@
+"""Wires the inference service; nothing else does.
+
+`Dependencies` are what a test may bring of its own; `Service` is built the same
+way from them in tests and in production.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from casemate.auth.v1 import release_service_pb2, trust_service_pb2
+from casemate.clock import Clock, SystemClock
+from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
+from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.feed import TrustFeed
+from casemate.gate.adapters.synchronous import GateInterceptor
+from casemate.gate.core.cache import TokenCache
+from casemate.gate.core.foreign import FOREIGN
+from casemate.gate.core.gate import Gate
+from casemate.gate.core.peer import PeerVerifier
+from casemate.gate.core.policy import PolicyTable
+from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.trust import TrustState
+from casemate.gate.core.verifier import TokenVerifier
+from casemate.inference.v1 import model_service_pb2
+from casemate.sealing.local import LocalKeyRing
+from casemate.settings import load_settings
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+from casemate.transport.health import health_service
+from casemate.transport.metrics import Metrics, MetricsServer
+from casemate.transport.reflection import reflection_service
+from casemate.transport.registry import methods_of
+from casemate.transport.server import build_server
+from casemate.transport.service_config import idempotent_methods
+from services.inference.blocking_kek import BlockingKek
+from services.inference.catalogue import Catalogue
+from services.inference.dependencies import Datasets, Releases
+from services.inference.instance import OnnxInstance
+from services.inference.loader import Loader
+from services.inference.logs import log_to_stderr
+from services.inference.models import Models
+from services.inference.predictions import Predictions
+from services.inference.publishing import Publishing, PublishLimits
+from services.inference.repository import Repository
+from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
+from services.inference.settings import InferenceSettings, ServingSettings
+from services.inference.trust_view import TrustView
+from services.inference.validation import Limits
+from services.inference.vault import Vault
+from services.inference.watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import grpc
+
+    from casemate.gate.core.audit import AuditSink
+    from casemate.sealing.kek import KeyEncryptionKey
+
+COMPONENT = "inference"
+AUDIENCE = "inference"
+"""Of tokens and of manifests alike."""
+
+_CALL_TIMEOUT = timedelta(seconds=10)
+_KEK_TIMEOUT = timedelta(seconds=10)
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What the service stands on."""
+
+    source: CertificateSource
+    trust: TrustState
+    auth: grpc.Channel
+    datasets: grpc.Channel
+    kek: KeyEncryptionKey
+    audit: AuditSink
+    metrics: Metrics
+    clock: Clock
+
+
+class Service:
+    """The inference service: bound when made, serving once started.
+
+    Args:
+        dependencies: what it stands on; whoever made them closes them.
+        address: `host:port`; port 0 picks a free one.
+        trust_domain: of peers and of the issuer of tokens.
+        repository: folder of the sealed models.
+        serving: how much is served at once.
+    """
+
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        *,
+        address: str,
+        trust_domain: str,
+        repository: Path,
+        serving: ServingSettings,
+    ) -> None:
+        trust = TrustView(dependencies.trust)
+        self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
+        vault = Vault(repository=Repository(repository), keys=self._kek)
+        self.catalogue = Catalogue(trust)
+        loader = Loader(
+            vault=vault,
+            trust=trust,
+            audience=AUDIENCE,
+            build=OnnxInstance,
+            integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
+        )
+        self.watcher = Watcher(
+            trust=trust,
+            loader=loader,
+            catalogue=self.catalogue,
+            keep=serving.versions_kept,
+            retry=serving.reload_retry,
+        )
+        self.publishing = Publishing(
+            trust=trust,
+            releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
+            datasets=Datasets(dependencies.datasets, timeout=_CALL_TIMEOUT),
+            vault=vault,
+            watcher=self.watcher,
+            build=OnnxInstance,
+            audience=AUDIENCE,
+            clock=dependencies.clock,
+            limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
+        )
+        self.models = Models(
+            trust=trust,
+            catalogue=self.catalogue,
+            watcher=self.watcher,
+            publishing=self.publishing,
+            clock=dependencies.clock,
+            version=version("casemate"),
+        )
+        self.predictions = Predictions(
+            catalogue=self.catalogue,
+            limits=Limits(reply_bytes=serving.max_message_bytes),
+            streams=max(1, serving.threads // 2),
+        )
+        gate = build_gate(dependencies, trust_domain=trust_domain)
+        self._interceptor = GateInterceptor(gate)
+        self._server = self._build_server(dependencies.source, address, serving)
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        return self._server.port
+
+    def start(self) -> None:
+        """Serves, and begins to load what the feed names. Health says no until `announce`."""
+        self._server.health.set_serving("", serving=False)
+        self.watcher.start()
+        self._server.start()
+
+    def announce(self) -> None:
+        """Lets health say yes: balancers may send calls."""
+        self._server.health.set_serving("", serving=True)
+
+    def stop(self) -> None:
+        """Drains and ends."""
+        self._server.stop()
+        self.watcher.close()
+        self._kek.close()
+
+    def _build_server(self, dependencies: Dependencies, address: str, trust_domain: str, serving: ServingSettings):  # noqa: ANN202
+        health, state = health_service()
+        services = (
+            open_inference_service(models=self.models, predictions=self.predictions),
+            model_service(self.publishing),
+            health,
+            reflection_service((OPEN_INFERENCE, MODEL_SERVICE, health.name)),
+        )
+        gate = build_gate(dependencies, trust_domain=trust_domain)
+        gate.policies.require(methods_of(services))
+        return build_server(
+            source=dependencies.source,
+            services=services,
+            interceptors=(GateInterceptor(gate),),
+            address=address,
+            threads=serving.threads,
+            max_message_bytes=serving.max_message_bytes,
+            health=state,
+        )
+
+
+def build_gate(dependencies: Dependencies, *, trust_domain: str) -> Gate:
+    """The gate over the rpcs that this service registers."""
+    return Gate(
+        policies=PolicyTable.from_descriptors(
+            (model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],), FOREIGN
+        ),
+        verifier=TokenVerifier(issuer=f"https://auth.{trust_domain}", audience=AUDIENCE),
+        cache=TokenCache(),
+        trust=dependencies.trust,
+        peers=PeerVerifier(trust_domain=trust_domain),
+        quota=LocalQuota(clock=dependencies.clock),
+        audit=dependencies.audit,
+        clock=dependencies.clock,
+    )
+
+
+def main(environment: Mapping[str, str]) -> None:
+    """Runs the service until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        ConfigurationError: the process cannot start as configured.
+    """
+    log_to_stderr()
+    settings = load_settings(InferenceSettings, environment, component=COMPONENT)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with contextlib.ExitStack() as stack:
+        run(settings, stack, ended)
+
+
+def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threading.Event) -> None:
+    """Builds everything, closed by `stack` in reverse order, and serves until `ended`."""
+    clock, metrics = SystemClock(), Metrics(COMPONENT)
+    source = CertificateSource(settings.identity.directory, metrics=metrics)
+    source.start()
+    stack.callback(source.close)
+    trust = TrustState(staleness=settings.trust.staleness)
+    auth = stack.enter_context(contextlib.closing(_channel("auth", settings.auth_address, source)))
+    datasets = stack.enter_context(contextlib.closing(_channel("datasets", settings.datasets_address, source)))
+    audit = stack.enter_context(contextlib.closing(AuditFile(settings.audit_file)))
+    dependencies = Dependencies(
+        source=source,
+        trust=trust,
+        auth=auth,
+        datasets=datasets,
+        kek=LocalKeyRing.load(settings.kek_file),
+        audit=audit,
+        metrics=metrics,
+        clock=clock,
+    )
+    service = Service(
+        dependencies,
+        address=settings.listen.address,
+        trust_domain=settings.identity.trust_domain,
+        repository=settings.repository,
+        serving=settings.serving,
+    )
+    stack.callback(service.stop)
+    page = MetricsServer(metrics, source, settings.listen.metrics_address)
+    stack.callback(page.stop)
+    feed = TrustFeed(channel=auth, state=trust, clock=clock)
+    stack.callback(feed.close)
+    page.start()
+    service.start()
+    feed.start()
+    while not ended.is_set() and not service.watcher.wait_settled(timedelta(seconds=1)):
+        continue
+    if not ended.is_set():
+        service.announce()
+        _LOGGER.info("ready")
+    ended.wait()
+
+
+def _channel(service: str, address: str, source: CertificateSource) -> RotatingChannel:
+    return RotatingChannel(
+        target=address,
+        service_name=service,
+        source=source,
+        idempotent_methods=idempotent_methods(
+            release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
+            trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
+            dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+            log_service_pb2.DESCRIPTOR.services_by_name["LogService"],
+        ),
+    )

@@ -1,0 +1,70 @@
+"""The settings of the inference service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from casemate.settings import (
+    IdentitySettings,
+    ListenSettings,
+    TrustSettings,
+    address,
+    duration,
+    integer,
+    path,
+    setting,
+)
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How much is served at once, and how large."""
+
+    threads: int = setting("THREADS", parse=integer(2, 256), default=16, help="calls that run at once")
+    max_message_mib: int = setting(
+        "MAX_MESSAGE_MIB", parse=integer(1, 1024), default=64, help="largest request or reply, in MiB"
+    )
+    max_model_mib: int = setting(
+        "MAX_MODEL_MIB", parse=integer(1, 16384), default=256, help="all files of one model version, in MiB"
+    )
+    uploads: int = setting("UPLOADS", parse=integer(1, 16), default=2, help="models that may be published at once")
+    versions_kept: int = setting(
+        "VERSIONS_KEPT", parse=integer(1, 64), default=2, help="newest versions of each model that stay loaded"
+    )
+    reload_retry: timedelta = setting(
+        "RELOAD_RETRY",
+        parse=duration,
+        default=timedelta(seconds=30),
+        help="how soon a version that could not be loaded is tried again",
+    )
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message, in bytes."""
+        return self.max_message_mib * _MIB
+
+    @property
+    def max_model_bytes(self) -> int:
+        """All files of one version together, in bytes."""
+        return self.max_model_mib * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """Everything that `python -m services.inference` reads from its environment."""
+
+    listen: ListenSettings
+    identity: IdentitySettings
+    trust: TrustSettings
+    serving: ServingSettings
+    auth_address: str = setting("AUTH_ADDRESS", parse=address, default="127.0.0.1:7401", help="host:port of auth")
+    datasets_address: str = setting(
+        "DATASETS_ADDRESS", parse=address, default="127.0.0.1:7403", help="host:port of datasets"
+    )
+    repository: Path = setting("REPOSITORY_DIR", parse=path, help="folder of the sealed models")
+    kek_file: Path = setting("KEK_FILE", parse=path, help="file of the local key-encryption key")
+    audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")

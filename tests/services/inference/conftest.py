@@ -1,0 +1,36 @@
+"""Models made by the tools that users have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType
+from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A small classifier of the digits, and what it says of some of them."""
+
+    onnx: bytes
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    images, labels = load_digits(return_X_y=True)
+    classifier = RidgeClassifier().fit(images[:1000], labels[:1000])
+    model = convert_sklearn(
+        classifier,
+        initial_types=[("image", FloatTensorType([None, 64]))],
+        options={id(classifier): {"zipmap": False}} if hasattr(classifier, "predict_proba") else None,
+        target_opset=17,
+    )
+    shown = images[1000:1010].astype(np.float32)
+    return Digits(model.SerializeToString(), shown, classifier.predict(shown).astype(np.int64))

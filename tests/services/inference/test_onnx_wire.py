@@ -1,0 +1,125 @@
+"""Models that reach outside their own bytes, or are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from casemate.errors import InvalidRequest, Reason
+from services.inference.instance import OnnxInstance
+from services.inference.onnx_wire import GraphLimits, check_onnx
+from tests.services.inference.conftest import Digits
+
+
+def weight(*, external: bool) -> TensorProto:
+    tensor = helper.make_tensor("weight", TensorProto.FLOAT, [2], [1.0, 2.0])
+    if external:
+        tensor.ClearField("float_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../etc/passwd")
+    return tensor
+
+
+def inputs_and_outputs() -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    return (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+    )
+
+
+def wrapped(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return bytes(model.SerializeToString())
+
+
+def in_initializer(tensor: TensorProto) -> bytes:
+    nodes = [helper.make_node("Add", ["x", "weight"], ["y"])]
+    return wrapped(helper.make_graph(nodes, "g", *inputs_and_outputs(), [tensor]))
+
+
+def in_attribute(tensor: TensorProto) -> bytes:
+    nodes = [
+        helper.make_node("Constant", [], ["weight"], value=tensor),
+        helper.make_node("Add", ["x", "weight"], ["y"]),
+    ]
+    return wrapped(helper.make_graph(nodes, "g", *inputs_and_outputs()))
+
+
+def in_branch(tensor: TensorProto) -> bytes:
+    output = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [2])
+    branch = helper.make_graph([helper.make_node("Identity", ["weight"], ["inner"])], "b", [], [output], [tensor])
+    condition = helper.make_tensor("condition", TensorProto.BOOL, [], [True])
+    nodes = [
+        helper.make_node("If", ["condition"], ["chosen"], then_branch=branch, else_branch=branch),
+        helper.make_node("Add", ["x", "chosen"], ["y"]),
+    ]
+    return wrapped(helper.make_graph(nodes, "g", *inputs_and_outputs(), [condition]))
+
+
+PLACES = pytest.mark.parametrize("place", [in_initializer, in_attribute, in_branch])
+
+
+@PLACES
+def test_a_tensor_that_names_a_file_is_refused_wherever_it_stands(place: Callable[[TensorProto], bytes]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        OnnxInstance(place(weight(external=True)))
+    assert caught.value.reason is Reason.MODEL_INVALID
+    assert "external data" in caught.value.violations[0].description
+
+
+@PLACES
+def test_the_same_tensor_with_its_data_inside_runs(place: Callable[[TensorProto], bytes]) -> None:
+    instance = OnnxInstance(place(weight(external=False)))
+    assert instance.run({"x": np.zeros(2, dtype=np.float32)})["y"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04K\x01.", b"PK\x03\x04", b"\x3a\xff\xff\xff\xff\x7f", b"\xff" * 64])
+def test_bytes_that_are_no_onnx_model_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        OnnxInstance(data)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_a_graph_beyond_the_limits_is_refused_and_one_within_them_is_not(digits: Digits) -> None:
+    with pytest.raises(InvalidRequest):
+        check_onnx(digits.onnx, limits=GraphLimits(nodes=0))
+    check_onnx(digits.onnx, limits=GraphLimits())
+
+
+def test_every_truncation_of_a_model_is_refused_without_any_other_error(digits: Digits) -> None:
+    for end in range(0, len(digits.onnx), 97):
+        try:
+            check_onnx(digits.onnx[:end], limits=GraphLimits())
+        except InvalidRequest as error:
+            assert error.reason is Reason.MODEL_INVALID  # noqa: PT017  # a cut between two fields is still a protobuf
+
+
+def test_a_model_whose_output_is_no_tensor_is_refused_with_a_hint() -> None:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = LogisticRegression().fit([[0.0], [1.0]], [0, 1])
+    kinds = [("x", FloatTensorType([None, 1]))]
+    with pytest.raises(InvalidRequest) as caught:
+        OnnxInstance(convert_sklearn(classifier, initial_types=kinds).SerializeToString())
+    assert "ZipMap" in caught.value.violations[0].description
+    plain = convert_sklearn(classifier, initial_types=kinds, options={id(classifier): {"zipmap": False}})
+    assert [spec.datatype.name for spec in OnnxInstance(plain.SerializeToString()).outputs] == ["INT64", "FP32"]
+
+
+def test_text_runs_through_a_model() -> None:
+    text = TensorProto.STRING
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", text, [None])],
+        [helper.make_tensor_value_info("y", text, [None])],
+    )
+    instance = OnnxInstance(wrapped(graph))
+    assert instance.run({"x": np.array(["a", "é"], dtype=object)})["y"].tolist() == ["a", "é"]
