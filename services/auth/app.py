@@ -1,0 +1,277 @@
+"""Wires the auth service; nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from casemate.auth.v1 import admin_service_pb2, release_service_pb2, token_service_pb2, trust_service_pb2
+from casemate.auth.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from casemate.auth.v1.release_service_pb2_grpc import add_ReleaseServiceServicer_to_server
+from casemate.auth.v1.token_service_pb2_grpc import add_TokenServiceServicer_to_server
+from casemate.auth.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_server
+from casemate.clock import Clock, SystemClock
+from casemate.gate.adapters.asynchronous import AioGateInterceptor
+from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.core.cache import TokenCache
+from casemate.gate.core.gate import Gate
+from casemate.gate.core.peer import PeerVerifier
+from casemate.gate.core.policy import FOREIGN, PolicyTable
+from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.trust import TrustState
+from casemate.gate.core.verifier import TokenVerifier
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.sealing.kek import KeyEncryptionKey
+from casemate.sealing.local import LocalKeyRing
+from casemate.settings import load_settings
+from casemate.storage.migrations import migrate
+from casemate.storage.pool import open_pool
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.health import HealthState, aio_health_service
+from casemate.transport.metrics import Metrics, MetricsServer
+from casemate.transport.reflection import aio_reflection_service
+from casemate.transport.registry import RegisteredService, methods_of, registered
+from casemate.transport.server import build_aio_server
+from services.auth.administration import Administration
+from services.auth.bootstrap import bootstrap_operator
+from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
+from services.auth.json_log import log_to_stderr
+from services.auth.key_ring import TokenKeyRing
+from services.auth.releases import Releases
+from services.auth.servicer_admin import AdminServicer
+from services.auth.servicer_releases import ReleaseServicer
+from services.auth.servicer_tokens import TokenServicer
+from services.auth.servicer_trust import TrustServicer
+from services.auth.settings import AuthSettings
+from services.auth.store.authority import AuthorityStore
+from services.auth.store.news import NewsReader
+from services.auth.store.table import Alarms
+from services.auth.store.tables import AuthorityTables
+from services.auth.store.wake import WakeListener
+from services.auth.token_issuer import TokenIdentifiers, TokenIssuer
+from services.auth.tokens import Tokens
+
+if TYPE_CHECKING:
+    from casemate.gate.core.audit import AuditSink
+    from casemate.storage.pool import Pool
+
+AUDIENCE: Final = "auth"
+_SCHEMA: Final = Path(__file__).parent / "schema"
+_GRACE: Final = timedelta(seconds=5)
+_CLOSE_SECONDS: Final = 10.0
+_DESCRIPTORS: Final = (
+    admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
+    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
+    trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A service that takes calls."""
+
+    port: int
+    metrics_port: int
+    metrics: Metrics
+    health: HealthState
+    trust: TrustState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """Everything that stands on the database and the keys."""
+
+    pool: Pool
+    kek: KeyEncryptionKey
+    key: AuthorityKey
+    alarms: Alarms
+    tables: AuthorityTables
+    store: AuthorityStore
+
+
+async def run(environment: Mapping[str, str]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        ConfigurationError: it cannot start as configured.
+        Unavailable: the database is not there.
+    """
+    log_to_stderr()
+    settings = load_settings(AuthSettings, environment, component="auth")
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with serving(settings) as running:
+        _log.info("ready: rpcs on port %d, metrics on port %d", running.port, running.metrics_port)
+        await ended.wait()
+        _log.info("draining")
+
+
+async def bootstrap(environment: Mapping[str, str], *, client_id: str, spiffe_id: str) -> None:
+    """Makes this database's first operator, with the database's role and the KEK at hand.
+
+    Raises:
+        ConfigurationError: it cannot start as configured.
+        AlreadyExists: there was another first operator.
+    """
+    log_to_stderr()
+    settings = load_settings(AuthSettings, environment, component="auth")
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        authority = await open_authority(settings, stack, Metrics("auth"))
+        await bootstrap_operator(
+            authority.store,
+            client_id=client_id,
+            spiffe_id=spiffe_id,
+            trust_domain=settings.identity.trust_domain,
+            clock=clock,
+        )
+    _log.warning("first operator: client_id=%s spiffe_id=%s", client_id, spiffe_id)
+
+
+@asynccontextmanager
+async def serving(
+    settings: AuthSettings,
+    *,
+    clock: Clock | None = None,
+    heartbeat: timedelta = HEARTBEAT,
+    sweep: timedelta = SWEEP,
+) -> AsyncIterator[Running]:
+    """The running service; drains and closes everything at the end.
+
+    Args:
+        settings: where everything is.
+        clock: time; the machine's own if not given.
+        heartbeat: longest time between two reads of the primary.
+        sweep: time between two reads of every row.
+    """
+    clock = clock or SystemClock()
+    metrics = Metrics("auth")
+    async with AsyncExitStack() as stack:
+        source = CertificateSource(settings.identity.directory, metrics=metrics)
+        source.start()
+        stack.callback(source.close)
+        authority = await open_authority(settings, stack, metrics)
+        ring = TokenKeyRing(store=authority.store, kek=authority.kek, clock=clock)
+        await ring.prepare()
+        trust = TrustState(staleness=settings.trust.staleness)
+        publisher = TrustPublisher(
+            reader=NewsReader(pool=authority.pool, tables=authority.tables, issuer=settings.issuer, clock=clock),
+            state=trust,
+            alarms=authority.alarms,
+            after_change=ring.reload,
+            clock=clock,
+            heartbeat=heartbeat,
+            sweep=sweep,
+        )
+        await publisher.refresh()
+        health_rpc, health = aio_health_service()
+        services = _services(settings, authority, ring, publisher, clock)
+        services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
+        gate = _gate(settings, services, trust, clock, _open_audit(settings, stack))
+        server = build_aio_server(
+            source=source,
+            services=services,
+            interceptors=[AioGateInterceptor(gate)],
+            address=settings.listen.address,
+            health=health,
+        )
+        metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
+        stack.callback(metrics_server.stop)
+        metrics_server.start()
+        for name in (service.name for service in services):
+            health.set_serving(name, serving=True)
+        await server.start()
+        stack.push_async_callback(server.stop, _GRACE)
+        # Watches have no end of their own, so they are ended before the server waits for its calls.
+        stack.callback(publisher.close)
+        listener = WakeListener(settings=settings.database, wake=publisher.wake)
+        for work in (publisher.run(), listener.run()):
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        yield Running(port=server.port, metrics_port=metrics_server.port, metrics=metrics, health=health, trust=trust)
+
+
+async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> Authority:
+    """Opens the database, brings its schema up to date, and opens the keys.
+
+    Raises:
+        ConfigurationError: a file, the login or a migration.
+        StoredDataUnreadable: the authority key is not under this KEK.
+        Unavailable: the database is not there.
+    """
+    pool = await open_pool(settings.database)
+    stack.push_async_callback(_close, pool)
+    await migrate(pool, _SCHEMA)
+    kek = LocalKeyRing.load(settings.kek_file)
+    key = await AuthorityKey.load_or_create(kek, settings.authority_key)
+    alarms = Alarms(count=lambda: metrics.increment("authority_alarms_total"))
+    tables = AuthorityTables(key=key, alarms=alarms)
+    store = AuthorityStore(pool=pool, tables=tables)
+    return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store)
+
+
+def _services(
+    settings: AuthSettings, authority: Authority, ring: TokenKeyRing, publisher: TrustPublisher, clock: Clock
+) -> list[RegisteredService]:
+    store = authority.store
+    administration = Administration(
+        store=store, new_token_key=ring.new_key, trust_domain=settings.identity.trust_domain, clock=clock
+    )
+    identifiers = TokenIdentifiers(key=authority.key)
+    issuer = TokenIssuer(issuer=settings.issuer, signing_key=ring.active, identifiers=identifiers, clock=clock)
+    tokens = Tokens(store=store, issuer=issuer, identifiers=identifiers, administration=administration)
+    releases = Releases(store=store, clock=clock)
+    return [
+        registered(add_TokenServiceServicer_to_server, TokenServicer(tokens=tokens)),
+        registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
+        registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
+        registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases)),
+    ]
+
+
+def _gate(
+    settings: AuthSettings, services: list[RegisteredService], trust: TrustState, clock: Clock, audit: AuditSink
+) -> Gate:
+    policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN)
+    policies.require(methods_of(services))
+    return Gate(
+        policies=policies,
+        verifier=TokenVerifier(issuer=settings.issuer, audience=AUDIENCE),
+        cache=TokenCache(),
+        trust=trust,
+        peers=PeerVerifier(trust_domain=settings.identity.trust_domain),
+        quota=LocalQuota(clock=clock),
+        audit=audit,
+        clock=clock,
+    )
+
+
+def _open_audit(settings: AuthSettings, stack: AsyncExitStack) -> AuditSink:
+    audit = AuditFile(settings.audit_file)
+    stack.callback(audit.close)
+    return audit
+
+
+async def _close(pool: Pool) -> None:
+    """Closes a pool; connections that are still busy after ten seconds are cut."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

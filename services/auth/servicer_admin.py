@@ -1,0 +1,159 @@
+"""AdminService on the wire."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from casemate.auth.v1 import admin_service_pb2 as messages
+from casemate.auth.v1 import trust_pb2
+from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceServicer
+from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied
+from casemate.gate.adapters import records
+from casemate.gate.adapters.caller_context import current_caller
+from casemate.gate.core.records import Effect, Grant, RevocationKind
+from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
+from services.auth.records import Client
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_ROLES = {trust_pb2.SIGNER_ROLE_SUPPLIER: "supplier", trust_pb2.SIGNER_ROLE_PUBLISHER: "publisher"}
+_EFFECTS = {trust_pb2.EFFECT_ALLOW: Effect.ALLOW, trust_pb2.EFFECT_DENY: Effect.DENY}
+_KINDS = {
+    trust_pb2.REVOCATION_KIND_TOKEN: RevocationKind.TOKEN,
+    trust_pb2.REVOCATION_KIND_SESSION: RevocationKind.SESSION,
+    trust_pb2.REVOCATION_KIND_CLIENT: RevocationKind.CLIENT,
+    trust_pb2.REVOCATION_KIND_SUBJECT: RevocationKind.SUBJECT,
+    trust_pb2.REVOCATION_KIND_KEY: RevocationKind.KEY,
+    trust_pb2.REVOCATION_KIND_CERTIFICATE: RevocationKind.CERTIFICATE,
+    trust_pb2.REVOCATION_KIND_SPIFFE_ID: RevocationKind.SPIFFE_ID,
+}
+
+
+class AdminServicer(AdminServiceServicer):
+    """Translates; `Administration` decides. The administrator is the tenant of the verified token."""
+
+    def __init__(self, *, administration: Administration) -> None:
+        self._administration = administration
+
+    async def CreateTenant(  # noqa: N802  # the protocol's names, here and below
+        self, request: messages.CreateTenantRequest, _context: Context
+    ) -> messages.CreateTenantResponse:
+        """Creates a tenant."""
+        await self._administration.create_tenant(_admin(), request.tenant)
+        return messages.CreateTenantResponse()
+
+    async def CreateClient(  # noqa: N802
+        self, request: messages.CreateClientRequest, _context: Context
+    ) -> messages.CreateClientResponse:
+        """Registers a client."""
+        client = Client(
+            client_id=request.client.client_id,
+            tenant=request.client.tenant,
+            spiffe_id=request.client.spiffe_id,
+            audiences=tuple(request.client.audiences),
+            scopes=tuple(request.client.scopes),
+            enabled=True,
+            created_at=FROM_THE_BEGINNING,
+        )
+        await self._administration.create_client(_admin(), client)
+        return messages.CreateClientResponse()
+
+    async def DisableClient(  # noqa: N802
+        self, request: messages.DisableClientRequest, _context: Context
+    ) -> messages.DisableClientResponse:
+        """Disables a client."""
+        await self._administration.disable_client(_admin(), request.client_id)
+        return messages.DisableClientResponse()
+
+    async def CreateGrant(  # noqa: N802
+        self, request: messages.CreateGrantRequest, _context: Context
+    ) -> messages.CreateGrantResponse:
+        """Creates a grant."""
+        wanted = request.grant
+        if wanted.id:
+            raise _invalid("grant.id", "must be empty: the service gives it")
+        effect = _EFFECTS.get(wanted.effect)
+        if effect is None:
+            raise _invalid("grant.effect", "must be allow or deny")
+        grant = Grant(
+            id="",
+            tenant=wanted.tenant,
+            caller=wanted.caller,
+            verb=wanted.verb,
+            resource=wanted.resource,
+            effect=effect,
+            expires_at=_moment(wanted, "expires_at", "grant.expires_at"),
+        )
+        return messages.CreateGrantResponse(id=await self._administration.create_grant(_admin(), grant))
+
+    async def DeleteGrant(  # noqa: N802
+        self, request: messages.DeleteGrantRequest, _context: Context
+    ) -> messages.DeleteGrantResponse:
+        """Removes a grant."""
+        await self._administration.delete_grant(_admin(), request.id)
+        return messages.DeleteGrantResponse()
+
+    async def ListGrants(  # noqa: N802
+        self, request: messages.ListGrantsRequest, _context: Context
+    ) -> messages.ListGrantsResponse:
+        """Lists a tenant's live grants."""
+        grants = await self._administration.list_grants(_admin(), request.tenant)
+        return messages.ListGrantsResponse(grants=[records.grant_to_proto(grant) for grant in grants])
+
+    async def RegisterSigner(  # noqa: N802
+        self, request: messages.RegisterSignerRequest, _context: Context
+    ) -> messages.RegisterSignerResponse:
+        """Registers a signer."""
+        wanted = SignerRequest(
+            tenant=request.tenant,
+            role=_ROLES.get(request.role, ""),
+            public_key_der=request.public_key,
+            proof=request.proof,
+            valid_until=_moment(request, "valid_until", "valid_until"),
+        )
+        return messages.RegisterSignerResponse(key_id=await self._administration.register_signer(_admin(), wanted))
+
+    async def RevokeSigner(  # noqa: N802
+        self, request: messages.RevokeSignerRequest, _context: Context
+    ) -> messages.RevokeSignerResponse:
+        """Revokes a signer."""
+        since = _moment(request, "compromised_since", "compromised_since")
+        await self._administration.revoke_signer(_admin(), request.key_id, since=since)
+        return messages.RevokeSignerResponse()
+
+    async def Revoke(  # noqa: N802
+        self, request: messages.RevokeRequest, _context: Context
+    ) -> messages.RevokeResponse:
+        """Revokes tokens or certificates."""
+        kind = _KINDS.get(request.kind)
+        if kind is None:
+            raise _invalid("kind", "must be set")
+        return messages.RevokeResponse(id=await self._administration.revoke(_admin(), kind, request.value))
+
+
+def _admin() -> str:
+    tenant = current_caller().tenant
+    if tenant is None:
+        raise PermissionDenied("administration without a token")
+    return tenant
+
+
+def _moment(message: Message, name: str, field: str) -> datetime | None:
+    """A timestamp of a request, None if it is not set."""
+    if not message.HasField(name):
+        return None
+    try:
+        moment: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise _invalid(field, "is not a moment") from None
+    return moment
+
+
+def _invalid(field: str, description: str) -> InvalidRequest:
+    return InvalidRequest(f"{field} {description}", violations=(FieldViolation(field, description),))

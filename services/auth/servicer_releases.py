@@ -1,0 +1,34 @@
+"""ReleaseService on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from casemate.auth.v1 import release_service_pb2 as messages
+from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceServicer
+from casemate.gate.adapters import records
+from services.auth.releases import Releases
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ReleaseServicer(ReleaseServiceServicer):
+    """Translates; `Releases` decides."""
+
+    def __init__(self, *, releases: Releases) -> None:
+        self._releases = releases
+
+    async def RecordRelease(  # noqa: N802  # the protocol's name
+        self, request: messages.RecordReleaseRequest, _context: Context
+    ) -> messages.RecordReleaseResponse:
+        """Appends a version to a release."""
+        release = await self._releases.record(
+            tenant=request.tenant,
+            model=request.model,
+            number=request.version.number,
+            manifest_sha256=request.version.manifest_sha256,
+            signer_key_id=request.version.signer_key_id,
+        )
+        return messages.RecordReleaseResponse(release=records.release_to_proto(release))

@@ -1,0 +1,48 @@
+"""TrustService on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from casemate.auth.v1 import trust_service_pb2 as messages
+from casemate.auth.v1.trust_service_pb2_grpc import TrustServiceServicer
+from casemate.clock import Clock
+from casemate.gate.adapters import records
+from services.auth.feed import TrustPublisher
+from services.auth.store.news import News
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrustServicer(TrustServiceServicer):
+    """Translates; `TrustPublisher` reads and tells."""
+
+    def __init__(self, *, publisher: TrustPublisher, clock: Clock) -> None:
+        self._publisher = publisher
+        self._clock = clock
+
+    async def WatchTrust(  # noqa: N802  # the protocol's name
+        self, request: messages.WatchTrustRequest, _context: Context
+    ) -> AsyncIterator[messages.WatchTrustResponse]:
+        """Everything, then every change."""
+        async with aclosing(self._publisher.watch(epoch=request.epoch, sequence=request.sequence)) as watch:
+            async for news in watch:
+                yield self._message(news)
+
+    def _message(self, news: News) -> messages.WatchTrustResponse:
+        read_age = Duration()
+        read_age.FromTimedelta(timedelta(seconds=max(0.0, self._clock.monotonic() - news.read_at)))
+        message = messages.WatchTrustResponse(epoch=news.epoch, sequence=news.sequence, read_age=read_age)
+        if news.snapshot is not None:
+            message.snapshot.CopyFrom(records.snapshot_to_proto(news.snapshot))
+        elif news.changes:
+            message.delta.CopyFrom(records.delta_to_proto(news.changes))
+        else:
+            message.heartbeat.SetInParent()
+        return message

@@ -1,0 +1,47 @@
+"""What the auth service is told at start: `CASEMATE_AUTH_…` and the shared `CASEMATE_TRUST_…`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.settings import DatabaseSettings, IdentitySettings, ListenSettings, TrustSettings, path, setting
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Settings of the auth service.
+
+    Attributes:
+        listen: where it serves rpcs and metrics.
+        identity: its certificate and the trust domain.
+        trust: how old the last read of the primary may be.
+        database: the authority.
+        kek_file: the key-encryption key.
+        authority_key_file: the key of the MACs on rows of authority, sealed under the
+            KEK; made at the first start.
+        audit_file: where decisions are written, one JSON object a line.
+    """
+
+    listen: ListenSettings
+    identity: IdentitySettings
+    trust: TrustSettings
+    database: DatabaseSettings
+    kek_file: Path = setting("KEK_FILE", parse=path, help="file of the key-encryption key, mode 0600")
+    authority_key_file: Path | None = setting(
+        "AUTHORITY_KEY_FILE",
+        parse=path,
+        default=None,
+        help="file of the sealed MAC key; beside the key-encryption key if not set",
+    )
+    audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")
+
+    @property
+    def authority_key(self) -> Path:
+        """Where the sealed MAC key is."""
+        return self.authority_key_file or self.kek_file.with_suffix(".authority.json")
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of every token."""
+        return f"https://auth.{self.identity.trust_domain}"

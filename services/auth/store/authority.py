@@ -1,0 +1,277 @@
+"""The authority as the domain changes it: one method, one transaction.
+
+Everything here refuses by raising and leaves nothing half done. `within` is the
+tenant that whoever asks may act on, or None for all of them: what lies outside
+is not found, like what does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from casemate.errors import AlreadyExists, Conflict, NotFound, Reason
+from casemate.gate.core.records import Grant, Release, ReleasedVersion, Revocation, RevocationKind
+from casemate.signing.signers import Signer
+from casemate.storage.pool import storage_errors
+from services.auth.records import Client, ReleaseHead, Tenant, TokenKey
+from services.auth.store.changes import Change, EventKind, begin_change
+from services.auth.store.layouts import VersionRow
+from services.auth.store.tables import AuthorityTables
+
+if TYPE_CHECKING:
+    from casemate.storage.pool import Connection, Pool
+
+
+class AuthorityStore:
+    """Reads and changes the authority in its database."""
+
+    def __init__(self, *, pool: Pool, tables: AuthorityTables) -> None:
+        self._pool = pool
+        self._tables = tables
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Connection]:
+        with storage_errors():
+            async with self._pool.acquire() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Change]:
+        async with self._reading() as connection, begin_change(connection) as change:
+            yield change
+
+    async def client_of(self, spiffe_id: str) -> Client | None:
+        """The client with this SPIFFE ID, if its row verifies. One read."""
+        async with self._reading() as connection:
+            found = await self._tables.clients.matching(connection, spiffe_id=spiffe_id)
+        return found[0] if found else None
+
+    async def client(self, client_id: str) -> Client | None:
+        """The client with this identifier."""
+        async with self._reading() as connection:
+            return await self._tables.clients.get(connection, client_id)
+
+    async def grants_of(self, tenant: str) -> list[Grant]:
+        """The grants on a tenant's resources, by identifier."""
+        async with self._reading() as connection:
+            return await self._tables.grants.matching(connection, tenant=tenant)
+
+    async def add_tenant(self, tenant: Tenant) -> None:
+        """Adds a tenant.
+
+        Raises:
+            AlreadyExists: its name is taken.
+        """
+        async with self._changing() as change:
+            await self._tables.tenants.insert(change.connection, tenant)
+
+    async def add_client(self, client: Client) -> None:
+        """Adds a client.
+
+        Raises:
+            NotFound: there is no such tenant.
+            AlreadyExists: its identifier or SPIFFE ID is taken.
+        """
+        async with self._changing() as change:
+            await self._require_tenant(change.connection, client.tenant)
+            await self._tables.clients.insert(change.connection, client)
+
+    async def disable_client(self, client_id: str, *, within: str | None, revocation: Revocation) -> None:
+        """Disables a client and revokes what it holds; again is no error.
+
+        Raises:
+            NotFound: there is no such client within reach.
+        """
+        async with self._changing() as change:
+            client = await self._tables.clients.get(change.connection, client_id)
+            if client is None or within not in (None, client.tenant):
+                raise NotFound(f"client {client_id}")
+            if client.enabled:
+                await self._tables.clients.replace(change.connection, replace(client, enabled=False))
+            await self._revoke(change, revocation)
+
+    async def add_grant(self, grant: Grant) -> None:
+        """Adds a grant.
+
+        Raises:
+            NotFound: there is no such tenant.
+        """
+        async with self._changing() as change:
+            await self._require_tenant(change.connection, grant.tenant)
+            await self._tables.grants.insert(change.connection, grant)
+            await change.tell(EventKind.GRANT, grant.id)
+
+    async def delete_grant(self, grant_id: str, *, within: str | None) -> None:
+        """Removes a grant.
+
+        Raises:
+            NotFound: there is no such grant within reach.
+        """
+        async with self._changing() as change:
+            grant = await self._tables.grants.get(change.connection, grant_id)
+            if grant is None or within not in (None, grant.tenant):
+                raise NotFound(f"grant {grant_id}")
+            await self._tables.grants.delete(change.connection, grant_id)
+            await change.tell(EventKind.GRANT, grant_id)
+
+    async def add_signer(self, signer: Signer) -> None:
+        """Adds a signer.
+
+        Raises:
+            NotFound: there is no such tenant.
+            AlreadyExists: the key is registered, whoever it is for.
+        """
+        async with self._changing() as change:
+            await self._require_tenant(change.connection, signer.tenant)
+            await self._tables.signers.insert(change.connection, signer)
+            await change.tell(EventKind.SIGNER, signer.key_id)
+
+    async def revoke_signer(self, key_id: str, *, since: datetime, within: str | None) -> None:
+        """Has nothing trusted that this signer signed since a moment; the earliest moment ever given stays.
+
+        Raises:
+            NotFound: there is no such signer within reach.
+        """
+        async with self._changing() as change:
+            signer = await self._tables.signers.get(change.connection, key_id)
+            if signer is None or within not in (None, signer.tenant):
+                raise NotFound(f"signer {key_id}")
+            if signer.compromised_since is None or since < signer.compromised_since:
+                await self._tables.signers.replace(change.connection, replace(signer, compromised_since=since))
+                await change.tell(EventKind.SIGNER, key_id)
+
+    async def revoke(self, revocation: Revocation) -> str:
+        """Adds a revocation and returns its identifier: an earlier one's, where that says the same."""
+        async with self._changing() as change:
+            return await self._revoke(change, revocation)
+
+    async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation) -> str:
+        """Revokes a token key; if it is the active one, the successor signs from now on.
+
+        Returns:
+            The revocation's identifier.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        async with self._changing() as change:
+            key = await self._tables.token_keys.get(change.connection, kid)
+            if key is None:
+                raise NotFound(f"token key {kid}")
+            if key.state != "revoked":
+                await self._tables.token_keys.replace(change.connection, replace(key, state="revoked"))
+            if key.state == "active":
+                await self._tables.token_keys.insert(change.connection, successor)
+                await change.tell(EventKind.TOKEN_KEY, successor.kid)
+            await change.tell(EventKind.TOKEN_KEY, kid)
+            return await self._revoke(change, revocation)
+
+    async def active_token_key(self) -> TokenKey | None:
+        """The key that signs now, if there is one and its row verifies."""
+        async with self._reading() as connection:
+            found = await self._tables.token_keys.matching(connection, state="active")
+        return found[0] if found else None
+
+    async def add_first_token_key(self, key: TokenKey) -> None:
+        """Adds the active key, unless another replica was faster.
+
+        Raises:
+            AlreadyExists: there is an active key, whether or not its row verifies.
+        """
+        async with self._changing() as change:
+            await self._tables.token_keys.insert(change.connection, key)
+            await change.tell(EventKind.TOKEN_KEY, key.kid)
+
+    async def signer(self, key_id: str) -> Signer | None:
+        """The signer with this key id."""
+        async with self._reading() as connection:
+            return await self._tables.signers.get(connection, key_id)
+
+    async def record_release(self, tenant: str, model: str, version: ReleasedVersion) -> Release:
+        """Appends a version if its number is the next one; the same version again changes nothing.
+
+        Raises:
+            NotFound: there is no such tenant.
+            Conflict: another version has that number, or it is not the next one.
+        """
+        async with self._changing() as change:
+            connection = change.connection
+            await self._require_tenant(connection, tenant)
+            head = await self._tables.releases.get(connection, tenant, model)
+            recorded = await self._tables.versions.get(connection, tenant, model, version.number)
+            if recorded is None:
+                await self._append(change, head, tenant, model, version)
+            elif _identity(recorded.version) != _identity(version):
+                raise Conflict(f"{model} has another version {version.number}", reason=Reason.CONCURRENT_UPDATE)
+            release = await self._tables.release(connection, tenant, model)
+        if release is None:
+            raise NotFound(f"release of {model}")
+        return release
+
+    async def bootstrap(self, tenant: Tenant, operator: Client) -> None:
+        """Adds the house tenant and the first operator, once per database.
+
+        Raises:
+            AlreadyExists: this database had a first operator.
+        """
+        async with self._changing() as change:
+            if await self._tables.tenants.get(change.connection, tenant.name) is None:
+                await self._tables.tenants.insert(change.connection, tenant)
+            await self._tables.clients.insert(change.connection, operator)
+            first = await change.connection.fetchval(
+                "INSERT INTO operator_bootstrap (client_id, created_at) VALUES ($1, $2)"
+                " ON CONFLICT DO NOTHING RETURNING 1",
+                operator.client_id,
+                operator.created_at,
+            )
+            if first is None:
+                raise AlreadyExists("this database already had its first operator")
+
+    async def _append(
+        self, change: Change, head: ReleaseHead | None, tenant: str, model: str, version: ReleasedVersion
+    ) -> None:
+        latest = 0 if head is None else head.latest
+        if version.number != latest + 1:
+            raise Conflict(f"{model} stands at {latest}, not before {version.number}", reason=Reason.CONCURRENT_UPDATE)
+        swapped = ReleaseHead(tenant=tenant, model=model, latest=version.number)
+        if head is None:
+            await self._tables.releases.insert(change.connection, swapped)
+        else:
+            await self._tables.releases.replace(change.connection, swapped)
+        await self._tables.versions.insert(change.connection, VersionRow(tenant=tenant, model=model, version=version))
+        await change.tell(EventKind.RELEASE, tenant, model)
+
+    async def _revoke(self, change: Change, revocation: Revocation) -> str:
+        same_kind = await self._tables.revocations.matching(
+            change.connection, kind=revocation.kind.value, value=revocation.value
+        )
+        for earlier in same_kind:
+            if _covers(earlier, revocation):
+                return earlier.id
+        await self._tables.revocations.insert(change.connection, revocation)
+        await change.tell(EventKind.REVOCATION, revocation.id)
+        return revocation.id
+
+    async def _require_tenant(self, connection: Connection, tenant: str) -> None:
+        if await self._tables.tenants.get(connection, tenant) is None:
+            raise NotFound(f"tenant {tenant}")
+
+
+def _identity(version: ReleasedVersion) -> tuple[bytes, str]:
+    return version.manifest_sha256, version.signer_key_id
+
+
+def _covers(earlier: Revocation, later: Revocation) -> bool:
+    """Whether an earlier revocation of the same value already refuses all that the later one would."""
+    if later.kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT):
+        return False  # the later moment reaches tokens that were issued in between
+    if earlier.expires_at is None:
+        return True
+    # Repeating the revocation of one token adds nothing: no token outlives the first one's expiry.
+    return later.expires_at is not None and (
+        earlier.expires_at >= later.expires_at or later.kind is RevocationKind.TOKEN
+    )

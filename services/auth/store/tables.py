@@ -1,0 +1,57 @@
+"""All authority tables over one key, and the records that take more than one row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casemate.errors import StoredDataUnreadable
+from casemate.gate.core.records import Release
+from casemate.sealing.authority_rows import AuthorityKey
+from services.auth.records import ReleaseHead
+from services.auth.store import layouts
+from services.auth.store.layouts import VersionRow
+from services.auth.store.table import Alarms, AuthorityTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casemate.storage.pool import Connection
+
+
+class AuthorityTables:
+    """Every table of authority rows, read and written under one key."""
+
+    def __init__(self, *, key: AuthorityKey, alarms: Alarms) -> None:
+        self._alarms = alarms
+        self.tenants = AuthorityTable(layouts.TENANTS, key=key, alarms=alarms)
+        self.clients = AuthorityTable(layouts.CLIENTS, key=key, alarms=alarms)
+        self.grants = AuthorityTable(layouts.GRANTS, key=key, alarms=alarms)
+        self.signers = AuthorityTable(layouts.SIGNERS, key=key, alarms=alarms)
+        self.releases = AuthorityTable(layouts.RELEASES, key=key, alarms=alarms)
+        self.versions = AuthorityTable(layouts.VERSIONS, key=key, alarms=alarms)
+        self.token_keys = AuthorityTable(layouts.TOKEN_KEYS, key=key, alarms=alarms)
+        self.revocations = AuthorityTable(layouts.REVOCATIONS, key=key, alarms=alarms)
+
+    async def release(self, connection: Connection, tenant: str, model: str) -> Release | None:
+        """A model's release, of verified rows alone; None if there is none that verifies."""
+        try:
+            head = await self.releases.get(connection, tenant, model)
+        except StoredDataUnreadable:
+            return None
+        if head is None:
+            return None
+        return self._assemble(head, await self.versions.matching(connection, tenant=tenant, model=model))
+
+    async def all_releases(self, connection: Connection) -> list[Release]:
+        """Every release, of verified rows alone."""
+        versions: dict[tuple[str, str], list[VersionRow]] = {}
+        for row in await self.versions.all(connection):
+            versions.setdefault((row.tenant, row.model), []).append(row)
+        heads = await self.releases.all(connection)
+        return [self._assemble(head, versions.get((head.tenant, head.model), ())) for head in heads]
+
+    def _assemble(self, head: ReleaseHead, rows: Sequence[VersionRow]) -> Release:
+        # The head counts the versions, so one that was deleted beneath it shows.
+        if [row.version.number for row in rows] != list(range(1, head.latest + 1)):
+            self._alarms.sound("versions are missing", table="release", key=f"{head.tenant}/{head.model}")
+        return Release(tenant=head.tenant, model=head.model, versions=tuple(row.version for row in rows))

@@ -1,0 +1,170 @@
+"""Access tokens: RFC 9068 claims, bound to a certificate by RFC 8705, dead in five minutes."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import jwt
+
+from casemate.clock import Clock
+from casemate.errors import (
+    FieldViolation,
+    InvalidRequest,
+    PermissionDenied,
+    Reason,
+    Unauthenticated,
+)
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.secret import Secret
+from services.auth.records import Client
+from services.auth.scopes import SCOPES_BY_AUDIENCE
+from services.auth.token_keys import SigningTokenKey
+
+MAX_LIFETIME: Final = timedelta(minutes=5)
+"""No access token lives longer; every revocation of tokens may be forgotten after it."""
+
+_NONCE_BYTES: Final = 16
+_PROOF_BYTES: Final = 16
+_MAX_LENGTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedToken:
+    """A token and what its holder needs to know of it."""
+
+    token: Secret[str]
+    token_id: str
+    expires_at: datetime
+    scopes: tuple[str, ...]
+
+
+class TokenIdentifiers:
+    """Makes `jti` values that carry a proof of whose token they name.
+
+    So a client can revoke its own token by its identifier although no issued
+    token is stored anywhere: half of the identifier is random, the other half a
+    MAC over the random half and the client.
+    """
+
+    def __init__(self, *, key: AuthorityKey) -> None:
+        self._key = key
+
+    def make(self, client_id: str) -> str:
+        """A new identifier, never seen before."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return base64.urlsafe_b64encode(nonce + self._proof(nonce, client_id)).rstrip(b"=").decode()
+
+    def verify(self, token_id: str, client_id: str) -> str:
+        """Return the identifier if it was made for this client.
+
+        Raises:
+            PermissionDenied: it was not, or is not one of ours at all.
+        """
+        if len(token_id) > _MAX_LENGTH:
+            raise PermissionDenied("token identifier too long", reason=Reason.CALLER_NOT_ALLOWED)
+        try:
+            raw = base64.urlsafe_b64decode(token_id.encode("ascii") + b"=" * (-len(token_id) % 4))
+        except ValueError:
+            raw = b""
+        nonce = raw[:_NONCE_BYTES]
+        expected = base64.urlsafe_b64encode(nonce + self._proof(nonce, client_id)).rstrip(b"=")
+        # Compared in its one canonical spelling, which is the one that the token carries.
+        if secrets.compare_digest(token_id.encode(), expected):
+            return token_id
+        raise PermissionDenied("token identifier of another client", reason=Reason.CALLER_NOT_ALLOWED)
+
+    def _proof(self, nonce: bytes, client_id: str) -> bytes:
+        return self._key.mac("token_identifier", client_id, {"nonce": nonce})[:_PROOF_BYTES]
+
+
+class TokenIssuer:
+    """Issues tokens to clients; one signature each.
+
+    Args:
+        issuer: the `iss` of every token.
+        signing_key: gives the active key at the moment of the call.
+        identifiers: makes the `jti`.
+        clock: says when now is.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        signing_key: Callable[[], SigningTokenKey],
+        identifiers: TokenIdentifiers,
+        clock: Clock,
+    ) -> None:
+        self._issuer = issuer
+        self._signing_key = signing_key
+        self._identifiers = identifiers
+        self._clock = clock
+
+    def issue(
+        self, client: Client, *, audience: str, scopes: Sequence[str], thumbprint: str, not_after: datetime
+    ) -> IssuedToken:
+        """A token for one audience, bound to the certificate with this thumbprint, dead with it.
+
+        Args:
+            client: an enabled client, proven by that certificate.
+            audience: the one service that the token is for.
+            scopes: what is asked for; empty asks for all that the client has there.
+            thumbprint: base64url SHA-256 of the leaf (`cnf.x5t#S256`, RFC 8705 section 3.1).
+            not_after: when the leaf ends.
+
+        Raises:
+            InvalidRequest: there is no such audience.
+            PermissionDenied: `SCOPE_NOT_GRANTED`: the client may not have the audience, a scope, or any scope there.
+            Unauthenticated: the certificate has less than a second to live.
+        """
+        granted = grantable(client, audience, scopes)
+        now = self._clock.now()
+        issued_at = int(now.timestamp())
+        expires_at = int(min(now + MAX_LIFETIME, not_after).timestamp())
+        expires_at = min(expires_at, issued_at + int(MAX_LIFETIME.total_seconds()))
+        if expires_at <= issued_at:
+            raise Unauthenticated("the certificate ends within the second", reason=Reason.PEER_REFUSED)
+        token_id = self._identifiers.make(client.client_id)
+        claims = {
+            "iss": self._issuer,
+            "aud": audience,
+            # RFC 9068 section 2.2: without a resource owner, the subject is the client itself.
+            "sub": client.client_id,
+            "client_id": client.client_id,
+            "tenant": client.tenant,
+            "scope": " ".join(granted),
+            "iat": issued_at,
+            "exp": expires_at,
+            "jti": token_id,
+            "cnf": {"x5t#S256": thumbprint},
+        }
+        key = self._signing_key()
+        text = jwt.encode(claims, key.private_key, algorithm=key.algorithm, headers={"kid": key.kid, "typ": "at+jwt"})
+        return IssuedToken(
+            token=Secret(text),
+            token_id=token_id,
+            expires_at=datetime.fromtimestamp(expires_at, tz=now.tzinfo),
+            scopes=granted,
+        )
+
+
+def grantable(client: Client, audience: str, scopes: Sequence[str]) -> tuple[str, ...]:
+    """The scopes that a token for this audience carries, sorted; never wider than asked for.
+
+    Raises:
+        InvalidRequest: there is no such audience.
+        PermissionDenied: `SCOPE_NOT_GRANTED`.
+    """
+    known = SCOPES_BY_AUDIENCE.get(audience)
+    if known is None:
+        raise InvalidRequest("unknown audience", violations=(FieldViolation("audience", "is not a known audience"),))
+    allowed = known & frozenset(client.scopes) if audience in client.audiences else frozenset()
+    wanted = frozenset(scopes) or allowed
+    if not wanted or not wanted <= allowed:
+        raise PermissionDenied("scope or audience not granted", reason=Reason.SCOPE_NOT_GRANTED)
+    return tuple(sorted(wanted))

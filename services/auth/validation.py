@@ -1,0 +1,100 @@
+"""Requests of the administration, field by field: everything wrong is named at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from casemate.errors import FieldViolation, InvalidRequest
+from services.auth.scopes import SCOPES, SCOPES_BY_AUDIENCE
+
+VERBS: Final = ("push", "read", "publish", "infer", "describe", "*")
+"""What a grant may give or take; `*` is all of them."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_MAX_SPIFFE_ID_BYTES: Final = 2048
+_MAX_SEGMENTS: Final = 16
+
+
+class FieldChecks:
+    """Collects what is wrong with a request, then refuses it once.
+
+    Descriptions are constant text: they never repeat what was sent.
+    """
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+
+    def that(self, field: str, description: str, *, holds: bool) -> None:
+        """Notes that a field breaks its rule, unless it holds."""
+        if not holds:
+            self._violations.append(FieldViolation(field, description))
+
+    def tenant(self, field: str, value: str) -> None:
+        """A tenant's name."""
+        self.that(field, "must match [a-z][a-z0-9-]{0,62}", holds=_NAME.fullmatch(value) is not None)
+
+    def identifier(self, field: str, value: str) -> None:
+        """A client's identifier."""
+        self.that(
+            field,
+            "must be 1 to 128 letters, digits, '.', '_', '@' or '-'",
+            holds=_IDENTIFIER.fullmatch(value) is not None,
+        )
+
+    def segment(self, field: str, value: str) -> None:
+        """The name of a model."""
+        self.that(
+            field, "must be 1 to 128 letters, digits, '.', '_' or '-'", holds=_SEGMENT.fullmatch(value) is not None
+        )
+
+    def spiffe_id_within(self, field: str, value: str, *, trust_domain: str, tenant: str) -> None:
+        """A client's SPIFFE ID: inside its tenant's path (design: names in certificates mean something)."""
+        prefix = f"spiffe://{trust_domain}/t/{tenant}/"
+        segments = value.removeprefix(prefix).split("/")
+        holds = value.startswith(prefix) and len(value) <= _MAX_SPIFFE_ID_BYTES
+        holds = holds and all(_SEGMENT.fullmatch(segment) for segment in segments)
+        self.that(field, "must be inside the tenant's path, spiffe://<domain>/t/<tenant>/", holds=holds)
+
+    def audiences(self, field: str, values: Iterable[str]) -> None:
+        """One or more known audiences."""
+        chosen = list(values)
+        holds = bool(chosen) and all(value in SCOPES_BY_AUDIENCE for value in chosen)
+        self.that(field, "must name known audiences: auth, datasets, inference", holds=holds)
+
+    def scopes(self, field: str, values: Iterable[str]) -> None:
+        """One or more known scopes."""
+        chosen = list(values)
+        self.that(field, "must name known scopes", holds=bool(chosen) and all(value in SCOPES for value in chosen))
+
+    def caller_pattern(self, field: str, value: str, *, tenant: str) -> None:
+        """Callers by path: of the tenant itself by pattern, of another one by exact name only."""
+        segments = value.split("/")
+        if len(segments) > _MAX_SEGMENTS or segments[0] != "t" or len(segments) < 3:
+            self.that(field, "must be t/<tenant>/<name>", holds=False)
+            return
+        foreign = segments[1] != tenant
+        wild = "*" in segments
+        self.that(field, "callers of another tenant must be named exactly, without '*'", holds=not (foreign and wild))
+        well_formed = all(segment == "*" or _SEGMENT.fullmatch(segment) for segment in segments[2:])
+        tenant_named = _NAME.fullmatch(segments[1]) is not None
+        self.that(field, "must be t/<tenant>/<name>", holds=well_formed and (tenant_named or wild))
+
+    def resource_pattern(self, field: str, value: str) -> None:
+        """Resources by path: `dataset/<name>` or `model/<name>`, the name may be `*`."""
+        kind, _, name = value.partition("/")
+        holds = kind in {"dataset", "model"} and (name == "*" or _SEGMENT.fullmatch(name) is not None)
+        self.that(field, "must be dataset/<name> or model/<name>; the name may be '*'", holds=holds)
+
+    def raise_if_any(self) -> None:
+        """Ends the checks.
+
+        Raises:
+            InvalidRequest: names every field that was wrong.
+        """
+        if self._violations:
+            fields = ", ".join(violation.field for violation in self._violations)
+            raise InvalidRequest(f"not valid: {fields}", violations=tuple(self._violations))
