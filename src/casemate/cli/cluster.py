@@ -24,6 +24,7 @@ from casemate.cli.certificates import Certificates
 from casemate.cli.state import METRICS_PORTS, PORTS, SERVICES, StateDirectory
 from casemate.cli.supervisor import Child, ChildCommand
 from casemate.client.session import Endpoints
+from casemate.clock import Clock, SystemClock
 from casemate.errors import ConfigurationError
 from casemate.settings import DatabaseSettings
 from casemate.storage.embedded import EmbeddedPostgres
@@ -111,15 +112,23 @@ class Cluster:
         ports: where to listen.
         trust_domain: the SPIFFE trust domain.
         report: told one line about everything worth a line.
+        clock: judges which certificates are due.
     """
 
     def __init__(
-        self, *, state: StateDirectory, ports: Ports, trust_domain: str, report: Callable[[str], None]
+        self,
+        *,
+        state: StateDirectory,
+        ports: Ports,
+        trust_domain: str,
+        report: Callable[[str], None],
+        clock: Clock | None = None,
     ) -> None:
         self.state = state
         self.ports = ports
         self.trust_domain = trust_domain
         self._report = report
+        self._clock = clock or SystemClock()
         self._checkout = find_checkout()
         self.postgres = EmbeddedPostgres(directory=state.postgres)
         self._databases: dict[str, DatabaseSettings] = {}
@@ -142,7 +151,9 @@ class Cluster:
         self.state.create()
         self._take_lock()
         self.ports.require_free()
-        self.certificates = Certificates.open(self.state, trust_domain=self.trust_domain, report=self._report)
+        self.certificates = Certificates.open(
+            self.state, trust_domain=self.trust_domain, report=self._report, clock=self._clock
+        )
         self.certificates.renew_due()
         await self.postgres.start()
         for name in (name for names in DATABASES.values() for name in names):

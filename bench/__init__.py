@@ -1,0 +1,1 @@
+"""Measurements. Run by `make bench-NAME`; `JSON=1` prints one object."""

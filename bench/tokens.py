@@ -1,0 +1,44 @@
+"""Tokens as auth makes them, for benches that do not start it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate.gate.core.records import VerificationKey
+from casemate.gate.core.trust import TrustSnapshot
+
+
+class Mint:
+    """A token key, and the trust that goes with it."""
+
+    def __init__(self) -> None:
+        self._private = Ed25519PrivateKey.generate()
+        spki = self._private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.key = VerificationKey.load(spki)
+        self.issuer = "https://auth.casemate.internal"
+
+    def snapshot(self) -> TrustSnapshot:
+        """Trust in this mint and nothing else."""
+        return TrustSnapshot.build(epoch="bench", sequence=1, issuer=self.issuer, keys=[self.key])
+
+    def issue(self, thumbprint: str, *, lifetime_seconds: int = 300) -> str:
+        """A token for the holder of the certificate with this thumbprint."""
+        now = int(time.time())
+        claims = {
+            "iss": self.issuer,
+            "aud": "inference",
+            "sub": "bench",
+            "client_id": "bench",
+            "tenant": "acme",
+            "scope": "models.infer",
+            "iat": now,
+            "exp": now + lifetime_seconds,
+            "jti": uuid.uuid4().hex,
+            "cnf": {"x5t#S256": thumbprint},
+        }
+        return jwt.encode(claims, self._private, algorithm="EdDSA", headers={"kid": self.key.kid, "typ": "at+jwt"})
