@@ -4,6 +4,6 @@ import os
 
 from casemate.transport.floor import raise_floor
 
-raise_floor(os.environ)  # noqa: TID251  # grpc reads the real environment, once, when the first test imports it
+raise_floor(os.environ)  # grpc reads the real environment, once, when the first test imports it
 
 pytest_plugins = ["tests.support.authority", "tests.support.postgres"]

@@ -7,10 +7,11 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from cryptography import x509
 
 from casemate.auth.v1 import admin_service_pb2, token_service_pb2
 from casemate.errors import Unavailable
-from casemate.transport.certificates import CertificateSource
+from casemate.transport.certificates import CertificateSource, PinnedPair, thumbprint_of
 from casemate.transport.channel import RotatingChannel, idempotent_methods
 from casemate.transport.registry import RegisteredService
 from casemate.transport.server import build_server
@@ -95,11 +96,13 @@ def test_both_sides_renew_under_load_and_no_call_fails(  # noqa: PLR0917  # fixt
         assert min(calls) > 6
 
 
-def test_calls_carry_the_new_certificate_after_renewal(house, server_source, client_source, client_directory):
+def test_calls_carry_the_new_certificate_after_renewal_and_a_pinned_channel_the_old_one(
+    house, server_source, client_source, client_directory
+):
     seen = []
 
     def note(request, context):
-        seen.append(context.auth_context()["x509_pem_cert"][0])
+        seen.append(thumbprint_of(x509.load_pem_x509_certificate(context.auth_context()["x509_pem_cert"][0])))
         return request
 
     service = RegisteredService("test.Note", {"It": grpc.unary_unary_rpc_method_handler(note)})
@@ -107,15 +110,21 @@ def test_calls_carry_the_new_certificate_after_renewal(house, server_source, cli
         source=server_source, services=[service], interceptors=[], address="127.0.0.1:0", lame_duck=QUICK
     )
     server.start()
-    with RotatingChannel(target=f"127.0.0.1:{server.port}", service_name="auth", source=client_source) as channel:
+    target = f"127.0.0.1:{server.port}"
+    before = client_source.current
+    with (
+        RotatingChannel(target=target, service_name="auth", source=client_source) as channel,
+        RotatingChannel(target=target, service_name="auth", source=PinnedPair(before)) as pinned,
+    ):
         moved = rotated(channel)
         channel.unary_unary("/test.Note/It")(b"a")
         house.client(client_directory)
         assert client_source.poll()
         assert moved.wait(10)
         channel.unary_unary("/test.Note/It")(b"a")
+        pinned.unary_unary("/test.Note/It")(b"a")
     server.stop()
-    assert len(set(seen)) == 2
+    assert seen == [before.thumbprint, client_source.current.thumbprint, before.thumbprint]
 
 
 def test_a_running_stream_survives_the_rotation_and_its_channel_closes_after_it(

@@ -49,6 +49,19 @@ class CertificateMetrics(Protocol):
         ...
 
 
+class PairSource(Protocol):
+    """Where a channel takes its certificate from: a `CertificateSource` that is renewed, or one `PinnedPair`."""
+
+    @property
+    def current(self) -> CertificatePair:
+        """The pair in force."""
+        ...
+
+    def subscribe(self, callback: Callable[[CertificatePair], None]) -> Callable[[], None]:
+        """Has `callback` called with each new pair; returns a function that ends that."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificatePair:
     """A private key, the certificate that goes with it, and the roots it is trusted under.
@@ -69,6 +82,22 @@ class CertificatePair:
     def trust_domain(self) -> str:
         """The part of the SPIFFE ID between the scheme and the path."""
         return self.spiffe_id.removeprefix("spiffe://").partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPair:
+    """A source that never renews: for a call that must be made with exactly this certificate.
+
+    A token is bound to the certificate of the connection it was asked for on. While
+    the channels of one client move to a new certificate one after the other, only a
+    pinned connection gets the token that a certain channel needs.
+    """
+
+    current: CertificatePair
+
+    def subscribe(self, _callback: Callable[[CertificatePair], None]) -> Callable[[], None]:
+        """Accepts and never calls."""
+        return lambda: None
 
 
 def load_pair(directory: Path) -> CertificatePair:

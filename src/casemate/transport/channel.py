@@ -22,7 +22,7 @@ import grpc
 
 from casemate.errors import Unavailable
 from casemate.transport.calls import Generation, StreamStream, StreamUnary, UnaryStream, UnaryUnary
-from casemate.transport.certificates import CertificatePair, CertificateSource
+from casemate.transport.certificates import CertificatePair, PairSource
 from casemate.transport.options import CHANNEL_OPTIONS, DEFAULT_MAX_MESSAGE_BYTES, Option, message_options
 from casemate.transport.service_config import idempotent_methods, service_config
 
@@ -50,7 +50,7 @@ class RotatingChannel(grpc.Channel):
         target: where to dial, in gRPC's syntax: `host:port`, `dns:///name:port`, `ipv4:a:1,b:2`.
         service_name: whose certificate is accepted: `auth.casemate.internal`, or `auth` for
             that name in the trust domain of our own certificate.
-        source: our certificate, and the roots the server is judged by.
+        source: our certificate, and the roots the server is judged by; a `PinnedPair` never rotates.
         idempotent_methods: full names that may be repeated; see `idempotent_methods`.
         default_deadline: of unary calls.
         max_message_bytes: the largest message, either way.
@@ -63,7 +63,7 @@ class RotatingChannel(grpc.Channel):
         *,
         target: str,
         service_name: str,
-        source: CertificateSource,
+        source: PairSource,
         idempotent_methods: frozenset[str] = frozenset(),
         default_deadline: timedelta = DEFAULT_DEADLINE,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
