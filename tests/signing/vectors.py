@@ -13,7 +13,7 @@ import pytest
 
 
 def folder() -> Path:
-    where = os.environ.get("CASEMATE_VECTORS")  # noqa: TID251  # tests have no settings
+    where = os.environ.get("CASEMATE_VECTORS")
     if not where:
         pytest.skip("CASEMATE_VECTORS is not set: it names the folder with the test vectors of others")
     return Path(where)
