@@ -8,6 +8,10 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casemate import errors
 from casemate.errors import CasemateError, Code, FieldViolation, Reason
@@ -135,6 +139,27 @@ def test_details_that_cannot_be_read_leave_the_code_to_speak(details):
     back = from_rpc_error(Raised(grpc.StatusCode.NOT_FOUND, "gone", ((DETAILS_KEY, details),)))
     assert type(back) is errors.NotFound
     assert str(back) == "gone"
+
+
+@given(serialized=st.binary(max_size=200))
+def test_no_details_make_the_reader_fail(serialized):
+    back = from_rpc_error(Raised(grpc.StatusCode.ABORTED, "", ((DETAILS_KEY, serialized),)))
+    assert back.code is Code.ABORTED
+
+
+@pytest.mark.parametrize("seconds", [2**62, -(2**62)])
+def test_a_retry_time_beyond_all_calendars_is_left_out(seconds):
+    rich = status_pb2.Status(code=10)
+    rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds)))
+    back = from_rpc_error(Raised(grpc.StatusCode.ABORTED, "", ((DETAILS_KEY, rich.SerializeToString()),)))
+    assert back.retry_after is None
+
+
+def test_details_of_another_domain_do_not_speak_for_us():
+    rich = status_pb2.Status(code=3)
+    rich.details.add().Pack(error_details_pb2.ErrorInfo(reason="SIGNATURE_INVALID", domain="example.com"))
+    back = from_rpc_error(Raised(grpc.StatusCode.INVALID_ARGUMENT, "", ((DETAILS_KEY, rich.SerializeToString()),)))
+    assert type(back) is errors.InvalidRequest
 
 
 def test_a_reason_cannot_turn_a_code_into_another():

@@ -84,14 +84,14 @@ def from_rpc_error(error: grpc.RpcError) -> CasemateError:
     if code is None:
         return InternalError(str(error))
     details = _parse_details(_trailing(error))
-    reason = _reason(details.reason)
+    reason = _reason(details.reason) if details.ours else None
     kind = _kind(code, reason)
     text = error.details() or kind.public_message
     if details.request_id:
         text = f"{text} (request {details.request_id})"
     return kind(
         text,
-        reason=reason if reason is not None and details.ours else None,
+        reason=reason,
         violations=details.violations,
         retry_after=details.retry_after,
     )
