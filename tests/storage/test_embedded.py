@@ -331,7 +331,7 @@ async def test_server_ends_by_itself_when_its_supervisor_is_killed(folder: Path)
     supervisor.kill()
     supervisor.wait()
     async with asyncio.timeout(20):
-        while process.is_postgres_on(pid, state / "data"):  # noqa: ASYNC110  # the kernel's event, not ours
+        while process.is_postgres_on(pid, state / "data"):  # the kernel's event, not ours
             await asyncio.sleep(process.POLL_SECONDS)
     async with EmbeddedPostgres(directory=state) as server:
         assert await answer(server.superuser) == "postgres"

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from casemate.errors import CasemateError, ConfigurationError, Conflict, InternalError, Unavailable
 from casemate.settings import DatabaseSettings
@@ -52,6 +53,7 @@ class ConnectArguments(TypedDict):
     password: str
     ssl: ssl.SSLContext | bool
     direct_tls: bool
+    target_session_attrs: SessionAttribute
     timeout: float
     command_timeout: float
     server_settings: dict[str, str]
@@ -94,6 +96,8 @@ def connect_arguments(settings: DatabaseSettings) -> ConnectArguments:
         password=settings.password.reveal(),
         ssl=False if settings.is_local else build_tls_context(settings),
         direct_tls=False,
+        # Never a standby: it would answer with yesterday's revocations.
+        target_session_attrs=SessionAttribute.read_write,
         timeout=CONNECT_TIMEOUT_SECONDS,
         command_timeout=COMMAND_TIMEOUT_SECONDS,
         server_settings=dict(_SESSION),
@@ -143,10 +147,7 @@ def storage_errors() -> Iterator[None]:
     except asyncpg.PostgresError as error:
         raise _translate(error) from None
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        # Most often "connection is closed" or "pool is closing". asyncpg writes these texts itself,
-        # but one of them quotes an argument that it could not encode.
-        if isinstance(error, asyncpg.DataError):
-            raise InternalError("an argument does not fit its column's type") from None
+        # Mostly "connection is closed" or "pool is closing".
         raise Unavailable(f"the connection to the database cannot be used: {type(error).__name__}") from None
     except TimeoutError:
         raise Unavailable("the database did not answer in time") from None
