@@ -119,8 +119,8 @@ def verify_dataset_manifest(
 ) -> VerifiedManifest:
     """The manifest, if a supplier of `tenant` signed it for this audience and dataset.
 
-    Costs one signature verification and the root over at most 20,000 chunks
-    (tens of milliseconds then: off the event loop).
+    Costs one signature verification and about 6 µs per chunk: a tenth of a second
+    for the most chunks that are allowed. Call it off the event loop.
 
     Args:
         envelope: DSSE in JSON.
