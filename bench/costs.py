@@ -21,22 +21,23 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
-from casemate.sealing.authority_rows import AuthorityKey
-from casemate.sealing.files import open_bytes, seal_stream
-from casemate.sealing.rows import BatchContext, open_batch, seal_batch
 
 from bench.echo import METHOD, TRUST_DOMAIN, build_gate
 from bench.report import Result, publish
 from bench.tokens import Mint
 from casemate.clock import SystemClock
+from casemate.gate.core.admission import Admission
 from casemate.pki.authority import CertificateAuthority
 from casemate.pki.leaves import write_leaf
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.sealing.files import open_bytes, seal_stream
 from casemate.sealing.keys import DataKey
 from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.rows import BatchContext, open_batch, seal_batch
 from casemate.signing.dsse import sign_envelope, verify_envelope
 from casemate.signing.keys import SigningKey
 from casemate.signing.merkle import leaf_hash
-from casemate.transport.certificates import load_pair
+from casemate.transport.certificates import CertificatePair, load_pair
 from casemate.transport.floor import CIPHER_SUITES, CIPHER_SUITES_VARIABLE
 
 ROUNDS = 12
@@ -51,12 +52,12 @@ def measure() -> list[Result]:
         directory = Path(scratch)
         _make_leaves(directory)
         calls = _calls(directory)
-        thumbprint = load_pair(directory / "client").thumbprint
+        pair = load_pair(directory / "client")
     return [
         Result("call, plain", calls["plaintext"], "µs a call"),
         Result("mutual TLS 1.3", calls["mtls"] - calls["plaintext"], "µs a call more"),
         Result("the whole gate", calls["gated"] - calls["mtls"], "µs a call more"),
-        *_tokens(thumbprint),
+        *_decision(pair),
         *_signing(),
         *_sealing(),
     ]
@@ -113,24 +114,34 @@ def _caller(mode: str, directory: Path, running: ExitStack) -> Callable[[], obje
         name = f"inference.{TRUST_DOMAIN}"
         channel = grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", name)])
     running.callback(channel.close)
-    method = channel.unary_unary(METHOD)
+    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
     metadata = (("authorization", f"Bearer {said['token']}"),) if "token" in said else ()
     return lambda: method(PAYLOAD, metadata=metadata, timeout=10)
 
 
-def _tokens(thumbprint: str) -> list[Result]:
-    """The token's part of the decision, in process: from the cache, and with its signature verified."""
+def _decision(pair: CertificatePair) -> list[Result]:
+    """The decision in process: the token from the cache, with its signature verified, and the certificate."""
     mint = Mint()
     gate = build_gate(mint)
-    metadata = (("authorization", f"Bearer {mint.issue(thumbprint)}"),)
+    metadata = (("authorization", f"Bearer {mint.issue(pair.thumbprint)}"),)
+    connection = {
+        "ssl_tls_version": (b"TLSv1.3",),
+        "x509_pem_cert": (pair.certificate_chain_pem,),
+        "peer_spiffe_id": (pair.spiffe_id.encode(),),
+    }
 
-    def decide(headers: tuple[tuple[str, str], ...]) -> None:
-        gate.finish(gate.at_headers(METHOD, headers, request_id="bench"), None)
+    def admit(headers: tuple[tuple[str, str], ...]) -> Admission:
+        admission = gate.at_headers(METHOD, headers, request_id="bench")
+        gate.finish(admission, "OK")
+        return admission
 
-    fresh = iter([(("authorization", f"Bearer {mint.issue(thumbprint)}"),) for _ in range(200)])
+    fresh = iter([(("authorization", f"Bearer {mint.issue(pair.thumbprint)}"),) for _ in range(200)])
+    cached = _median_us(lambda: admit(metadata), 3000)
+    whole = _median_us(lambda: gate.at_message(admit(metadata), connection), 3000)
     return [
-        Result("token checked, cached", _median_us(lambda: decide(metadata), 3000), "µs a call"),
-        Result("token checked, first time", _median_us(lambda: decide(next(fresh)), 200), "µs a token"),
+        Result("token checked, cached", cached, "µs a call"),
+        Result("token checked, first time", _median_us(lambda: admit(next(fresh)), 200), "µs a token"),
+        Result("certificate and binding", whole - cached, "µs a call"),
     ]
 
 
@@ -153,7 +164,7 @@ def _sealing() -> list[Result]:
     sealed = seal_batch(key, context, rows, first_ordinal=0)
     model = secrets.token_bytes(1024 * 1024)
     stored = b"".join(seal_stream(key, [model], context=b"bench"))
-    authority = AuthorityKey(secrets.token_bytes(32))
+    authority = AuthorityKey(DataKey.generate())
     columns = {"caller": "t/acme/caller", "verb": "infer", "resource": "model/digits", "effect": "allow"}
     mac = authority.mac("access_grant", "id", columns)
     sealing = _median_us(lambda: seal_batch(key, context, rows, first_ordinal=0), 30) / len(rows)

@@ -65,7 +65,7 @@ def main(mode: str, directory: Path) -> None:
     """Serves until its standard input ends."""
     mint = Mint()
     said: dict[str, object] = {}
-    interceptors = []
+    interceptors: list[grpc.ServerInterceptor] = []
     if mode == "gated":
         interceptors.append(GateInterceptor(build_gate(mint)))
         said["token"] = mint.issue(load_pair(directory / "client").thumbprint)
