@@ -82,7 +82,8 @@ class DataKeyStore:
             async with self._pool.acquire() as connection:
                 await connection.execute(
                     "INSERT INTO data_keys (id, purpose, tenant, name, version, wrapped, created_at) "
-                    "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (purpose) WHERE purpose = 'log-signing' DO NOTHING",
+                    "VALUES ($1, $2, $3, $4, $5, $6, $7) "
+                    "ON CONFLICT (purpose) WHERE purpose = 'log-signing' DO NOTHING",
                     *(identifier, context.purpose, context.tenant, context.name, context.version),
                     *(wrapped.to_bytes(), self._clock.now()),
                 )

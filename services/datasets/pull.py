@@ -154,7 +154,7 @@ class Reader:
                 )
             except (InvalidRequest, PermissionDenied) as error:
                 raise StoredDataUnreadable(f"the manifest of upload {upload.id} does not verify") from error
-            if verified.payload_sha256 != upload.manifest_sha256:
+            if (verified.payload_sha256, verified.signer_key_id) != (upload.manifest_sha256, upload.signer_key_id):
                 raise StoredDataUnreadable(f"the manifest of upload {upload.id} is another one")
         return verified
 

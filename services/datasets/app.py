@@ -1,0 +1,254 @@
+"""Wires the datasets service; nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate.clock import Clock, SystemClock
+from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
+from casemate.datasets.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
+from casemate.datasets.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
+from casemate.gate.adapters.asynchronous import AioGateInterceptor
+from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.feed import TrustFeed
+from casemate.gate.core.cache import TokenCache
+from casemate.gate.core.gate import Gate
+from casemate.gate.core.peer import PeerVerifier
+from casemate.gate.core.policy import FOREIGN, PolicyTable
+from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.trust import TrustState
+from casemate.gate.core.verifier import TokenVerifier
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.sealing.local import LocalKeyRing
+from casemate.settings import load_settings
+from casemate.signing.keys import SigningKey
+from casemate.storage.migrations import migrate
+from casemate.storage.pool import open_pool
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+from casemate.transport.health import aio_health_service
+from casemate.transport.metrics import Metrics, MetricsServer
+from casemate.transport.reflection import aio_reflection_service
+from casemate.transport.registry import methods_of, registered
+from casemate.transport.server import build_aio_server
+from services.datasets.alarms import Alarms
+from services.datasets.dataset_servicer import DatasetServicer
+from services.datasets.health_probe import HealthProbe
+from services.datasets.json_log import log_to_stderr
+from services.datasets.key_store import DataKeyStore
+from services.datasets.log_servicer import LogServicer
+from services.datasets.log_store import LogStore
+from services.datasets.pull import Reader
+from services.datasets.push import AUDIENCE, Intake
+from services.datasets.settings import DatasetsSettings
+from services.datasets.store import VersionStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from casemate.gate.core.audit import AuditSink
+    from casemate.signing.keys import PublicKey
+    from casemate.signing.signers import Signer
+    from casemate.storage.pool import Pool
+    from casemate.transport.health import HealthState
+    from casemate.transport.registry import RegisteredService
+
+_LOGGER = logging.getLogger(__name__)
+_HERE = Path(__file__).parent
+_DESCRIPTORS = (
+    dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+    log_service_pb2.DESCRIPTOR.services_by_name["LogService"],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that takes calls. `log_key` verifies the log's checkpoints."""
+
+    port: int
+    metrics_port: int
+    metrics: Metrics
+    health: HealthState
+    log_key: PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything that the servicers stand on."""
+
+    versions: VersionStore
+    keys: DataKeyStore
+    log: LogStore
+    alarms: Alarms
+
+    async def ping(self) -> None:
+        """Returns if both databases answer."""
+        await self.versions.ping()
+        await self.keys.ping()
+
+
+async def run(environment: Mapping[str, str]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        ConfigurationError: it cannot start as configured.
+        Unavailable: a database is not there.
+    """
+    log_to_stderr()
+    settings = load_settings(DatasetsSettings, environment, component="datasets")
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with serving(settings) as running:
+        _LOGGER.info("ready: rpcs on port %d, metrics on port %d", running.port, running.metrics_port)
+        await ended.wait()
+        _LOGGER.info("draining")
+
+
+@asynccontextmanager
+async def serving(
+    settings: DatasetsSettings, *, trust: TrustState | None = None, clock: Clock | None = None
+) -> AsyncIterator[Running]:
+    """The running service; drains and closes everything at the end.
+
+    Args:
+        settings: where everything is.
+        trust: what to trust; fed by the auth service's trust feed if not given.
+        clock: time; the machine's own if not given.
+    """
+    clock = clock or SystemClock()
+    metrics = Metrics("datasets")
+    async with AsyncExitStack() as stack:
+        source = CertificateSource(settings.identity.directory, metrics=metrics)
+        source.start()
+        stack.callback(source.close)
+        stores, signing_key = await _open_stores(settings, stack, metrics, clock)
+        if trust is None:
+            trust = TrustState(staleness=settings.trust.staleness)
+            _follow(settings, stack, source, trust, clock)
+        health_rpc, health = aio_health_service()
+        services = _services(settings, stores, signing_key, trust, clock)
+        services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
+        gate = _gate(settings, services, trust, clock, _open_audit(settings, stack))
+        server = build_aio_server(
+            source=source,
+            services=services,
+            interceptors=[AioGateInterceptor(gate)],
+            address=settings.listen.address,
+            health=health,
+        )
+        metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
+        stack.callback(metrics_server.stop)
+        metrics_server.start()
+        probe = HealthProbe(
+            health=health,
+            services=[service.name for service in services],
+            ping=stores.ping,
+            trust=trust,
+            staleness=settings.trust.staleness,
+            metrics=metrics,
+            clock=clock,
+        )
+        await probe.look()
+        await server.start()
+        stack.push_async_callback(server.stop)
+        watching = asyncio.create_task(probe.watch())
+        stack.push_async_callback(_cancel, watching)
+        yield Running(server.port, metrics_server.port, metrics, health, signing_key.public)
+
+
+async def _open_stores(
+    settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics, clock: Clock
+) -> tuple[Stores, SigningKey]:
+    pool = await open_pool(settings.database)
+    stack.push_async_callback(_close, pool)
+    key_pool = await open_pool(settings.data_keys)
+    stack.push_async_callback(_close, key_pool)
+    await migrate(pool, _HERE / "schema")
+    await migrate(key_pool, _HERE / "datakeys_schema")
+    kek = LocalKeyRing.load(settings.kek_file)
+    authority = await AuthorityKey.load_or_create(kek, settings.authority_key)
+    alarms = Alarms(metrics.increment)
+    log = LogStore(pool=pool, authority=authority, alarms=alarms, clock=clock)
+    await log.prepare()
+    keys = DataKeyStore(pool=key_pool, kek=kek, clock=clock)
+    seed = await keys.log_seed()
+    stores = Stores(
+        versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
+        keys=keys,
+        log=log,
+        alarms=alarms,
+    )
+    return stores, SigningKey(Ed25519PrivateKey.from_private_bytes(seed.reveal()))
+
+
+def _services(
+    settings: DatasetsSettings, stores: Stores, log_key: SigningKey, trust: TrustState, clock: Clock
+) -> list[RegisteredService]:
+    def resolve(key_id: str) -> Signer | None:
+        return trust.current.signers.get(key_id)
+
+    intake = Intake(store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
+    reader = Reader(store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
+    origin = f"datasets.{settings.identity.trust_domain}/log"
+    return [
+        registered(add_DatasetServiceServicer_to_server, DatasetServicer(intake=intake, reader=reader)),
+        registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, key=log_key, origin=origin)),
+    ]
+
+
+def _gate(
+    settings: DatasetsSettings, services: list[RegisteredService], trust: TrustState, clock: Clock, audit: AuditSink
+) -> Gate:
+    policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN)
+    policies.require(methods_of(services))
+    domain = settings.identity.trust_domain
+    return Gate(
+        policies=policies,
+        verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=AUDIENCE),
+        cache=TokenCache(),
+        trust=trust,
+        peers=PeerVerifier(trust_domain=domain),
+        quota=LocalQuota(clock=clock),
+        audit=audit,
+        clock=clock,
+    )
+
+
+def _follow(
+    settings: DatasetsSettings, stack: AsyncExitStack, source: CertificateSource, trust: TrustState, clock: Clock
+) -> None:
+    channel = RotatingChannel(target=settings.auth_address, service_name="auth", source=source)
+    stack.callback(channel.close)
+    feed = TrustFeed(channel, trust, clock)
+    stack.callback(feed.close)
+    feed.start()
+
+
+def _open_audit(settings: DatasetsSettings, stack: AsyncExitStack) -> AuditSink:
+    audit = AuditFile(settings.audit_file)
+    stack.callback(audit.close)
+    return audit
+
+
+async def _close(pool: Pool) -> None:
+    """Closes a pool; connections that are still busy after ten seconds are cut."""
+    try:
+        async with asyncio.timeout(10):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
