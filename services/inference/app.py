@@ -38,7 +38,7 @@ from casemate.transport.health import health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import reflection_service
 from casemate.transport.registry import methods_of
-from casemate.transport.server import build_server
+from casemate.transport.server import SyncServer, build_server
 from casemate.transport.service_config import idempotent_methods
 from services.inference.blocking_kek import BlockingKek
 from services.inference.catalogue import Catalogue
@@ -173,10 +173,11 @@ class Service:
     def stop(self) -> None:
         """Drains and ends."""
         self._server.stop()
+        self._interceptor.close()
         self.watcher.close()
         self._kek.close()
 
-    def _build_server(self, dependencies: Dependencies, address: str, trust_domain: str, serving: ServingSettings):  # noqa: ANN202
+    def _build_server(self, source: CertificateSource, address: str, serving: ServingSettings) -> SyncServer:
         health, state = health_service()
         services = (
             open_inference_service(models=self.models, predictions=self.predictions),
@@ -184,12 +185,11 @@ class Service:
             health,
             reflection_service((OPEN_INFERENCE, MODEL_SERVICE, health.name)),
         )
-        gate = build_gate(dependencies, trust_domain=trust_domain)
-        gate.policies.require(methods_of(services))
+        self._interceptor.require_policies(methods_of(services))
         return build_server(
-            source=dependencies.source,
+            source=source,
             services=services,
-            interceptors=(GateInterceptor(gate),),
+            interceptors=(self._interceptor,),
             address=address,
             threads=serving.threads,
             max_message_bytes=serving.max_message_bytes,

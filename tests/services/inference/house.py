@@ -1,0 +1,347 @@
+"""A whole inference service in this process: real mTLS, real tokens, real signatures.
+
+Auth and datasets are tiny servers of their own behind the same TLS; what auth
+records reaches the service's TrustState as a delta, as the feed would bring it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate.auth.v1 import release_service_pb2, release_service_pb2_grpc
+from casemate.clock import SystemClock
+from casemate.datasets.v1 import (
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    log_service_pb2,
+    log_service_pb2_grpc,
+)
+from casemate.gate.core.audit import NoAudit
+from casemate.gate.core.records import Grant, Release, ReleasedVersion, VerificationKey
+from casemate.gate.core.trust import TrustSnapshot, TrustState
+from casemate.inference.v1 import model_service_pb2
+from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
+from casemate.sealing.local import LocalKeyRing
+from casemate.signing.keys import SigningKey
+from casemate.signing.signers import Signer
+from casemate.signing.statements import FileDigest, ModelManifest, sign_model_manifest
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+from casemate.transport.metrics import Metrics
+from casemate.transport.server import SyncServer, build_server, registered
+from services.inference.app import AUDIENCE, Dependencies, Service
+from services.inference.settings import ServingSettings
+from tests.support.authority import TRUST_DOMAIN, LeafFactory
+
+TENANT = "acme"
+EPOCH = "epoch"
+NO_WAIT = timedelta(0)
+PATIENCE = 30.0
+SERVING = ServingSettings(
+    threads=8,
+    max_message_mib=8,
+    max_model_mib=4,
+    uploads=2,
+    versions_kept=2,
+    reload_retry=timedelta(seconds=30),
+)
+
+
+class Trust:
+    """Writes a TrustState as the feed would."""
+
+    def __init__(self) -> None:
+        self.state = TrustState(staleness=timedelta(hours=1), sensitive_staleness=timedelta(hours=1))
+        self._sequence = 1
+
+    def begin(self, *, keys: Sequence[VerificationKey], grants: Sequence[Grant], signers: Sequence[Signer]) -> None:
+        self.state.apply_snapshot(
+            TrustSnapshot.build(
+                epoch=EPOCH,
+                sequence=1,
+                issuer=f"https://auth.{TRUST_DOMAIN}",
+                keys=keys,
+                grants=grants,
+                signers=signers,
+            )
+        )
+        self.state.heard(SystemClock().monotonic())
+
+    def change(self, *records: object) -> None:
+        self._sequence += 1
+        self.state.apply_delta(records, epoch=EPOCH, sequence=self._sequence)
+
+    def release(self, tenant: str, model: str, version: ReleasedVersion) -> Release:
+        before = self.state.current.releases.get((tenant, model))
+        versions = before.versions if before is not None else ()
+        if version.number not in {known.number for known in versions}:
+            versions = (*versions, version)
+        release = Release(tenant=tenant, model=model, versions=versions, labels=before.labels if before else {})
+        self.change(release)
+        return release
+
+
+@dataclass
+class Auth(release_service_pb2_grpc.ReleaseServiceServicer):
+    """Records any release; tells the feed."""
+
+    trust: Trust
+    recorded: list[release_service_pb2.RecordReleaseRequest] = field(default_factory=list)
+
+    def RecordRelease(self, request, context):  # noqa: N802  # the protocol's name
+        self.recorded.append(request)
+        version = request.version
+        self.trust.release(
+            request.tenant,
+            request.model,
+            ReleasedVersion(
+                number=version.number,
+                manifest_sha256=version.manifest_sha256,
+                signer_key_id=version.signer_key_id,
+                recorded_at=datetime.now(UTC),
+            ),
+        )
+        return release_service_pb2.RecordReleaseResponse()
+
+
+@dataclass
+class Roots(dataset_service_pb2_grpc.DatasetServiceServicer):
+    """Knows some dataset roots."""
+
+    promoted: set[bytes] = field(default_factory=set)
+
+    def CheckRoots(self, request, context):  # noqa: N802
+        return dataset_service_pb2.CheckRootsResponse(
+            refused=[root for root in request.roots if root not in self.promoted]
+        )
+
+
+@dataclass
+class Log(log_service_pb2_grpc.LogServiceServicer):
+    """Keeps what is appended."""
+
+    entries: list[dict[str, object]] = field(default_factory=list)
+
+    def AppendEntry(self, request, context):  # noqa: N802
+        self.entries.append({"kind": request.kind, **json.loads(request.body)})
+        return log_service_pb2.AppendEntryResponse(index=len(self.entries) - 1)
+
+
+@dataclass
+class Caller:
+    """A client of the house: a certificate, and tokens bound to it."""
+
+    name: str
+    tenant: str
+    source: CertificateSource
+
+
+class House:
+    """Everything that one test talks to. `close` ends it all."""
+
+    def __init__(self, *, directory: Path, leaf: LeafFactory, serving: ServingSettings = SERVING) -> None:
+        self._leaf = leaf
+        self._closing: list[Callable[[], None]] = []
+        self._token_key = Ed25519PrivateKey.generate()
+        public = self._token_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self._verification = VerificationKey.load(public)
+        self.publisher = SigningKey.generate()
+        self.trust = Trust()
+        self.roots, self.log, self.auth = Roots(), Log(), Auth(self.trust)
+        self.metrics = Metrics("inference")
+        self.repository = directory / "repository"
+        self.trust.begin(
+            keys=[self._verification],
+            grants=[grant("t/acme/caller", "infer"), grant("t/acme/caller", "describe"), grant("t/acme/trainer", "*")],
+            signers=[signer(self.publisher)],
+        )
+        self.caller = self.client("caller")
+        self.trainer = self.client("trainer")
+        self.service = self._serve(directory, serving)
+
+    def close(self) -> None:
+        """Ends everything, newest first."""
+        for close in reversed(self._closing):
+            close()
+
+    def client(self, name: str, *, tenant: str = TENANT) -> Caller:
+        """Somebody with a fresh certificate."""
+        return Caller(name, tenant, self._source("client", tenant=tenant, name=name))
+
+    def token(self, caller: Caller, scope: str = "models.infer models.publish") -> str:
+        """A token for inference, bound to the caller's certificate."""
+        now = int(datetime.now(UTC).timestamp())
+        claims = {
+            "iss": f"https://auth.{TRUST_DOMAIN}",
+            "aud": AUDIENCE,
+            "sub": caller.name,
+            "client_id": caller.name,
+            "iat": now,
+            "exp": now + 300,
+            "jti": uuid.uuid4().hex,
+            "scope": scope,
+            "tenant": caller.tenant,
+            "cnf": {"x5t#S256": caller.source.current.thumbprint},
+        }
+        headers = {"typ": "at+jwt", "kid": self._verification.kid}
+        return jwt.encode(claims, self._token_key, algorithm="EdDSA", headers=headers)
+
+    def metadata(self, caller: Caller) -> tuple[tuple[str, str], ...]:
+        """The headers of a call."""
+        return (("authorization", f"Bearer {self.token(caller)}"),)
+
+    def channel(self, caller: Caller) -> RotatingChannel:
+        """A channel to the service."""
+        channel = RotatingChannel(
+            target=f"127.0.0.1:{self.service.port}", service_name="inference", source=caller.source
+        )
+        self._closing.append(channel.close)
+        return channel
+
+    def credentials(self, caller: Caller) -> grpc.ChannelCredentials:
+        """For clients that make their own channels."""
+        pair = caller.source.current
+        return grpc.ssl_channel_credentials(
+            pair.roots_pem, pair.private_key_pem.reveal(), pair.certificate_chain_pem
+        )
+
+    def manifest(self, files: Mapping[str, bytes], *, model: str = "digits", number: int = 1, **changes: object) -> bytes:
+        """A signed envelope; `changes` replace fields of the manifest, `key` the signer."""
+        key = changes.pop("key", self.publisher)
+        fields = {
+            "audience": AUDIENCE,
+            "tenant": TENANT,
+            "model": model,
+            "number": number,
+            "files": tuple(FileDigest.of(name, data) for name, data in files.items()),
+            "dataset_roots": (),
+            "metrics": {"accuracy": 0.97},
+            "expires_at": datetime.now(UTC) + timedelta(hours=1),
+            **changes,
+        }
+        return sign_model_manifest(ModelManifest(**fields), key)
+
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        model: str = "digits",
+        number: int = 1,
+        envelope: bytes | None = None,
+        caller: Caller | None = None,
+        **changes: object,
+    ) -> model_service_pb2.PublishModelResponse:
+        """Publishes over the wire."""
+        who = caller or self.trainer
+        envelope = envelope or self.manifest(files, model=model, number=number, **changes)
+        return ModelServiceStub(self.channel(who)).PublishModel(
+            pieces(envelope, files, model), metadata=self.metadata(who), timeout=PATIENCE
+        )
+
+    def reload(self, number: int = 0) -> model_service_pb2.ReloadModelResponse:
+        """Reloads over the wire."""
+        return ModelServiceStub(self.channel(self.trainer)).ReloadModel(
+            model_service_pb2.ReloadModelRequest(model="digits", number=number),
+            metadata=self.metadata(self.trainer),
+            timeout=PATIENCE,
+        )
+
+    def sealed(self, *, model: str = "digits", number: int = 1) -> Path:
+        """Where the sealed model file lies."""
+        return self.repository / TENANT / model / str(number) / "files" / "model.onnx.sealed"
+
+    def _source(self, kind: str, **names: str) -> CertificateSource:
+        return CertificateSource(self._leaf(kind, **names))
+
+    def _stand_in(self, service: str, *services: object) -> RotatingChannel:
+        server: SyncServer = build_server(
+            source=self._source("service", service=service),
+            services=services,
+            interceptors=(),
+            address="127.0.0.1:0",
+            lame_duck=NO_WAIT,
+        )
+        server.start()
+        self._closing.append(lambda: server.stop(NO_WAIT))
+        channel = RotatingChannel(
+            target=f"127.0.0.1:{server.port}",
+            service_name=service,
+            source=self._source("service", service="inference"),
+        )
+        self._closing.append(channel.close)
+        return channel
+
+    def _serve(self, directory: Path, serving: ServingSettings) -> Service:
+        add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
+        auth = self._stand_in("auth", registered(add, self.auth))
+        datasets = self._stand_in(
+            "datasets",
+            registered(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, self.roots),
+            registered(log_service_pb2_grpc.add_LogServiceServicer_to_server, self.log),
+        )
+        service = Service(
+            Dependencies(
+                source=self._source("service", service="inference"),
+                trust=self.trust.state,
+                auth=auth,
+                datasets=datasets,
+                kek=LocalKeyRing.create(directory / "kek.json"),
+                audit=NoAudit(),
+                metrics=self.metrics,
+                clock=SystemClock(),
+            ),
+            address="127.0.0.1:0",
+            trust_domain=TRUST_DOMAIN,
+            repository=self.repository,
+            serving=serving,
+        )
+        service.start()
+        self._closing.append(service.stop)
+        service.announce()
+        return service
+
+
+def grant(caller: str, verb: str, resource: str = "model/*") -> Grant:
+    """An allowing grant of the house's tenant."""
+    return Grant(id=f"{caller}-{verb}", tenant=TENANT, caller=caller, verb=verb, resource=resource)
+
+
+def signer(key: SigningKey, **changes: object) -> Signer:
+    """A publisher of the house's tenant, valid now."""
+    now = datetime.now(UTC)
+    fields = {
+        "key_id": key.public.key_id,
+        "tenant": TENANT,
+        "role": "publisher",
+        "public_key": key.public,
+        "valid_from": now - timedelta(days=1),
+        "valid_until": now + timedelta(days=1),
+        **changes,
+    }
+    return Signer(**fields)
+
+
+def pieces(
+    envelope: bytes, files: Mapping[str, bytes], model: str, size: int = 1000
+) -> Iterator[model_service_pb2.PublishModelRequest]:
+    """The messages of an upload; small pieces that do not end where files end."""
+    yield model_service_pb2.PublishModelRequest(model=model, manifest=envelope)
+    whole = b"".join(files.values())
+    for start in range(0, len(whole), size):
+        yield model_service_pb2.PublishModelRequest(data=whole[start : start + size])
+
+
+def sha256(data: bytes) -> bytes:
+    """The digest that manifests carry."""
+    return hashlib.sha256(data).digest()
