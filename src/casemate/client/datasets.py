@@ -208,7 +208,10 @@ class Datasets:
             # The manifest's expiry bounds its upload, not its life: judged when it was promoted.
             now=promoted_at,
         )
-        return PulledDataset(verified, description.version, _proven(verified, responses))
+        if version not in (0, verified.manifest.version):
+            # Genuinely signed, and not what was asked for: an older version in place of this one.
+            raise StoredDataUnreadable(f"version {verified.manifest.version} came where {version} was asked for")
+        return PulledDataset(verified, verified.manifest.version, _proven(verified, responses))
 
 
 def _pinned(key: PublicKey, tenant: str) -> Signer:

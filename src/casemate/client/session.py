@@ -20,7 +20,7 @@ from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.inference.v1 import model_service_pb2
 from casemate.secret import Secret
-from casemate.transport.certificates import CertificatePair, CertificateSource
+from casemate.transport.certificates import CertificatePair, CertificateSource, PinnedPair
 from casemate.transport.channel import RotatingChannel, idempotent_methods
 from casemate.transport.status import from_rpc_error
 
@@ -65,7 +65,7 @@ class Session:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._channels: dict[str, RotatingChannel] = {}
-        self._issuing: RotatingChannel | None = None
+        self._pairs: dict[str, CertificatePair] = {}
         self._tokens = TokenSource(fetch=self._fetch, clock=self._clock)
 
     def service_name(self, service: str) -> str:
@@ -92,7 +92,7 @@ class Session:
             Unauthenticated: no client is registered for this certificate.
             PermissionDenied: a scope is not this client's to have.
         """
-        return self._tokens.token(TokenKey(audience, scopes, self.source.current.thumbprint))
+        return self._token(audience, scopes, self.source.current)
 
     def metadata(self, audience: str) -> tuple[tuple[str, str], ...]:
         """The metadata of a call, for channels that are not ours."""
@@ -101,37 +101,45 @@ class Session:
     def close(self) -> None:
         """Closes every channel; calls in flight end."""
         with self._lock:
-            channels = [*self._channels.values(), *([self._issuing] if self._issuing else [])]
+            channels = list(self._channels.values())
             self._channels.clear()
-            self._issuing = None
         for channel in channels:
             channel.close()
 
     def _bearer(self, audience: str, pair: CertificatePair) -> tuple[tuple[str, str], ...]:
-        token = self._tokens.token(TokenKey(audience, (), pair.thumbprint))
+        token = self._token(audience, (), pair)
         return (("authorization", f"Bearer {token.text.reveal()}"),)
 
+    def _token(self, audience: str, scopes: tuple[str, ...], pair: CertificatePair) -> AccessToken:
+        with self._lock:
+            if pair.thumbprint not in self._pairs:
+                # The newest two: a channel may still be on the one before.
+                self._pairs = dict([*self._pairs.items(), (pair.thumbprint, pair)][-2:])
+        return self._tokens.token(TokenKey(audience, scopes, pair.thumbprint))
+
     def _fetch(self, key: TokenKey) -> AccessToken:
+        """Asks for a token over a connection of the very certificate that it is to be bound to.
+
+        Over a shared channel it could come bound to a newer one: channels follow a
+        renewal one after the other.
+        """
         fetched_at = self._clock.now()
         request = token_service_pb2.IssueTokenRequest(audience=key.audience, scopes=key.scopes)
+        channel = RotatingChannel(
+            target=self.endpoints.auth,
+            service_name=self.service_name("auth"),
+            source=PinnedPair(self._pairs[key.thumbprint]),
+            idempotent_methods=idempotent_methods(*_SERVICES),
+        )
         try:
-            answer = TokenServiceStub(self._issuing_channel()).IssueToken(request, timeout=ISSUE_SECONDS)
+            answer = TokenServiceStub(channel).IssueToken(request, timeout=ISSUE_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        finally:
+            channel.close()
         return AccessToken(
             text=Secret(answer.access_token),
             token_id=answer.token_id,
             fetched_at=fetched_at,
             expires_at=answer.expires_at.ToDatetime(tzinfo=UTC),
         )
-
-    def _issuing_channel(self) -> RotatingChannel:
-        with self._lock:
-            if self._issuing is None:
-                self._issuing = RotatingChannel(
-                    target=self.endpoints.auth,
-                    service_name=self.service_name("auth"),
-                    source=self.source,
-                    idempotent_methods=idempotent_methods(*_SERVICES),
-                )
-            return self._issuing

@@ -84,6 +84,7 @@ class TokenSource:
 
     def _forget_older(self, key: TokenKey) -> None:
         """Drops the tokens of earlier certificates, so that a long life does not collect them."""
-        for other in [other for other in self._tokens if other.thumbprint != key.thumbprint]:
+        newest = {key.thumbprint, *[other.thumbprint for other in self._tokens][-1:]}
+        for other in [other for other in self._tokens if other.thumbprint not in newest]:
             del self._tokens[other]
             self._fetching.pop(other, None)
