@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import stat
 import sys
@@ -37,13 +38,12 @@ class Placement:
     """Decided once at start; every path is absolute.
 
     `state` is the folder that was asked for, `base` where data and lock are: the same,
-    unless PostgreSQL's user cannot reach it. `programs` holds `initdb` and `postgres`.
+    unless PostgreSQL's user cannot reach it.
     """
 
     account: Account
     state: Path
     base: Path
-    programs: Path
 
     @property
     def data(self) -> Path:
@@ -83,10 +83,10 @@ def base_of(state: Path) -> Path:
 
 
 def place(state: Path, *, elsewhere: Path = ELSEWHERE) -> Placement:
-    """Decides user, folders and programs, and makes the folders. No existing folder's mode changes.
+    """Decides user and folders, and makes the folders. No parent's mode changes.
 
     Raises:
-        ConfigurationError: there is no user to run as, or no way for it to reach its programs.
+        ConfigurationError: there is no user to run as, or a folder is not ours to use.
     """
     state = Path(os.path.abspath(state))  # noqa: PTH100  # resolve() would follow links that are there on purpose
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,7 +95,8 @@ def place(state: Path, *, elsewhere: Path = ELSEWHERE) -> Placement:
     if base == state and not account.is_current and not _can_enter(account, state.parent):
         if (state / "data").exists():
             raise ConfigurationError(f"the user of PostgreSQL (uid {account.uid}) can no longer reach {state}")
-        base = elsewhere / _digest(state)
+        # A name of its own each time: what lies there of a state folder that was deleted has no password left.
+        base = elsewhere / f"{_digest(state)}-{secrets.token_hex(4)}"
         make_folder(elsewhere, Account.current(), 0o755)
     if account.is_current:
         make_folder(base, account, 0o700)
@@ -104,7 +105,7 @@ def place(state: Path, *, elsewhere: Path = ELSEWHERE) -> Placement:
         make_folder(base, Account(os.geteuid(), account.gid), 0o710)
     if base != state:
         (state / _LOCATION).write_text(f"{base}\n")
-    return Placement(account, state, base, _reachable_programs(account, base))
+    return Placement(account, state, base)
 
 
 def _account_of(data: Path) -> Account:
@@ -176,15 +177,20 @@ def _can_enter(account: Account, folder: Path) -> bool:
     return True
 
 
-def _reachable_programs(account: Account, base: Path) -> Path:
+def reachable_programs(placement: Placement) -> Path:
+    """The folder of `initdb` and `postgres`: the wheel's, or a copy if PostgreSQL's user cannot reach that.
+
+    Raises:
+        ConfigurationError: the wheel is not installed, or its programs do not run here.
+    """
     installed = _installed()
     try:
         # Of the two it needs the more libraries.
-        run(account, installed / "bin" / "initdb", "--version")
+        run(placement.account, installed / "bin" / "initdb", "--version")
     except ConfigurationError:
-        if account.is_current:
+        if placement.account.is_current:
             raise
-        return _copy_programs(installed, base) / "bin"
+        return _copy_programs(installed, placement.base) / "bin"
     return installed / "bin"
 
 
