@@ -34,15 +34,13 @@ def read_private(path: Path, *, what: str) -> bytes:
         raise ConfigurationError(f"{what} is missing: {path}") from error
     except OSError as error:
         raise ConfigurationError(f"{what} cannot be read: {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # Judged on the open file, so that it cannot be exchanged in between.
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"{what} is not a plain file: {path}")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise ConfigurationError(f"{what} can be read by others (mode {mode:04o}): run chmod 600 {path}")
-        data = file.read(_MAX_BYTES + 1)
+        _require_private(os.fstat(descriptor), path, what)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _MAX_BYTES:
         raise ConfigurationError(f"{what} is too long to be one: {path}")
     return data
@@ -78,6 +76,14 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = Tr
         raise ConfigurationError(f"there is a file already, and it is not replaced: {path}") from error
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _require_private(status: os.stat_result, path: Path, what: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{what} is not a plain file: {path}")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigurationError(f"{what} can be read by others (mode {mode:04o}): run chmod 600 {path}")
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -1,0 +1,147 @@
+"""Rows that decide who may do what, each with a MAC that only the service can make.
+
+Whoever can write to the database, its superuser included, can then neither add a
+grant nor change one: a row without a good MAC is refused. Putting back an old row
+with its old MAC, or deleting one, is not seen here; the transparency log shows it.
+
+If this fails: an INSERT grants rights. The caller still needs a certificate of a
+tenant, and a token that is bound to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import struct
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from casemate.errors import ConfigurationError, StoredDataUnreadable
+from casemate.sealing.encoding import length_prefixed
+from casemate.sealing.kek import KeyEncryptionKey
+from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
+from casemate.sealing.private_files import read_private, write_file
+
+Canonical: TypeAlias = bool | int | str | bytes | datetime | tuple[str, ...] | None
+"""What a column may hold. A datetime is aware; a list from the database becomes a tuple first."""
+
+_LABEL: Final = b"casemate/authority-row@v1\x00"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CONTEXT: Final = KeyContext(purpose="authority-rows", tenant="", name="authority", version=1)
+_WHAT: Final = "the wrapped key of the authority rows"
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedRow:
+    """A row whose MAC is good. Only `AuthorityKey.verify` makes one.
+
+    Attributes:
+        table: the table it is of.
+        primary_key: its primary key.
+        columns: all of its columns, read-only.
+    """
+
+    table: str
+    primary_key: str
+    columns: Mapping[str, Canonical]
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise TypeError("a VerifiedRow comes from AuthorityKey.verify")
+
+
+class AuthorityKey:
+    """The key of one service's authority rows. Made by `load_or_create`, or from a data key in hand."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: DataKey) -> None:
+        self._key = key
+
+    @classmethod
+    async def load_or_create(cls, kek: KeyEncryptionKey, path: Path) -> AuthorityKey:
+        """The key that lies wrapped in `path`; a new one when nothing lies there.
+
+        Where the file is lost, rows of the old key verify no more: the service
+        refuses them all rather than trusting any.
+
+        Raises:
+            ConfigurationError: the file is readable by others or cannot be written.
+            StoredDataUnreadable: it does not unwrap under this key-encryption key.
+            Unavailable: the key-encryption key cannot be reached.
+        """
+        if not await asyncio.to_thread(path.exists):
+            key, wrapped = await kek.generate_data_key(_CONTEXT)
+            try:
+                await asyncio.to_thread(write_file, path, wrapped.to_bytes(), replace=False)
+            except ConfigurationError:
+                # Another process was first: its key is the one.
+                if not await asyncio.to_thread(path.exists):
+                    raise
+            else:
+                return cls(key)
+        stored = await asyncio.to_thread(read_private, path, what=_WHAT)
+        return cls(await kek.unwrap(WrappedKey.parse(stored), _CONTEXT))
+
+    def mac(self, table: str, primary_key: str, columns: Mapping[str, Canonical]) -> bytes:
+        """32 bytes (HMAC-SHA256) over the table, the primary key and every column by name.
+
+        Raises:
+            TypeError: a column holds something else than `Canonical`.
+            ValueError: a datetime is naive.
+        """
+        return hmac.digest(self._key.reveal(), _encode_row(table, primary_key, columns), "sha256")
+
+    def verify(self, table: str, primary_key: str, columns: Mapping[str, Canonical], mac: bytes | None) -> VerifiedRow:
+        """The row, proven to be as this service wrote it.
+
+        Args:
+            table: the table it was read from.
+            primary_key: its primary key.
+            columns: every column but the MAC.
+            mac: what the row holds as its MAC.
+
+        Raises:
+            StoredDataUnreadable: the MAC is missing or is not this row's.
+        """
+        if mac is None or not hmac.compare_digest(self.mac(table, primary_key, columns), mac):
+            raise StoredDataUnreadable(f"row {primary_key!r} of {table} was not written by this service")
+        return VerifiedRow(table=table, primary_key=primary_key, columns=MappingProxyType(dict(columns)), seal=_SEAL)
+
+
+def _encode_row(table: str, primary_key: str, columns: Mapping[str, Canonical]) -> bytes:
+    fields = [table.encode(), primary_key.encode(), struct.pack(">I", len(columns))]
+    for name in sorted(columns):
+        fields += (name.encode(), _encode_value(name, columns[name]))
+    return _LABEL + length_prefixed(*fields)
+
+
+def _encode_value(name: str, value: Canonical) -> bytes:  # noqa: PLR0911  # one per type
+    """A one-byte type before the value: 1, True, "1" and b"1" are four different things."""
+    match value:
+        case None:
+            return b"n"
+        case bool():  # before int, whose subclass it is
+            return b"t" if value else b"f"
+        case int():
+            return b"i%d" % value
+        case str():
+            return b"s" + value.encode()
+        case bytes():
+            return b"b" + value
+        case datetime():
+            if value.tzinfo is None:
+                raise ValueError(f"column {name} holds a datetime without a zone")
+            # The instant, to the microsecond that the database keeps, in whatever zone it was said.
+            return b"d%d" % ((value - _EPOCH) // _MICROSECOND)
+        case tuple():
+            return b"l" + length_prefixed(*(part.encode() for part in value))
+        case _:
+            raise TypeError(f"column {name} holds a {type(value).__name__}, which has no canonical form")

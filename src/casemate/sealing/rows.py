@@ -1,0 +1,164 @@
+"""Rows of a dataset, sealed one by one under a key of their batch.
+
+HKDF-Expand-SHA512 turns the version's data key and a fresh 24-byte salt into the
+batch's key, base nonce and commitment, as C2SP chunked encryption does for files.
+Row `i` of the batch has the nonce base XOR i, and associated data that names
+tenant, dataset, version, batch, schema and ordinal. A row grows by 16 bytes, a
+batch by 56. The numbers of the batch's first row and of its rows go into the
+derivation, so a batch with a row more or less has another commitment.
+
+If this fails: a row of another place or time is read as this one. The reader
+still recomputes the signed root from the rows; whole batches that are missing or
+rolled back show there, and only there.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from casemate.errors import StoredDataUnreadable
+from casemate.sealing.encoding import length_prefixed
+from casemate.sealing.keys import DataKey
+
+SALT_BYTES: Final = 24  # 2^80 batches under one data key before a salt repeats with chance 2^-32
+COMMITMENT_BYTES: Final = 32
+TAG_BYTES: Final = 16
+
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_SCHEMA_BYTES: Final = 32
+_INFO_LABEL: Final = b"casemate/row-batch@v1\x00AEAD_AES_256_GCM\x00"
+_ROW_LABEL: Final = b"casemate/row@v1\x00"
+_NUMBERS: Final = struct.Struct(">QI")
+_BOUNDS: Final = struct.Struct(">QQ")
+_ORDINAL: Final = struct.Struct(">Q")
+_MAX_ORDINAL: Final = 2**63 - 1  # what a bigint of the database holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchContext:
+    """Where a batch belongs. Its rows open under the very same context alone.
+
+    Attributes:
+        tenant: the dataset's tenant.
+        dataset: its name.
+        version: its version, below 2^64.
+        batch: the number of the batch within the version, below 2^32.
+        schema_sha256: digest of the schema that the rows follow.
+
+    Raises:
+        ValueError: a number is out of range, or the digest is not 32 bytes.
+    """
+
+    tenant: str
+    dataset: str
+    version: int
+    batch: int
+    schema_sha256: bytes
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.version < 2**64 and 0 <= self.batch < 2**32):
+            raise ValueError("version or batch is out of range")
+        if len(self.schema_sha256) != _SCHEMA_BYTES:
+            raise ValueError("schema_sha256 has 32 bytes")
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes, in the derivation and in every row's associated data."""
+        numbers = _NUMBERS.pack(self.version, self.batch)
+        return length_prefixed(self.tenant.encode(), self.dataset.encode(), numbers, self.schema_sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedBatch:
+    """What is stored of a batch; all of it may be seen by anyone.
+
+    Attributes:
+        salt: 24 random bytes, new for every sealing, a repeated one included.
+        commitment: 32 bytes that only one key, salt and context derive.
+        first_ordinal: the number of the first row within the version.
+        rows: each row's ciphertext and tag, in order.
+    """
+
+    salt: bytes
+    commitment: bytes
+    first_ordinal: int
+    rows: tuple[bytes, ...]
+
+
+def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealedBatch:
+    """The rows, sealed under a salt that has never been used.
+
+    Sealing the same rows again gives other bytes, so a retried batch never
+    meets its own (key, nonce) pairs. Costs about 1 µs a row of 256 B to 1 KiB.
+
+    Raises:
+        ValueError: the ordinals are out of range.
+    """
+    if not 0 <= first_ordinal <= _MAX_ORDINAL - len(rows):
+        raise ValueError("first_ordinal is out of range")
+    salt = secrets.token_bytes(SALT_BYTES)
+    cipher, base, commitment = _derive(key, context, salt, first_ordinal, len(rows))
+    encrypt = cipher.encrypt
+    associated = _associated_data(context)
+    sealed = [
+        encrypt((base ^ index).to_bytes(_NONCE_BYTES), row, associated(first_ordinal + index))
+        for index, row in enumerate(rows)
+    ]
+    return SealedBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=tuple(sealed))
+
+
+def open_batch(key: DataKey, context: BatchContext, batch: SealedBatch) -> list[bytes]:
+    """The rows of a batch: all of them, or none.
+
+    Raises:
+        StoredDataUnreadable: the key, the context, the salt, the count or any
+            byte is not what was sealed. The log's text names batch and ordinal.
+    """
+    place = f"batch {context.batch} of {context.tenant}/{context.dataset} version {context.version}"
+    if len(batch.salt) != SALT_BYTES or not 0 <= batch.first_ordinal <= _MAX_ORDINAL - len(batch.rows):
+        raise StoredDataUnreadable(f"{place} has a header that none is sealed with")
+    cipher, base, commitment = _derive(key, context, batch.salt, batch.first_ordinal, len(batch.rows))
+    # Before any row: AES-GCM alone would let one ciphertext open under two keys.
+    if not hmac.compare_digest(commitment, batch.commitment):
+        raise StoredDataUnreadable(f"{place} does not match its commitment")
+    decrypt = cipher.decrypt
+    associated = _associated_data(context)
+    opened: list[bytes] = []
+    try:
+        for index, row in enumerate(batch.rows):
+            opened.append(  # one by one: the length names the row that failed
+                decrypt((base ^ index).to_bytes(_NONCE_BYTES), row, associated(batch.first_ordinal + index))
+            )
+    except InvalidTag as error:
+        ordinal = batch.first_ordinal + len(opened)
+        raise StoredDataUnreadable(f"row {ordinal} in {place} does not authenticate") from error
+    return opened
+
+
+def _derive(
+    key: DataKey, context: BatchContext, salt: bytes, first_ordinal: int, count: int
+) -> tuple[AESGCM, int, bytes]:
+    """The batch's cipher, base nonce as a number, and commitment."""
+    info = _INFO_LABEL + salt + length_prefixed(context.to_bytes(), _BOUNDS.pack(first_ordinal, count))
+    length = _KEY_BYTES + _NONCE_BYTES + COMMITMENT_BYTES
+    # Without the extract step, as the data key is uniformly random already (SP 800-108).
+    derived = HKDFExpand(algorithm=hashes.SHA512(), length=length, info=info).derive(key.reveal())
+    base = int.from_bytes(derived[_KEY_BYTES : _KEY_BYTES + _NONCE_BYTES])
+    return AESGCM(derived[:_KEY_BYTES]), base, derived[_KEY_BYTES + _NONCE_BYTES :]
+
+
+def _associated_data(context: BatchContext) -> Callable[[int], bytes]:
+    """From a row's ordinal to its associated data; what all rows share is encoded once."""
+    prefix = _ROW_LABEL + length_prefixed(context.to_bytes())
+    pack = _ORDINAL.pack
+    return lambda ordinal: prefix + pack(ordinal)

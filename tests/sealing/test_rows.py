@@ -1,0 +1,177 @@
+"""Sealed rows: what is put in comes out, in its place or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casemate.errors import StoredDataUnreadable
+from casemate.sealing.keys import DataKey
+from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch
+
+KEY = DataKey(bytes(range(32)))
+CONTEXT = BatchContext(tenant="acme", dataset="digits", version=7, batch=3, schema_sha256=b"\x5c" * 32)
+ROWS = [b"first", b"second", b"", b"fourth"]
+
+some_rows = st.lists(st.binary(max_size=80), max_size=12)
+ordinals = st.integers(min_value=0, max_value=2**63 - 100)
+
+
+@settings(deadline=None)
+@given(rows=some_rows, first_ordinal=ordinals)
+def test_opened_rows_are_the_sealed_ones(rows: list[bytes], first_ordinal: int) -> None:
+    """open(seal(x)) == x, and a row grows by 16 bytes."""
+    batch = seal_batch(KEY, CONTEXT, rows, first_ordinal=first_ordinal)
+    assert open_batch(KEY, CONTEXT, batch) == rows
+    assert [len(sealed) - 16 for sealed in batch.rows] == [len(row) for row in rows]
+    assert (len(batch.salt), len(batch.commitment)) == (24, 32)
+
+
+def flip(data: bytes, draw: st.DataObject) -> bytes:
+    bit = draw.draw(st.integers(min_value=0, max_value=len(data) * 8 - 1))
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def refused(batch: SealedBatch, *, context: BatchContext = CONTEXT, key: DataKey = KEY) -> str:
+    with pytest.raises(StoredDataUnreadable) as error:
+        open_batch(key, context, batch)
+    return str(error.value)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.binary(max_size=80), min_size=1, max_size=6), draw=st.data())
+def test_any_flipped_bit_in_any_field_is_refused(rows: list[bytes], draw: st.DataObject) -> None:
+    """Salt, commitment, number of the first row, every row, and the key itself."""
+    batch = seal_batch(KEY, CONTEXT, rows, first_ordinal=40)
+    refused(dataclasses.replace(batch, salt=flip(batch.salt, draw)))
+    refused(dataclasses.replace(batch, commitment=flip(batch.commitment, draw)))
+    refused(dataclasses.replace(batch, first_ordinal=batch.first_ordinal ^ 1 << draw.draw(st.integers(0, 62))))
+    index = draw.draw(st.integers(min_value=0, max_value=len(rows) - 1))
+    changed = list(batch.rows)
+    changed[index] = flip(changed[index], draw)
+    message = refused(dataclasses.replace(batch, rows=tuple(changed)))
+    assert message.startswith(f"row {40 + index} in batch 3 of acme/digits version 7")
+    refused(batch, key=DataKey(flip(KEY.reveal(), draw)))
+    assert open_batch(KEY, CONTEXT, batch) == rows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "globex"},
+        {"dataset": "digit"},
+        {"version": 8},
+        {"batch": 4},
+        {"schema_sha256": b"\x5d" * 32},
+        {"tenant": "acm", "dataset": "edigits"},
+    ],
+    ids=str,
+)
+def test_another_context_is_refused(change: dict[str, object]) -> None:
+    """Another tenant, dataset, version, batch or schema; the last one moves a boundary."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=0)
+    assert "commitment" in refused(batch, context=dataclasses.replace(CONTEXT, **change))
+    assert open_batch(KEY, CONTEXT, batch) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("swapped", [1, 0, 2, 3]),
+        ("reversed", [3, 2, 1, 0]),
+        ("duplicated in place", [0, 0, 2, 3]),
+        ("duplicated at the end", [0, 1, 2, 3, 3]),
+        ("last one missing", [0, 1, 2]),
+        ("first one missing", [1, 2, 3]),
+        ("all missing", []),
+    ],
+)
+def test_rows_out_of_place_are_refused(name: str, order: list[int]) -> None:
+    """As SQL could leave them; the twin is the order they were sealed in."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=10)
+    refused(dataclasses.replace(batch, rows=tuple(batch.rows[index] for index in order)))
+    assert open_batch(KEY, CONTEXT, dataclasses.replace(batch, rows=tuple(batch.rows[i] for i in range(4)))) == ROWS
+
+
+def test_first_row_missing_is_refused_even_with_the_ordinal_moved_on() -> None:
+    """The number of the first row is part of the derivation."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=10)
+    refused(dataclasses.replace(batch, rows=batch.rows[1:], first_ordinal=11))
+
+
+def test_row_of_another_sealing_of_the_same_batch_is_refused() -> None:
+    """A retry's rows do not mix with the first attempt's."""
+    one, other = (seal_batch(KEY, CONTEXT, ROWS, first_ordinal=0) for _ in range(2))
+    refused(dataclasses.replace(one, rows=(other.rows[0], *one.rows[1:])))
+
+
+@pytest.mark.parametrize("row", [b"", b"\0" * 15, b"\0" * 16])
+def test_row_shorter_than_a_tag_is_refused(row: bytes) -> None:
+    """Or as long as one."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=0)
+    assert "row 2" in refused(dataclasses.replace(batch, rows=(*batch.rows[:2], row, batch.rows[3])))
+
+
+@pytest.mark.parametrize("field", ["salt", "commitment"])
+def test_header_of_the_wrong_length_is_refused(field: str) -> None:
+    """Cut short, extended, or gone."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=0)
+    whole = getattr(batch, field)
+    for changed in (b"", whole[:-1], whole + b"\0"):
+        refused(dataclasses.replace(batch, **{field: changed}))
+
+
+def derive(batch: SealedBatch) -> tuple[bytes, int]:
+    """Key and base nonce, written out a second time: the format is fixed here."""
+
+    def prefixed(*parts: bytes) -> bytes:
+        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+    context = prefixed(b"acme", b"digits", (7).to_bytes(8, "big") + (3).to_bytes(4, "big"), b"\x5c" * 32)
+    bounds = batch.first_ordinal.to_bytes(8, "big") + len(batch.rows).to_bytes(8, "big")
+    info = b"casemate/row-batch@v1\0AEAD_AES_256_GCM\0" + batch.salt + prefixed(context, bounds)
+    derived = HKDFExpand(algorithm=hashes.SHA512(), length=76, info=info).derive(KEY.reveal())
+    assert derived[44:] == batch.commitment
+    associated = b"casemate/row@v1\0" + prefixed(context)
+    base = int.from_bytes(derived[32:44], "big")
+    for index, row in enumerate(batch.rows):
+        nonce = (base ^ index).to_bytes(12, "big")
+        ordinal = (batch.first_ordinal + index).to_bytes(8, "big")
+        assert AESGCM(derived[:32]).decrypt(nonce, row, associated + ordinal) == ROWS[index]
+    return derived[:32], base
+
+
+def test_retried_batch_never_reuses_a_key_and_nonce() -> None:
+    """Wall 8: a hundred attempts at one batch, and not one pair twice."""
+    pairs: Counter[tuple[bytes, int]] = Counter()
+    for _ in range(100):
+        key, base = derive(seal_batch(KEY, CONTEXT, ROWS, first_ordinal=10))
+        pairs.update((key, base ^ index) for index in range(len(ROWS)))
+    assert set(pairs.values()) == {1}
+    assert len({key for key, _ in pairs}) == 100
+
+
+@pytest.mark.parametrize("first_ordinal", [-1, 2**63 - 4])
+def test_ordinals_outside_the_database_are_refused(first_ordinal: int) -> None:
+    """The twin is the last that fits."""
+    with pytest.raises(ValueError, match="out of range"):
+        seal_batch(KEY, CONTEXT, ROWS, first_ordinal=first_ordinal)
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=2**63 - 5)
+    refused(dataclasses.replace(batch, first_ordinal=first_ordinal))
+    assert open_batch(KEY, CONTEXT, batch) == ROWS
+
+
+@pytest.mark.parametrize("change", [{"version": -1}, {"batch": 2**32}, {"schema_sha256": b""}], ids=str)
+def test_context_out_of_range_is_refused(change: dict[str, object]) -> None:
+    """The twin is `CONTEXT`."""
+    with pytest.raises(ValueError, match=r"schema_sha256|out of range"):
+        dataclasses.replace(CONTEXT, **change)
