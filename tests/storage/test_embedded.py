@@ -21,7 +21,7 @@ from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
 from casemate.storage import process
 from casemate.storage.embedded import EmbeddedPostgres
-from casemate.storage.placement import place
+from casemate.storage.placement import place, reachable_programs
 from casemate.storage.pool import open_connection, open_pool
 from tests.support.postgres import make_reachable_folder
 
@@ -344,7 +344,7 @@ async def test_server_that_outlived_its_supervisor_is_stopped_and_started_again(
         assert await remembered(server) == 1
     placement = place(state)
     arguments = ("start", "-w", "-D", placement.data, "-l", "/dev/null", "-o", f"-k {server.socket_directory} -h ''")
-    process.run(placement.account, placement.programs / "pg_ctl", *arguments)
+    process.run(placement.account, reachable_programs(placement) / "pg_ctl", *arguments)
     pid = int((placement.data / "postmaster.pid").read_text().split()[0])
     assert process.is_postgres_on(pid, placement.data)
     async with server:

@@ -25,7 +25,15 @@ from casemate.errors import ConfigurationError, Unavailable
 from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
 from casemate.storage import process
-from casemate.storage.placement import ELSEWHERE, Placement, base_of, make_folder, place, socket_directory_of
+from casemate.storage.placement import (
+    ELSEWHERE,
+    Placement,
+    base_of,
+    make_folder,
+    place,
+    reachable_programs,
+    socket_directory_of,
+)
 from casemate.storage.pool import open_connection
 from casemate.storage.roles import close_to_public, ensure_role_and_database, open_schema
 
@@ -70,7 +78,6 @@ class EmbeddedPostgres:
     def __init__(self, *, directory: Path, elsewhere: Path = ELSEWHERE) -> None:
         self._state = Path(os.path.abspath(directory))  # noqa: PTH100  # resolve() would follow the user's links
         self._elsewhere = elsewhere
-        self._placement: Placement | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
 
@@ -108,23 +115,29 @@ class EmbeddedPostgres:
         """
         if self._child is not None:
             raise RuntimeError("already started")
-        placement = place(self._state, elsewhere=self._elsewhere)
-        self._placement = placement
-        self._take_lock(placement)
         try:
-            await self._end_predecessor(placement)
-            if not placement.data.exists():
-                self._make_data(placement)
-            make_folder(self.socket_directory, placement.account, 0o700)
-            await self._start_postgres(placement)
-            connection = await open_connection(self.superuser)
-            try:
-                await close_to_public(connection)
-            finally:
-                await connection.close()
+            placement = place(self._state, elsewhere=self._elsewhere)
+            self._take_lock(placement)
+            await self._start(placement)
+        except OSError as error:
+            await self.stop()
+            raise ConfigurationError(f"PostgreSQL cannot be prepared: {error.filename}: {error.strerror}") from error
         except BaseException:
             await self.stop()
             raise
+
+    async def _start(self, placement: Placement) -> None:
+        programs = reachable_programs(placement)
+        await self._end_predecessor(placement)
+        if not placement.data.exists():
+            self._make_data(placement, programs)
+        make_folder(self.socket_directory, placement.account, 0o700)
+        await self._start_postgres(placement, programs)
+        connection = await open_connection(self.superuser)
+        try:
+            await close_to_public(connection)
+        finally:
+            await connection.close()
 
     async def stop(self) -> None:
         """Shuts the server down, fast: open transactions roll back. Does nothing if it is not running."""
@@ -198,7 +211,7 @@ class EmbeddedPostgres:
             raise ConfigurationError(f"another process is running the database in {placement.base}") from None
         self._lock = lock
 
-    def _make_data(self, placement: Placement) -> None:
+    def _make_data(self, placement: Placement, programs: Path) -> None:
         password = Secret(secrets.token_urlsafe(32))
         _write_secret(self._state / _PASSWORD_FILE, password, process.Account.current())
         # initdb reads it as its own user, from a file that lives no longer than it does.
@@ -211,7 +224,7 @@ class EmbeddedPostgres:
         try:
             process.run(
                 placement.account,
-                placement.programs / "initdb",
+                programs / "initdb",
                 f"--pgdata={partial}",
                 f"--username={_SUPERUSER}",
                 f"--pwfile={handed_over}",
@@ -246,8 +259,8 @@ class EmbeddedPostgres:
             # PostgreSQL finds children that outlived their postmaster.
             file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
-    async def _start_postgres(self, placement: Placement) -> None:
-        command: list[str | Path] = [placement.programs / "postgres", "-D", placement.data]
+    async def _start_postgres(self, placement: Placement, programs: Path) -> None:
+        command: list[str | Path] = [programs / "postgres", "-D", placement.data]
         options = _OPTIONS | {"unix_socket_directories": str(self.socket_directory)}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         log_file = self.log_file

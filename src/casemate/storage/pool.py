@@ -191,6 +191,9 @@ def _refusals_at_start(settings: DatabaseSettings) -> Iterator[None]:
         raise ConfigurationError(f"{where}: the login of role {settings.user!r} is refused") from None
     except (asyncpg.InvalidCatalogNameError, asyncpg.InsufficientPrivilegeError):
         raise ConfigurationError(f"{where}: there is no such database for role {settings.user!r}") from None
+    except asyncpg.ConnectionDoesNotExistError:
+        # In TLS 1.3 a server judges our certificate after the handshake is done for us.
+        raise Unavailable(f"{where}: the server hung up before the login; it may not accept our certificate") from None
     except ssl.SSLError as error:
         raise ConfigurationError(f"{where}: TLS 1.3 with a verified name failed: {error.reason}") from error
     except ConnectionError as error:
