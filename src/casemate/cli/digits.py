@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
 
 from casemate.signing.statements import Column
 
@@ -62,18 +62,22 @@ def from_records(records: Sequence[bytes]) -> Images:
 
 
 def train(images: Images) -> tuple[bytes, float]:
-    """Trains a support vector classifier; returns it as ONNX, and its accuracy on a fifth that it did not see."""
+    """Trains a logistic regression; returns it as ONNX, and its accuracy on a fifth that it did not see."""
     pixels, unseen, digits, answers = train_test_split(
         images.pixels, images.digits, test_size=0.2, random_state=7, stratify=images.digits
     )
-    classifier = SVC(gamma=0.001).fit(pixels, digits)
-    accuracy = float(accuracy_score(answers, classifier.predict(unseen)))
+    accuracy = float(accuracy_score(answers, _classifier().fit(pixels, digits).predict(unseen)))
     model = convert_sklearn(
-        SVC(gamma=0.001).fit(images.pixels, images.digits),
+        _classifier().fit(images.pixels, images.digits),
         initial_types=[("images", FloatTensorType([None, PIXELS]))],
         target_opset=18,
+        options={"zipmap": False},  # probabilities as a tensor
     )
     return model.SerializeToString(), accuracy
+
+
+def _classifier() -> LogisticRegression:
+    return LogisticRegression(C=0.02, max_iter=2000)
 
 
 def draw(pixels: NDArray[np.float32]) -> str:
