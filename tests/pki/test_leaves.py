@@ -16,7 +16,7 @@ from casemate.errors import ConfigurationError
 from casemate.pki.authority import CertificateAuthority
 from casemate.pki.leaves import describe, list_leaves, load_certificate, needs_renewal, write_leaf
 from casemate.sealing.local import LocalKeyRing
-from tests.support.authority import TRUST_DOMAIN, LeafFactory, OddProfile
+from tests.support.authority import TRUST_DOMAIN, LeafFactory, OddProfile, build_authority_in
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -150,6 +150,33 @@ def test_renewal_is_wanted_when_a_file_is_lost(
     """A half-written leaf is replaced rather than kept."""
     write_leaf(aged.issue_client(tenant="acme", name="caller"), tmp_path / "leaf")
     (tmp_path / "leaf" / lost).unlink()
+    assert needs_renewal(tmp_path / "leaf", clock)
+
+
+@pytest.mark.parametrize("exchanged", ["key.pem", "ca.pem", "cert.pem"])
+def test_renewal_is_wanted_when_the_files_do_not_belong_together(
+    aged: CertificateAuthority, clock: SetClock, tmp_path: Path, exchanged: str
+) -> None:
+    """A crash between the writes of a renewal leaves a new key beside an old certificate."""
+    write_leaf(aged.issue_client(tenant="acme", name="caller"), tmp_path / "leaf")
+    assert not needs_renewal(tmp_path / "leaf", clock)
+    other = build_authority_in(tmp_path / "other").issue_client(tenant="acme", name="caller")
+    write_leaf(other, tmp_path / "other")
+    (tmp_path / "other" / exchanged).replace(tmp_path / "leaf" / exchanged)
+    assert needs_renewal(tmp_path / "leaf", clock)
+
+
+@pytest.mark.parametrize("spoilt", ["key.pem", "ca.pem", "cert.pem"])
+def test_renewal_is_wanted_when_a_file_is_spoilt_or_the_key_is_open(
+    aged: CertificateAuthority, clock: SetClock, tmp_path: Path, spoilt: str
+) -> None:
+    """A key that others could read is replaced, not kept."""
+    write_leaf(aged.issue_client(tenant="acme", name="caller"), tmp_path / "leaf")
+    (tmp_path / "leaf/key.pem").chmod(0o644)
+    assert needs_renewal(tmp_path / "leaf", clock)
+    (tmp_path / "leaf/key.pem").chmod(0o600)
+    assert not needs_renewal(tmp_path / "leaf", clock)
+    (tmp_path / "leaf" / spoilt).write_text("nothing")
     assert needs_renewal(tmp_path / "leaf", clock)
 
 

@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from casemate.clock import Clock
 from casemate.errors import ConfigurationError
-from casemate.sealing.private_files import write_file
+from casemate.sealing.private_files import read_private, write_file
 from casemate.secret import Secret
 
 KEY_FILE = "key.pem"
@@ -82,12 +83,15 @@ def write_leaf(leaf: IssuedLeaf, directory: Path) -> None:
 
 
 def needs_renewal(directory: Path, clock: Clock) -> bool:
-    """Whether the leaf is missing, unreadable, not yet valid, expired, or past half of its life."""
+    """Whether the leaf is missing, unreadable, not yet valid, expired, or past half of its life.
+
+    Also when key, certificate and root do not belong together: a crash between
+    two of the writes leaves that, and so does a new authority.
+    """
     try:
         certificate = load_certificate(directory / CERTIFICATE_FILE)
+        _require_coherent(certificate, directory)
     except ConfigurationError:
-        return True
-    if not (directory / KEY_FILE).is_file() or not (directory / ROOTS_FILE).is_file():
         return True
     start, end, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, clock.now()
     return not start <= now < start + (end - start) / 2
@@ -152,6 +156,16 @@ def spiffe_id_of(certificate: x509.Certificate) -> str:
     if len(uris) != 1 or not uris[0].startswith("spiffe://"):
         raise ConfigurationError("the certificate does not hold exactly one SPIFFE ID")
     return uris[0]
+
+
+def _require_coherent(certificate: x509.Certificate, directory: Path) -> None:
+    try:
+        key = load_pem_private_key(read_private(directory / KEY_FILE, what="the private key"), password=None)
+        certificate.verify_directly_issued_by(load_certificate(directory / ROOTS_FILE))
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise ConfigurationError(f"the leaf in {directory} is broken") from error
+    if key.public_key() != certificate.public_key():
+        raise ConfigurationError(f"the key and the certificate in {directory} do not belong together")
 
 
 def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
