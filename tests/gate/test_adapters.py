@@ -1,0 +1,377 @@
+"""Both adapters, over real mutual TLS: what a caller sees, and what a handler never sees."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
+from casemate.errors import Reason
+from casemate.gate.core.records import RevocationKind
+from casemate.transport.status import from_rpc_error
+from tests.gate.served import ABORTS, LIMIT_S, PARSED, RAISES, SECRET, serve
+from tests.gate.world import TokenMint, World, bearer, grant, thumbprint_of
+
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+DIGITS = GetVersionRequest(dataset="digits", version=PARSED)
+
+
+@pytest.fixture(scope="module", params=["sync", "aio"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def service_leaf(leaf):
+    return leaf("service", service="datasets")
+
+
+@pytest.fixture(scope="module")
+def trainer(leaf):
+    return leaf("client", tenant="acme", name="trainer")
+
+
+@pytest.fixture(scope="module")
+def mallory(leaf):
+    return leaf("client", tenant="acme", name="mallory")
+
+
+@pytest.fixture
+def served(kind, service_leaf):
+    with serve(kind, World(), service_leaf) as served:
+        yield served
+
+
+@pytest.fixture
+def channel(served, trainer):
+    with served.channel(trainer) as channel:
+        yield channel
+
+
+def refusal(callable_, *arguments, **named):
+    """Code and reason of a call that must fail; its answer must carry our request id."""
+    with pytest.raises(grpc.RpcError) as raised:
+        callable_(*arguments, **named)
+    return judged(raised.value)
+
+
+def judged(error):
+    assert "casemate-request-id" in dict(error.trailing_metadata())
+    return error.code(), from_rpc_error(error).reason
+
+
+def test_a_good_call_reaches_its_handler_as_its_caller(served, channel, trainer):
+    response, call = None, None
+    invoke = channel.unary_unary("/test.Echo/Unary")
+    response, call = invoke.with_call(
+        DIGITS.SerializeToString(), metadata=bearer(served.world.token(trainer)), timeout=LIMIT_S
+    )
+    assert b"t/acme/trainer" in response
+    assert "casemate-request-id" in dict(call.trailing_metadata())
+
+
+def test_a_call_without_a_good_token_is_refused_and_reaches_no_handler(served, channel, trainer):
+    world = served.world
+    now = world.clock.now()
+    expired = world.token(trainer, iat=int(now.timestamp()) - 300, exp=int(now.timestamp()))
+    good = world.token(trainer)
+    cases = [
+        ({"token": ""}, Reason.TOKEN_MISSING),
+        ({"token": "not.a.token"}, Reason.TOKEN_INVALID),
+        ({"token": good + "="}, Reason.TOKEN_INVALID),
+        ({"token": expired}, Reason.TOKEN_EXPIRED),
+        ({"token": world.token(trainer, aud="inference")}, Reason.TOKEN_INVALID),
+        ({"token": TokenMint().token(world.mint.claims(now=now, thumbprint="x" * 43))}, Reason.TOKEN_INVALID),
+        ({"metadata": (*bearer(good), *bearer(good))}, Reason.TOKEN_INVALID),
+        ({"metadata": (*bearer("x"), *bearer(good))}, Reason.TOKEN_INVALID),
+    ]
+    for arguments, reason in cases:
+        assert refusal(served.call, channel, **arguments) == (UNAUTHENTICATED, reason)
+    assert served.echo.entered == []
+    assert len(world.audit.denials) == len(cases)
+    assert served.call(channel, token=good).version == PARSED
+
+
+def test_a_stolen_token_is_refused_also_after_its_owner_used_it(served, channel, trainer, mallory):
+    token = served.world.token(trainer)
+    with served.channel(mallory) as theirs:
+        for _ in range(2):
+            assert refusal(served.call, theirs, token=token) == (UNAUTHENTICATED, Reason.CERTIFICATE_MISMATCH)
+            assert served.call(channel, token=token).signer_key_id == "t/acme/trainer"
+    assert len(served.echo.entered) == 2
+
+
+def test_a_missing_scope_is_denied(served, channel, trainer):
+    expected = (grpc.StatusCode.PERMISSION_DENIED, Reason.INSUFFICIENT_SCOPE)
+    assert refusal(served.call, channel, "Other", token=served.world.token(trainer)) == expected
+    assert served.call(channel, "Other", token=served.world.token(trainer, scope="log.read")).version == PARSED
+
+
+def test_a_missing_grant_looks_exactly_like_an_absent_object(served, channel, trainer):
+    token = served.world.token(trainer)
+    answers = []
+    for dataset in ("faces", "nowhere"):
+        with pytest.raises(grpc.RpcError) as raised:
+            served.call(channel, token=token, request=GetVersionRequest(dataset=dataset))
+        error = raised.value
+        answers.append((error.code(), error.details(), from_rpc_error(error).reason, len(error.trailing_metadata())))
+    assert answers[0] == answers[1]
+    assert answers[0][0] is grpc.StatusCode.NOT_FOUND
+    served.world.publish(grants=(grant(resource="dataset/faces"),))
+    assert served.call(channel, token=token, request=GetVersionRequest(dataset="faces", version=9)).version == 9
+
+
+def test_unknown_methods_tell_only_proven_callers_that_they_are_unknown(served, channel, trainer, mallory):
+    token = served.world.token(trainer)
+    for method in ("Absent", "NoPolicy"):
+        assert refusal(served.call, channel, method) == (UNAUTHENTICATED, Reason.TOKEN_MISSING)
+        assert refusal(served.call, channel, method, token=token)[0] is grpc.StatusCode.UNIMPLEMENTED
+        with served.channel(mallory) as theirs:
+            assert refusal(served.call, theirs, method, token=token)[0] is UNAUTHENTICATED
+    assert served.echo.entered == []
+
+
+def test_a_refusal_is_answered_although_the_body_never_arrives(served, channel, trainer, mallory):
+    token = served.world.token(trainer)
+    never = threading.Event()
+
+    def nothing():
+        never.wait(LIMIT_S)
+        yield b""
+
+    def open_call(channel, token):
+        # To the server: the headers of a unary call, and then silence.
+        return channel.stream_unary("/test.Echo/Unary")(nothing(), metadata=bearer(token)[1:], timeout=LIMIT_S)
+
+    try:
+        assert refusal(open_call, channel, "x.y.z")[0] is UNAUTHENTICATED
+        with served.channel(mallory) as theirs:
+            assert refusal(open_call, theirs, token) == (UNAUTHENTICATED, Reason.CERTIFICATE_MISMATCH)
+    finally:
+        never.set()
+    assert served.call(channel, token=token).version == PARSED
+
+
+def test_a_body_that_does_not_arrive_in_time_ends_the_call(kind, service_leaf, trainer):
+    never = threading.Event()
+
+    def nothing():
+        never.wait(LIMIT_S)
+        yield b""
+
+    with serve(kind, World(), service_leaf, body_within=timedelta(milliseconds=100)) as served:
+        token = served.world.token(trainer)
+        with served.channel(trainer) as channel:
+            try:
+                with pytest.raises(grpc.RpcError) as ended:
+                    channel.stream_unary("/test.Echo/Unary")(nothing(), metadata=bearer(token), timeout=LIMIT_S)
+            finally:
+                never.set()
+            # The synchronous server has only a cancellation to wake a handler that waits.
+            code = grpc.StatusCode.CANCELLED if kind == "sync" else grpc.StatusCode.DEADLINE_EXCEEDED
+            assert ended.value.code() is code
+            assert "casemate-request-id" in dict(ended.value.trailing_metadata()) or kind == "sync"
+            assert served.call(channel, token=token).version == PARSED
+
+
+def test_bytes_that_are_no_message_are_refused_without_a_word_about_ours(served, channel, trainer):
+    token = served.world.token(trainer)
+    with pytest.raises(grpc.RpcError) as raised:
+        served.call(channel, token=token, raw=b"\xff\xff\xff")
+    assert judged(raised.value) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD)
+    assert "GetVersion" not in raised.value.details()
+    assert refusal(served.call, channel, token=token, request=GetVersionRequest())[0] is (
+        grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert served.call(channel, token=token).version == PARSED
+
+
+def test_text_of_a_handlers_exception_never_leaves(served, channel, trainer):
+    token = served.world.token(trainer)
+    failing = GetVersionRequest(dataset="digits", version=RAISES)
+    with pytest.raises(grpc.RpcError) as raised:
+        served.call(channel, token=token, request=failing)
+    assert judged(raised.value) == (grpc.StatusCode.INTERNAL, Reason.INTERNAL)
+    stream = channel.unary_stream("/test.Echo/UnaryStream")(
+        failing.SerializeToString(), metadata=bearer(token), timeout=LIMIT_S
+    )
+    with pytest.raises(grpc.RpcError) as streamed:
+        list(stream)
+    for error in (raised.value, streamed.value):
+        everything = f"{error.details()}{error.trailing_metadata()}{error.debug_error_string()}"
+        assert not any(part in everything for part in (SECRET, "hunter2", "ValueError"))
+
+
+def test_a_handlers_own_status_reaches_the_caller(served, channel, trainer):
+    with pytest.raises(grpc.RpcError) as raised:
+        served.call(
+            channel,
+            token=served.world.token(trainer),
+            request=GetVersionRequest(dataset="digits", version=ABORTS),
+        )
+    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "own words")
+
+
+def test_health_needs_a_certificate_and_nothing_else(served, channel):
+    served.world.clock.advance(hours=1)  # no news for an hour: health still has to answer
+    assert served.health(channel).status == 1
+    assert served.health(channel, metadata=bearer("nonsense")).status == 1
+    assert refusal(served.call, channel, "Open", token="x")[0] is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("odd", ["two-uris", "no-uri", "no-eku", "wrong-domain", "ca-leaf"])
+def test_an_odd_certificate_is_refused_even_where_no_token_is_asked_for(served, leaf, odd):
+    with served.channel(leaf(odd)) as theirs:
+        with pytest.raises(grpc.RpcError) as refused:
+            served.call(theirs, "Peer")
+        assert refused.value.code() in (UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+        if refused.value.code() is UNAUTHENTICATED:
+            assert judged(refused.value)[1] is Reason.PEER_REFUSED
+    with served.channel(leaf("sound")) as theirs:
+        assert served.call(theirs, "Peer").signer_key_id == "t/acme/odd"
+
+
+def test_a_method_for_services_takes_those_it_names(served, channel, leaf):
+    denied = (grpc.StatusCode.PERMISSION_DENIED, Reason.CALLER_NOT_ALLOWED)
+    assert refusal(served.call, channel, "Services") == denied
+    with served.channel(leaf("service", service="inference")) as theirs:
+        assert served.call(theirs, "Services").signer_key_id == "svc/inference"
+
+
+def test_stale_trust_is_unavailable_and_never_unauthenticated(served, channel, trainer):
+    token = served.world.token(trainer)
+    served.world.clock.advance(seconds=31)
+    stale = (grpc.StatusCode.UNAVAILABLE, Reason.TRUST_STALE)
+    assert refusal(served.call, channel, "Sensitive", token=token) == stale
+    assert served.call(channel, token=token).version == PARSED
+    served.world.hear()
+    assert served.call(channel, "Sensitive", token=token).version == PARSED
+
+
+def test_a_cached_token_ends_with_its_time_its_key_and_its_revocation(served, channel, trainer):
+    world = served.world
+    first = world.token(trainer, jti="first")
+    assert served.call(channel, token=first).version == PARSED
+    world.revoke(RevocationKind.TOKEN, "first")
+    assert refusal(served.call, channel, token=first) == (UNAUTHENTICATED, Reason.TOKEN_REVOKED)
+    second = world.token(trainer)
+    assert served.call(channel, token=second).version == PARSED
+    world.publish(keys=(TokenMint().key,))
+    assert refusal(served.call, channel, token=second) == (UNAUTHENTICATED, Reason.TOKEN_INVALID)
+    world.publish()
+    assert served.call(channel, token=second).version == PARSED
+    world.clock.advance(minutes=5)
+    world.hear()
+    assert refusal(served.call, channel, token=second) == (UNAUTHENTICATED, Reason.TOKEN_EXPIRED)
+
+
+class Talk:
+    """A client's side of a stream, one message at a time."""
+
+    def __init__(self, served, channel, token, method="StreamStream"):
+        self._sent: queue.SimpleQueue = queue.SimpleQueue()
+        self._call = served.stream(channel, method, iter(self._sent.get, None), token=token)
+
+    def say(self, dataset="digits", version=PARSED):
+        self._sent.put(GetVersionRequest(dataset=dataset, version=version))
+        return next(self._call).version
+
+    def end(self):
+        self._sent.put(None)
+        return list(self._call)
+
+    def refused(self):
+        """Waits, saying nothing, for the server to end the stream."""
+        try:
+            return refusal(next, self._call)
+        finally:
+            self._sent.put(None)
+
+
+def test_all_four_kinds_of_method_are_served(served, channel, trainer):
+    token = served.world.token(trainer)
+    assert served.call(channel, token=token).version == PARSED
+    assert served.stream(channel, "StreamUnary", iter([DIGITS, DIGITS]), token=token).version == 2 * PARSED
+    talk = Talk(served, channel, token)
+    assert [talk.say(), talk.say(), talk.end()] == [PARSED, PARSED, []]
+    stream = channel.unary_stream("/test.Echo/UnaryStream")(
+        DIGITS.SerializeToString(), metadata=bearer(token), timeout=LIMIT_S
+    )
+    assert b"t/acme/trainer" in next(stream)
+    stream.cancel()
+
+
+def test_a_stream_that_names_another_resource_needs_its_grant(served, channel, trainer):
+    token = served.world.token(trainer)
+    talk = Talk(served, channel, token)
+    assert talk.say() == PARSED
+    assert talk.say(dataset="") == PARSED  # names nothing new
+    assert refusal(talk.say, dataset="faces")[0] is grpc.StatusCode.NOT_FOUND
+    served.world.publish(grants=(grant(), grant(id="faces", resource="dataset/faces")))
+    talk = Talk(served, channel, token)
+    assert [talk.say(), talk.say(dataset="faces"), talk.end()] == [PARSED, PARSED, []]
+
+
+def test_a_stream_whose_first_message_names_nothing_is_refused(served, channel, trainer):
+    talk = Talk(served, channel, served.world.token(trainer))
+    assert refusal(talk.say, dataset="")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert Talk(served, channel, served.world.token(trainer)).say() == PARSED
+
+
+@pytest.mark.parametrize("ending", ["revoked", "expired", "certificate", "key", "grant", "stale"])
+def test_a_silent_stream_ends_when_its_right_does(served, channel, trainer, ending):
+    world = served.world
+    talk = Talk(served, channel, world.token(trainer, jti="the-token"))
+    assert talk.say() == PARSED
+    world.publish()  # news that does not concern it
+    assert talk.say() == PARSED
+    expected = UNAUTHENTICATED
+    if ending == "revoked":
+        world.revoke(RevocationKind.TOKEN, "the-token")
+    elif ending == "certificate":
+        world.revoke(RevocationKind.CERTIFICATE, thumbprint_of(trainer))
+    elif ending == "expired":
+        world.clock.advance(minutes=5)
+        world.hear()
+    elif ending == "key":
+        world.publish(keys=())
+    elif ending == "grant":
+        world.publish(grants=())
+        expected = grpc.StatusCode.NOT_FOUND
+    else:
+        world.clock.wall_offset = -timedelta(seconds=301)
+        world.clock.advance(seconds=301)
+        expected = grpc.StatusCode.UNAVAILABLE
+    assert talk.refused()[0] is expected
+
+
+def test_a_handler_that_only_waits_is_ended_too(kind, served, channel, trainer):
+    world = served.world
+    stream = channel.unary_stream("/test.Echo/UnaryStream")(
+        DIGITS.SerializeToString(), metadata=bearer(world.token(trainer, jti="the-token")), timeout=LIMIT_S
+    )
+    next(stream)
+    world.revoke(RevocationKind.TOKEN, "the-token")
+    with pytest.raises(grpc.RpcError) as ended:
+        next(stream)
+    # The synchronous server cannot wake a handler that neither reads nor answers; its call is cut.
+    assert ended.value.code() is (grpc.StatusCode.CANCELLED if kind == "sync" else UNAUTHENTICATED)
+
+
+def test_places_come_back_after_calls_of_every_end(served, channel, trainer):
+    world = served.world
+    token = world.token(trainer)
+    served.call(channel, token=token)
+    for version in (RAISES, ABORTS):
+        with pytest.raises(grpc.RpcError):
+            served.call(channel, token=token, request=GetVersionRequest(dataset="digits", version=version))
+    Talk(served, channel, token).end()
+    served.call(channel, "Peer")
+    served.call(channel, token=token)
+    quota = world.gate._quota
+    quota._count_left()
+    assert sum(quota._running.values()) <= 2  # the last call may still be on its way out
