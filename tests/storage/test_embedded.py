@@ -254,6 +254,29 @@ async def test_data_that_moved_and_are_gone_are_not_silently_made_anew(folder: P
         await server.start()
 
 
+@AS_ROOT
+async def test_deleted_state_folder_begins_anew_and_a_second_start_beside_it_is_refused(folder: Path):
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    state, elsewhere = closed / "postgres", folder / "elsewhere"
+    for _ in range(2):
+        async with EmbeddedPostgres(directory=state, elsewhere=elsewhere) as server:
+            assert await remembered(server) == 1
+            with pytest.raises(ConfigurationError, match="another process is running"):
+                await EmbeddedPostgres(directory=state, elsewhere=elsewhere).start()
+        shutil.rmtree(state)
+
+
+@AS_ROOT
+async def test_copy_of_a_state_folder_does_not_share_data_with_a_live_one(folder: Path):
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    async with EmbeddedPostgres(directory=closed / "postgres", elsewhere=folder / "elsewhere"):
+        shutil.copytree(closed / "postgres", closed / "copy")
+        with pytest.raises(ConfigurationError, match="another process is running"):
+            await EmbeddedPostgres(directory=closed / "copy", elsewhere=folder / "elsewhere").start()
+
+
 async def test_path_too_long_for_a_socket_gets_a_short_one(folder: Path):
     state = folder / ("long" * 25) / "postgres"
     state.parent.mkdir(mode=0o711)

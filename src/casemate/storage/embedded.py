@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +24,7 @@ from casemate.errors import ConfigurationError, Unavailable
 from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
 from casemate.storage import process
+from casemate.storage.data_folder import SUPERUSER, end_predecessor, make_data
 from casemate.storage.placement import (
     ELSEWHERE,
     Placement,
@@ -39,7 +39,6 @@ from casemate.storage.roles import close_to_public, ensure_role_and_database, op
 
 _START_SECONDS: Final = 120.0  # recovery after a crash replays the log first
 _LOG_BYTES: Final = 16 * 1024 * 1024
-_SUPERUSER: Final = "postgres"
 _ERASED: Final = ("data", "data-partial", "programs-*", "lock", "location", "*.password", "server.log*")
 _PASSWORD_FILE: Final = "superuser.password"  # noqa: S105  # the name of a file
 
@@ -79,7 +78,7 @@ class EmbeddedPostgres:
         self._state = Path(os.path.abspath(directory))  # noqa: PTH100  # resolve() would follow the user's links
         self._elsewhere = elsewhere
         self._child: subprocess.Popen[bytes] | None = None
-        self._lock: IO[bytes] | None = None
+        self._locks: list[IO[bytes]] = []
 
     @property
     def socket_directory(self) -> Path:
@@ -93,7 +92,7 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: the server has never been started here.
         """
-        return self._settings("postgres", _SUPERUSER, self._password())
+        return self._settings("postgres", SUPERUSER, self._password())
 
     @property
     def log_file(self) -> Path:
@@ -116,8 +115,12 @@ class EmbeddedPostgres:
         if self._child is not None:
             raise RuntimeError("already started")
         try:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._take_lock(self._state)
             placement = place(self._state, elsewhere=self._elsewhere)
-            self._take_lock(placement)
+            if placement.base != self._state:
+                # A copy of the state folder names the same data.
+                self._take_lock(placement.base)
             await self._start(placement)
         except OSError as error:
             await self.stop()
@@ -128,9 +131,9 @@ class EmbeddedPostgres:
 
     async def _start(self, placement: Placement) -> None:
         programs = reachable_programs(placement)
-        await self._end_predecessor(placement)
+        await end_predecessor(placement.data)
         if not placement.data.exists():
-            self._make_data(placement, programs)
+            make_data(placement, programs, password_file=self._state / _PASSWORD_FILE)
         make_folder(self.socket_directory, placement.account, 0o700)
         await self._start_postgres(placement, programs)
         connection = await open_connection(self.superuser)
@@ -144,9 +147,8 @@ class EmbeddedPostgres:
         if self._child is not None:
             await process.end_child(self._child)
             self._child = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        while self._locks:
+            self._locks.pop().close()
 
     async def erase(self) -> None:
         """Stops the server and deletes everything that it ever wrote, wherever that is."""
@@ -184,7 +186,7 @@ class EmbeddedPostgres:
             await ensure_role_and_database(connection, name, password)
         finally:
             await connection.close()
-        inside = await open_connection(self._settings(name, _SUPERUSER, superuser.password))
+        inside = await open_connection(self._settings(name, SUPERUSER, superuser.password))
         try:
             await open_schema(inside, name)
         finally:
@@ -201,63 +203,14 @@ class EmbeddedPostgres:
         except OSError as error:
             raise ConfigurationError(f"the superuser's password {file} cannot be read: {error.strerror}") from error
 
-    def _take_lock(self, placement: Placement) -> None:
+    def _take_lock(self, folder: Path) -> None:
         """One process at a time. The kernel frees the lock of a process that is killed."""
-        lock = (placement.base / "lock").open("ab")
+        lock = (folder / "lock").open("ab")
+        self._locks.append(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise ConfigurationError(f"another process is running the database in {placement.base}") from None
-        self._lock = lock
-
-    def _make_data(self, placement: Placement, programs: Path) -> None:
-        password = Secret(secrets.token_urlsafe(32))
-        _write_secret(self._state / _PASSWORD_FILE, password, process.Account.current())
-        # initdb reads it as its own user, from a file that lives no longer than it does.
-        handed_over = placement.base / "initdb.password"
-        partial = placement.base / "data-partial"
-        if partial.exists():
-            shutil.rmtree(partial)
-        make_folder(partial, placement.account, 0o700)
-        _write_secret(handed_over, password, placement.account)
-        try:
-            process.run(
-                placement.account,
-                programs / "initdb",
-                f"--pgdata={partial}",
-                f"--username={_SUPERUSER}",
-                f"--pwfile={handed_over}",
-                "--auth-local=scram-sha-256",
-                "--auth-host=scram-sha-256",
-                "--data-checksums",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-instructions",
-            )
-        finally:
-            handed_over.unlink()
-        # Complete or not there: an interrupted initdb leaves nothing that looks like data.
-        partial.rename(placement.data)
-
-    async def _end_predecessor(self, placement: Placement) -> None:
-        """Deals with what `postmaster.pid` says about an earlier run."""
-        file = placement.data / "postmaster.pid"
-        try:
-            lines = file.read_text().splitlines()
-        except FileNotFoundError:
-            return
-        pid = int(lines[0]) if lines and lines[0].strip().isdigit() else 0
-        if pid == 0:
-            # Cut off while it was being written. We hold the lock, so nobody else is at it.
-            file.unlink()
-        elif process.is_postgres_on(pid, placement.data):
-            await process.end_stranger(pid, placement.data)
-        else:
-            # Another program may have that number now, and PostgreSQL would take it for itself. Our own number
-            # it knows to be its parent's, hence stale; the file stays, since it names the shared memory by which
-            # PostgreSQL finds children that outlived their postmaster.
-            file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+        except BlockingIOError:
+            raise ConfigurationError(f"another process is running the database in {folder}") from None
 
     async def _start_postgres(self, placement: Placement, programs: Path) -> None:
         command: list[str | Path] = [programs / "postgres", "-D", placement.data]
@@ -291,12 +244,3 @@ class EmbeddedPostgres:
                     return True
             await asyncio.sleep(process.POLL_SECONDS)
         raise Unavailable("PostgreSQL is still recovering; its log says how far it is")
-
-
-def _write_secret(file: Path, value: Secret[str], owner: process.Account) -> None:
-    """A file that only `owner` reads, from its first moment."""
-    file.unlink(missing_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        os.fchown(stream.fileno(), owner.uid, owner.gid)
-        stream.write(value.reveal())
