@@ -109,9 +109,9 @@ class Models:
             name=request.name, platform=PLATFORM, backend="onnxruntime", default_model_filename=MODEL_FILE
         )
         for spec in loaded.instance.inputs:
-            config.input.add(name=spec.name, data_type=_data_type(spec.datatype.config), dims=spec.shape)
+            config.input.add(name=spec.name, data_type=spec.datatype.config, dims=spec.shape)
         for spec in loaded.instance.outputs:
-            config.output.add(name=spec.name, data_type=_data_type(spec.datatype.config), dims=spec.shape)
+            config.output.add(name=spec.name, data_type=spec.datatype.config, dims=spec.shape)
         return wire.ModelConfigResponse(config=config).SerializeToString()
 
     def model_statistics(self, caller: Caller, request: wire.ModelStatisticsRequest) -> bytes:
@@ -195,10 +195,6 @@ class Models:
 
 
 _NO_UPLOADS = FieldViolation("parameters", "models are loaded by name; publish a signed version instead")
-
-
-def _data_type(number: int) -> wire.DataType:
-    return wire.DataType.Name(number)  # type: ignore[return-value]  # the constructor takes names too
 
 
 def _duration(duration: Duration) -> wire.StatisticDuration:

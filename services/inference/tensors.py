@@ -36,7 +36,7 @@ class Datatype:
         width: bytes per element; None for BYTES, whose elements carry their length.
         dtype: the numpy type, little-endian as raw contents are.
         contents: the field of InferTensorContents, None where only raw contents exist.
-        config: the number of Triton's `DataType`.
+        config: Triton's `DataType` by name.
         onnx: ONNX Runtime's name of the type.
     """
 
@@ -44,31 +44,33 @@ class Datatype:
     width: int | None
     dtype: np.dtype[Any]
     contents: str | None
-    config: int
+    config: str
     onnx: str
 
 
-def _datatype(name: str, code: str, contents: str | None, config: int, onnx: str) -> Datatype:
+def _datatype(name: str, code: str, contents: str | None, onnx: str) -> Datatype:
     dtype = np.dtype(code)
-    return Datatype(name, None if name == "BYTES" else dtype.itemsize, dtype, contents, config, f"tensor({onnx})")
+    variable = name == "BYTES"
+    config = "TYPE_STRING" if variable else f"TYPE_{name}"
+    return Datatype(name, None if variable else dtype.itemsize, dtype, contents, config, f"tensor({onnx})")
 
 
 DATATYPES = {
     datatype.name: datatype
     for datatype in (
-        _datatype("BOOL", "?", "bool_contents", 1, "bool"),
-        _datatype("UINT8", "u1", "uint_contents", 2, "uint8"),
-        _datatype("UINT16", "<u2", "uint_contents", 3, "uint16"),
-        _datatype("UINT32", "<u4", "uint_contents", 4, "uint32"),
-        _datatype("UINT64", "<u8", "uint64_contents", 5, "uint64"),
-        _datatype("INT8", "i1", "int_contents", 6, "int8"),
-        _datatype("INT16", "<i2", "int_contents", 7, "int16"),
-        _datatype("INT32", "<i4", "int_contents", 8, "int32"),
-        _datatype("INT64", "<i8", "int64_contents", 9, "int64"),
-        _datatype("FP16", "<f2", None, 10, "float16"),
-        _datatype("FP32", "<f4", "fp32_contents", 11, "float"),
-        _datatype("FP64", "<f8", "fp64_contents", 12, "double"),
-        _datatype("BYTES", "O", "bytes_contents", 13, "string"),
+        _datatype("BOOL", "?", "bool_contents", "bool"),
+        _datatype("UINT8", "u1", "uint_contents", "uint8"),
+        _datatype("UINT16", "<u2", "uint_contents", "uint16"),
+        _datatype("UINT32", "<u4", "uint_contents", "uint32"),
+        _datatype("UINT64", "<u8", "uint64_contents", "uint64"),
+        _datatype("INT8", "i1", "int_contents", "int8"),
+        _datatype("INT16", "<i2", "int_contents", "int16"),
+        _datatype("INT32", "<i4", "int_contents", "int32"),
+        _datatype("INT64", "<i8", "int64_contents", "int64"),
+        _datatype("FP16", "<f2", None, "float16"),
+        _datatype("FP32", "<f4", "fp32_contents", "float"),
+        _datatype("FP64", "<f8", "fp64_contents", "double"),
+        _datatype("BYTES", "O", "bytes_contents", "string"),
     )
 }
 """What is served. BF16 is not: numpy has no such type."""

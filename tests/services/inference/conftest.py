@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
+
+from tests.services.inference.house import House
+from tests.support.authority import LeafFactory
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,11 @@ def digits() -> Digits:
     )
     shown = images[1000:1010].astype(np.float32)
     return Digits(model.SerializeToString(), shown, classifier.predict(shown).astype(np.int64))
+
+
+@pytest.fixture
+def house(tmp_path: Path, leaf: LeafFactory) -> Iterator[House]:
+    """A service of its own, with nothing published."""
+    house = House(directory=tmp_path, leaf=leaf)
+    yield house
+    house.close()

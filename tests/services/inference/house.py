@@ -6,18 +6,20 @@ records reaches the service's TrustState as a delta, as the feed would bring it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import jwt
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from numpy.typing import NDArray
 
 from casemate.auth.v1 import release_service_pb2, release_service_pb2_grpc
 from casemate.clock import SystemClock
@@ -32,6 +34,7 @@ from casemate.gate.core.records import Grant, Release, ReleasedVersion, Verifica
 from casemate.gate.core.trust import TrustSnapshot, TrustState
 from casemate.inference.v1 import model_service_pb2
 from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
+from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.sealing.local import LocalKeyRing
 from casemate.signing.keys import SigningKey
 from casemate.signing.signers import Signer
@@ -40,7 +43,9 @@ from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.metrics import Metrics
 from casemate.transport.server import SyncServer, build_server, registered
+from casemate.transport.status import from_rpc_error
 from services.inference.app import AUDIENCE, Dependencies, Service
+from services.inference.servicers import OPEN_INFERENCE
 from services.inference.settings import ServingSettings
 from tests.support.authority import TRUST_DOMAIN, LeafFactory
 
@@ -99,7 +104,7 @@ class Auth(release_service_pb2_grpc.ReleaseServiceServicer):
     trust: Trust
     recorded: list[release_service_pb2.RecordReleaseRequest] = field(default_factory=list)
 
-    def RecordRelease(self, request, context):  # noqa: N802  # the protocol's name
+    def RecordRelease(self, request, _context):  # noqa: N802  # the protocol's name
         self.recorded.append(request)
         version = request.version
         self.trust.release(
@@ -121,7 +126,7 @@ class Roots(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     promoted: set[bytes] = field(default_factory=set)
 
-    def CheckRoots(self, request, context):  # noqa: N802
+    def CheckRoots(self, request, _context):  # noqa: N802
         return dataset_service_pb2.CheckRootsResponse(
             refused=[root for root in request.roots if root not in self.promoted]
         )
@@ -133,7 +138,7 @@ class Log(log_service_pb2_grpc.LogServiceServicer):
 
     entries: list[dict[str, object]] = field(default_factory=list)
 
-    def AppendEntry(self, request, context):  # noqa: N802
+    def AppendEntry(self, request, _context):  # noqa: N802
         self.entries.append({"kind": request.kind, **json.loads(request.body)})
         return log_service_pb2.AppendEntryResponse(index=len(self.entries) - 1)
 
@@ -168,12 +173,46 @@ class House:
         )
         self.caller = self.client("caller")
         self.trainer = self.client("trainer")
-        self.service = self._serve(directory, serving)
+        self._serving = serving
+        self._kek = directory / "kek.json"
+        LocalKeyRing.create(self._kek)
+        add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
+        self._auth_channel = self._stand_in("auth", registered(add, self.auth))
+        self._datasets_channel = self._stand_in(
+            "datasets",
+            registered(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, self.roots),
+            registered(log_service_pb2_grpc.add_LogServiceServicer_to_server, self.log),
+        )
+        self.service = self.serve()
 
     def close(self) -> None:
         """Ends everything, newest first."""
         for close in reversed(self._closing):
             close()
+
+    def serve(self) -> Service:
+        """A replica over the same trust, repository and key; started, and through its first round of loading."""
+        service = Service(
+            Dependencies(
+                source=self._source("service", service="inference"),
+                trust=self.trust.state,
+                auth=self._auth_channel,
+                datasets=self._datasets_channel,
+                kek=LocalKeyRing.load(self._kek),
+                audit=NoAudit(),
+                metrics=self.metrics,
+                clock=SystemClock(),
+            ),
+            address="127.0.0.1:0",
+            trust_domain=TRUST_DOMAIN,
+            repository=self.repository,
+            serving=self._serving,
+        )
+        service.start()
+        self._closing.append(service.stop)
+        service.announce()
+        assert service.watcher.wait_settled(timedelta(seconds=PATIENCE))
+        return service
 
     def client(self, name: str, *, tenant: str = TENANT) -> Caller:
         """Somebody with a fresh certificate."""
@@ -209,14 +248,35 @@ class House:
         self._closing.append(channel.close)
         return channel
 
+    def predict(self, images: NDArray[np.float32], version: str = "") -> list[int]:
+        """Labels over the wire."""
+        request = wire.ModelInferRequest(
+            model_name="digits", model_version=version, raw_input_contents=[images.tobytes()]
+        )
+        request.inputs.add(name="image", datatype="FP32", shape=images.shape)
+        response = self.call("ModelInfer", request)
+        place = [output.name for output in response.outputs].index("label")
+        return np.frombuffer(response.raw_output_contents[place], dtype="<i8").tolist()
+
+    def call(self, method: str, request: object, *, caller: Caller | None = None) -> object:
+        """One unary Open Inference call without tritonclient; raises what the server meant."""
+        who = caller or self.caller
+        stub = self.channel(who).unary_unary(
+            f"/{OPEN_INFERENCE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=getattr(wire, f"{method}Response").FromString,
+        )
+        with meant():
+            return stub(request, metadata=self.metadata(who), timeout=PATIENCE)
+
     def credentials(self, caller: Caller) -> grpc.ChannelCredentials:
         """For clients that make their own channels."""
         pair = caller.source.current
-        return grpc.ssl_channel_credentials(
-            pair.roots_pem, pair.private_key_pem.reveal(), pair.certificate_chain_pem
-        )
+        return grpc.ssl_channel_credentials(pair.roots_pem, pair.private_key_pem.reveal(), pair.certificate_chain_pem)
 
-    def manifest(self, files: Mapping[str, bytes], *, model: str = "digits", number: int = 1, **changes: object) -> bytes:
+    def manifest(
+        self, files: Mapping[str, bytes], *, model: str = "digits", number: int = 1, **changes: object
+    ) -> bytes:
         """A signed envelope; `changes` replace fields of the manifest, `key` the signer."""
         key = changes.pop("key", self.publisher)
         fields = {
@@ -245,21 +305,30 @@ class House:
         """Publishes over the wire."""
         who = caller or self.trainer
         envelope = envelope or self.manifest(files, model=model, number=number, **changes)
-        return ModelServiceStub(self.channel(who)).PublishModel(
-            pieces(envelope, files, model), metadata=self.metadata(who), timeout=PATIENCE
-        )
+        return self.upload(pieces(envelope, files, model), caller=who)
+
+    def upload(
+        self, messages: Iterator[model_service_pb2.PublishModelRequest], *, caller: Caller | None = None
+    ) -> model_service_pb2.PublishModelResponse:
+        """Sends these messages to PublishModel."""
+        who = caller or self.trainer
+        with meant():
+            return ModelServiceStub(self.channel(who)).PublishModel(
+                messages, metadata=self.metadata(who), timeout=PATIENCE
+            )
 
     def reload(self, number: int = 0) -> model_service_pb2.ReloadModelResponse:
         """Reloads over the wire."""
-        return ModelServiceStub(self.channel(self.trainer)).ReloadModel(
-            model_service_pb2.ReloadModelRequest(model="digits", number=number),
-            metadata=self.metadata(self.trainer),
-            timeout=PATIENCE,
-        )
+        with meant():
+            return ModelServiceStub(self.channel(self.trainer)).ReloadModel(
+                model_service_pb2.ReloadModelRequest(model="digits", number=number),
+                metadata=self.metadata(self.trainer),
+                timeout=PATIENCE,
+            )
 
-    def sealed(self, *, model: str = "digits", number: int = 1) -> Path:
-        """Where the sealed model file lies."""
-        return self.repository / TENANT / model / str(number) / "files" / "model.onnx.sealed"
+    def stored(self, number: int = 1) -> Path:
+        """Where a version lies."""
+        return self.repository / TENANT / "digits" / str(number)
 
     def _source(self, kind: str, **names: str) -> CertificateSource:
         return CertificateSource(self._leaf(kind, **names))
@@ -281,35 +350,6 @@ class House:
         )
         self._closing.append(channel.close)
         return channel
-
-    def _serve(self, directory: Path, serving: ServingSettings) -> Service:
-        add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
-        auth = self._stand_in("auth", registered(add, self.auth))
-        datasets = self._stand_in(
-            "datasets",
-            registered(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, self.roots),
-            registered(log_service_pb2_grpc.add_LogServiceServicer_to_server, self.log),
-        )
-        service = Service(
-            Dependencies(
-                source=self._source("service", service="inference"),
-                trust=self.trust.state,
-                auth=auth,
-                datasets=datasets,
-                kek=LocalKeyRing.create(directory / "kek.json"),
-                audit=NoAudit(),
-                metrics=self.metrics,
-                clock=SystemClock(),
-            ),
-            address="127.0.0.1:0",
-            trust_domain=TRUST_DOMAIN,
-            repository=self.repository,
-            serving=serving,
-        )
-        service.start()
-        self._closing.append(service.stop)
-        service.announce()
-        return service
 
 
 def grant(caller: str, verb: str, resource: str = "model/*") -> Grant:
@@ -342,6 +382,10 @@ def pieces(
         yield model_service_pb2.PublishModelRequest(data=whole[start : start + size])
 
 
-def sha256(data: bytes) -> bytes:
-    """The digest that manifests carry."""
-    return hashlib.sha256(data).digest()
+@contextmanager
+def meant() -> Iterator[None]:
+    """Turns a status back into the error that the server raised."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error

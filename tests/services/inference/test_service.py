@@ -6,7 +6,6 @@ import queue
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from tritonclient import grpc as triton
@@ -14,8 +13,6 @@ from tritonclient.utils import InferenceServerException
 
 from casemate.errors import CasemateError, Code, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
-from casemate.transport.status import from_rpc_error
-from services.inference.servicers import OPEN_INFERENCE
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import PATIENCE, Caller, House
 from tests.support.authority import LeafFactory
@@ -67,20 +64,6 @@ def image_input(digits: Digits) -> list[triton.InferInput]:
     return [tensor]
 
 
-def call(house: House, method: str, request: object, *, caller: Caller | None = None) -> object:
-    """One unary call without tritonclient; raises what the server meant."""
-    who = caller or house.caller
-    stub = house.channel(who).unary_unary(
-        f"/{OPEN_INFERENCE}/{method}",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=getattr(wire, f"{method}Response").FromString,
-    )
-    try:
-        return stub(request, metadata=house.metadata(who), timeout=PATIENCE)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-
-
 def test_tritonclient_gets_the_models_own_predictions(client: triton.InferenceServerClient, digits: Digits) -> None:
     result = client.infer("digits", image_input(digits), request_id="seven", priority=1, timeout=1_000_000)
     assert result.as_numpy("label").tolist() == digits.labels.tolist()
@@ -101,7 +84,7 @@ def test_a_typed_request_gets_a_typed_answer(house: House, digits: Digits) -> No
     request = wire.ModelInferRequest(model_name="digits")
     tensor = request.inputs.add(name="image", datatype="FP32", shape=(1, 64))
     tensor.contents.fp32_contents.extend(digits.images[0].tolist())
-    response = call(house, "ModelInfer", request)
+    response = house.call("ModelInfer", request)
     label = next(output for output in response.outputs if output.name == "label")
     assert list(label.contents.int64_contents) == [digits.labels[0]]
     assert not response.raw_output_contents
@@ -111,11 +94,11 @@ def test_wrong_tensors_are_refused_with_the_names_of_their_fields(house: House) 
     request = wire.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(4 * 64)])
     tensor = request.inputs.add(name="image", datatype="FP32", shape=(1, 63))
     with pytest.raises(CasemateError) as caught:
-        call(house, "ModelInfer", request)
+        house.call("ModelInfer", request)
     assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, Reason.INVALID_FIELD)
     assert [violation.field for violation in caught.value.violations] == ["inputs[0].shape"]
     tensor.shape[1] = 64
-    assert call(house, "ModelInfer", request).model_name == "digits"
+    assert house.call("ModelInfer", request).model_name == "digits"
 
 
 def test_a_stream_answers_in_order_and_goes_on_after_an_error(
@@ -140,7 +123,7 @@ def test_a_stream_ends_with_a_status_when_the_client_asks_for_that(
     client: triton.InferenceServerClient, digits: Digits
 ) -> None:
     answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-    client.start_stream(lambda _result, error: answers.put(error), headers={"triton_grpc_error": "true"})
+    client.start_stream(lambda error, **_: answers.put(error), headers={"triton_grpc_error": "true"})
     wrong = triton.InferInput("picture", [1, 64], "FP32")
     wrong.set_data_from_numpy(digits.images[:1])
     client.async_stream_infer("digits", [wrong])
@@ -186,7 +169,7 @@ def test_another_tenants_model_and_an_absent_one_answer_alike(house: House) -> N
     for who, name in [(house.client("caller", tenant="globex"), "digits"), (house.caller, "absent")]:
         request.name = name
         with pytest.raises(CasemateError) as caught:
-            call(house, "ModelMetadata", request, caller=who)
+            house.call("ModelMetadata", request, caller=who)
         errors.append((caught.value.code, caught.value.reason))
     assert errors == [(Code.NOT_FOUND, Reason.RESOURCE_NOT_FOUND)] * 2
 
