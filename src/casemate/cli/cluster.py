@@ -213,16 +213,18 @@ class Cluster:
 
     def _take_lock(self) -> None:
         # A lock of the kernel, not a file with a number in it: it cannot be stale.
-        self._lock = self.state.lock.open("a+")
+        lock = self.state.lock.open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
             raise ConfigurationError(f"already running on {self.state.root} (process {owner})") from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
 
     async def _bootstrap_operator(self) -> None:
         marker = self.state.root / "operator.bootstrapped"

@@ -131,7 +131,11 @@ def _measure_costs() -> Mapping[str, str]:
     click.echo("5. What it costs on this machine (ten seconds of measuring)")
     sys.path.insert(0, str(find_checkout()))
     costs = importlib.import_module("bench.costs")
-    return {result.name: f"{result.value:.3g} {result.unit}" for result in costs.measure()}
+    return {result.name: _quoted(result.value, result.unit) for result in costs.measure()}
+
+
+def _quoted(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}" if value > 0 else f"less than this machine's noise ({unit})"
 
 
 def _conclude(told: Told, costs: Mapping[str, str], seconds: float, *, as_json: bool) -> None:
