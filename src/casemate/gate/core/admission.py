@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ class Admission:
     __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "token")
 
     def __init__(self, *, request_id: str, method: str, policy: MethodPolicy, served: bool) -> None:
+        self.lease: Lease | None = None  # first, for `__del__`
         self.request_id = request_id
         self.method = method
         self.policy = policy
@@ -30,7 +30,6 @@ class Admission:
         self.token: VerifiedToken | None = None
         self.peer: Peer | None = None
         self.resource: str | None = None
-        self.lease: Lease | None = None
         self.denied = False
 
     def release(self) -> None:
@@ -40,5 +39,5 @@ class Admission:
             lease.release()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self.release()
+        if self.lease is not None:
+            self.lease.release()

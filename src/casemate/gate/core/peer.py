@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.trust import TrustSnapshot
 
 _CACHED_CERTIFICATES: Final = 4096
-_TLS_1_3: Final = (b"TLSv1.3",)
+_TLS_1_3: Final = b"TLSv1.3"
 # SPIFFE-ID section 2.2: segments of these characters; "." and ".." are excluded below.
 _PATH: Final = re.compile(r"/(?:t/[a-z][a-z0-9-]{0,62}(?:/[A-Za-z0-9._-]+)+|svc/[a-z][a-z0-9-]{0,62})")
 _SEAL: Final = object()
@@ -112,7 +112,7 @@ class PeerVerifier:
     def __init__(self, *, trust_domain: str) -> None:
         self._trust_domain = trust_domain
         self._lock = threading.Lock()
-        self._read: OrderedDict[bytes, PeerCertificate] = OrderedDict()
+        self._read: OrderedDict[bytes, tuple[PeerCertificate, dict[bytes, Peer]]] = OrderedDict()
 
     def verify(self, auth_context: Mapping[str, Sequence[bytes]], *, now: datetime, trust: TrustSnapshot) -> Peer:
         """The peer of a call.
@@ -125,34 +125,45 @@ class PeerVerifier:
         Raises:
             Unauthenticated: PEER_REFUSED.
         """
-        if tuple(auth_context.get("ssl_tls_version", ())) != _TLS_1_3:
+        versions = auth_context.get("ssl_tls_version", ())
+        if len(versions) != 1 or versions[0] != _TLS_1_3:
             raise _refused("connection is not TLS 1.3")
         pems = auth_context.get("x509_pem_cert", ())
         if len(pems) != 1:
             raise _refused("connection has not exactly one leaf")
-        certificate = self._certificate(bytes(pems[0]))
+        known = self._read.get(pems[0])
+        if known is None:
+            known = self._learn(bytes(pems[0]))
+        certificate, peers = known
         if not certificate.not_before <= now < certificate.not_after:
             raise _refused("certificate is outside its dates")
         trust.revocations.check_peer(certificate.spiffe_id, certificate.thumbprint, now)
         groups = auth_context.get("ssl_negotiated_key_exchange_group", ())
-        return Peer(
-            spiffe_id=certificate.spiffe_id,
-            thumbprint=certificate.thumbprint,
-            not_after=certificate.not_after,
-            tls_version="TLSv1.3",
-            group=groups[0].decode("ascii", "replace") if groups else "",
-            seal=_SEAL,
-        )
+        group = groups[0] if groups else b""
+        peer = peers.get(group)
+        if peer is None:
+            # There are a handful of groups, and TLS names them, so this does not grow.
+            peer = peers[group] = _peer(certificate, group)
+        return peer
 
-    def _certificate(self, pem: bytes) -> PeerCertificate:
-        certificate = self._read.get(pem)
-        if certificate is None:
-            certificate = PeerCertificate.parse(pem, trust_domain=self._trust_domain)
-            with self._lock:
-                self._read[pem] = certificate
-                if len(self._read) > _CACHED_CERTIFICATES:
-                    self._read.popitem(last=False)
-        return certificate
+    def _learn(self, pem: bytes) -> tuple[PeerCertificate, dict[bytes, Peer]]:
+        known = (PeerCertificate.parse(pem, trust_domain=self._trust_domain), dict[bytes, Peer]())
+        with self._lock:
+            self._read[pem] = known
+            if len(self._read) > _CACHED_CERTIFICATES:
+                self._read.popitem(last=False)
+        return known
+
+
+def _peer(certificate: PeerCertificate, group: bytes) -> Peer:
+    return Peer(
+        spiffe_id=certificate.spiffe_id,
+        thumbprint=certificate.thumbprint,
+        not_after=certificate.not_after,
+        tls_version="TLSv1.3",
+        group=group.decode("ascii", "replace"),
+        seal=_SEAL,
+    )
 
 
 def _is_authority(extensions: x509.Extensions) -> bool:

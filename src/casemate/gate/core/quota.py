@@ -73,8 +73,9 @@ class LocalQuota:
         self._clock = clock
         self._shares = shares if shares is not None else Shares()
         self._lock = threading.Lock()
-        self._running: dict[str, int] = {}
-        self._left: deque[tuple[str, ...]] = deque()
+        self._callers: dict[str, int] = {}
+        self._tenants: dict[str, int] = {}
+        self._left: deque[tuple[str, str]] = deque()
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def enter(self, *, tenant: str, caller: str) -> Lease:
@@ -83,16 +84,22 @@ class LocalQuota:
         Raises:
             Exhausted: the caller or its tenant has all of its share.
         """
-        of_tenant, of_caller = f"t:{tenant}", f"c:{caller}"
         with self._lock:
-            self._count_left()
-            running = self._running
-            callers, tenants = running.get(of_caller, 0), running.get(of_tenant, 0)
+            if self._left:
+                self._count_left()
+            callers, tenants = self._callers.get(caller, 0), self._tenants.get(tenant, 0)
             if callers >= self._shares.caller_concurrency or tenants >= self._shares.tenant_concurrency:
                 raise Exhausted("too many calls at once", retry_after=timedelta(milliseconds=100))
-            running[of_caller] = callers + 1
-            running[of_tenant] = tenants + 1
-        return _LocalLease(self, of_tenant, of_caller)
+            self._callers[caller] = callers + 1
+            self._tenants[tenant] = tenants + 1
+        return _LocalLease(self, tenant, caller)
+
+    @property
+    def running(self) -> int:
+        """Calls that hold a place now."""
+        with self._lock:
+            self._count_left()
+            return sum(self._callers.values())
 
     def spend(self, *, tenant: str, caller: str) -> None:  # noqa: ARG002  # the protocol's; tenants have no rate yet
         """Counts one call against the caller's token bucket.
@@ -112,18 +119,15 @@ class LocalQuota:
             if len(self._buckets) > _SWEEP_AT:
                 self._sweep(now)
 
-    def leave(self, *names: str) -> None:
-        """Gives places back. Takes no lock: it may run wherever an object dies, even inside `enter`."""
-        self._left.append(names)
+    def leave(self, tenant: str, caller: str) -> None:
+        """Gives a place back. Takes no lock: it may run wherever an object dies, even inside `enter`."""
+        self._left.append((tenant, caller))
 
     def _count_left(self) -> None:
         while self._left:
-            for name in self._left.popleft():
-                left = self._running[name] - 1
-                if left:
-                    self._running[name] = left
-                else:
-                    del self._running[name]
+            tenant, caller = self._left.popleft()
+            _count_down(self._tenants, tenant)
+            _count_down(self._callers, caller)
 
     def _sweep(self, now: float) -> None:
         """Forgets callers whose bucket is full again: forgetting them changes nothing."""
@@ -132,13 +136,22 @@ class LocalQuota:
 
 
 class _LocalLease:
-    __slots__ = ("_names", "_quota")
+    __slots__ = ("_caller", "_quota", "_tenant")
 
-    def __init__(self, quota: LocalQuota, *names: str) -> None:
-        self._quota = quota
-        self._names = names
+    def __init__(self, quota: LocalQuota, tenant: str, caller: str) -> None:
+        self._quota: LocalQuota | None = quota
+        self._tenant = tenant
+        self._caller = caller
 
     def release(self) -> None:
-        names, self._names = self._names, ()
-        if names:
-            self._quota.leave(*names)
+        quota, self._quota = self._quota, None
+        if quota is not None:
+            quota.leave(self._tenant, self._caller)
+
+
+def _count_down(counts: dict[str, int], name: str) -> None:
+    left = counts[name] - 1
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]
