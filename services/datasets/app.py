@@ -18,6 +18,7 @@ from casemate.datasets.v1.dataset_service_pb2_grpc import add_DatasetServiceServ
 from casemate.datasets.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.adapters.feed import TrustFeed
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
@@ -29,6 +30,7 @@ from casemate.gate.core.verifier import TokenVerifier
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.local import LocalKeyRing
 from casemate.settings import load_settings
+from casemate.signing.checkpoint import verification_key
 from casemate.signing.keys import SigningKey
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_pool
@@ -38,7 +40,7 @@ from casemate.transport.health import aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import methods_of, registered
-from casemate.transport.server import build_aio_server
+from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
 from services.datasets.alarms import Alarms
 from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.health_probe import HealthProbe
@@ -53,6 +55,7 @@ from services.datasets.store import VersionStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from datetime import timedelta
 
     from casemate.gate.core.audit import AuditSink
     from casemate.signing.keys import PublicKey
@@ -108,6 +111,7 @@ async def run(environment: Mapping[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with serving(settings) as running:
+        _LOGGER.info("log key: %s", verification_key(log_origin(settings.identity.trust_domain), running.log_key))
         _LOGGER.info("ready: rpcs on port %d, metrics on port %d", running.port, running.metrics_port)
         await ended.wait()
         _LOGGER.info("draining")
@@ -115,7 +119,11 @@ async def run(environment: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def serving(
-    settings: DatasetsSettings, *, trust: TrustState | None = None, clock: Clock | None = None
+    settings: DatasetsSettings,
+    *,
+    trust: TrustState | None = None,
+    clock: Clock | None = None,
+    lame_duck: timedelta = DEFAULT_LAME_DUCK,
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
@@ -123,6 +131,7 @@ async def serving(
         settings: where everything is.
         trust: what to trust; fed by the auth service's trust feed if not given.
         clock: time; the machine's own if not given.
+        lame_duck: how long calls are still taken once health says no.
     """
     clock = clock or SystemClock()
     metrics = Metrics("datasets")
@@ -137,16 +146,24 @@ async def serving(
         health_rpc, health = aio_health_service()
         services = _services(settings, stores, signing_key, trust, clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
-        gate = _gate(settings, services, trust, clock, _open_audit(settings, stack))
+        gate = _gate(
+            settings,
+            services=services,
+            trust=trust,
+            clock=clock,
+            audit=_open_audit(settings, stack),
+            counts=GateCounts(metrics),
+        )
         server = build_aio_server(
             source=source,
             services=services,
             interceptors=[AioGateInterceptor(gate)],
             address=settings.listen.address,
             health=health,
+            lame_duck=lame_duck,
         )
         metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
-        stack.callback(metrics_server.stop)
+        stack.push_async_callback(asyncio.to_thread, metrics_server.stop)
         metrics_server.start()
         probe = HealthProbe(
             health=health,
@@ -198,15 +215,26 @@ def _services(
 
     intake = Intake(store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
     reader = Reader(store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
-    origin = f"datasets.{settings.identity.trust_domain}/log"
+    origin = log_origin(settings.identity.trust_domain)
     return [
         registered(add_DatasetServiceServicer_to_server, DatasetServicer(intake=intake, reader=reader)),
         registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, key=log_key, origin=origin)),
     ]
 
 
+def log_origin(trust_domain: str) -> str:
+    """The name that the log signs its checkpoints under."""
+    return f"datasets.{trust_domain}/log"
+
+
 def _gate(
-    settings: DatasetsSettings, services: list[RegisteredService], trust: TrustState, clock: Clock, audit: AuditSink
+    settings: DatasetsSettings,
+    *,
+    services: list[RegisteredService],
+    trust: TrustState,
+    clock: Clock,
+    audit: AuditSink,
+    counts: GateCounts,
 ) -> Gate:
     policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN)
     policies.require(methods_of(services))
@@ -214,12 +242,13 @@ def _gate(
     return Gate(
         policies=policies,
         verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=AUDIENCE),
-        cache=TokenCache(),
+        cache=TokenCache(observe=counts.looked_up),
         trust=trust,
         peers=PeerVerifier(trust_domain=domain),
         quota=LocalQuota(clock=clock),
         audit=audit,
         clock=clock,
+        observer=counts,
     )
 
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from casemate.errors import StoredDataUnreadable
 from casemate.sealing.keys import KeyContext, WrappedKey
-from casemate.storage.pool import storage_errors
+from services.datasets.database import connected
 
 if TYPE_CHECKING:
     from casemate.clock import Clock
@@ -52,9 +52,8 @@ class DataKeyStore:
         Raises:
             StoredDataUnreadable: it is gone, or was not wrapped for this context.
         """
-        with storage_errors():
-            async with self._pool.acquire() as connection:
-                wrapped = await connection.fetchval("SELECT wrapped FROM data_keys WHERE id = $1", identifier)
+        async with connected(self._pool) as connection:
+            wrapped = await connection.fetchval("SELECT wrapped FROM data_keys WHERE id = $1", identifier)
         if wrapped is None:
             raise StoredDataUnreadable(f"data key {identifier} is gone")
         return await self._kek.unwrap(WrappedKey.parse(wrapped), context)
@@ -62,9 +61,8 @@ class DataKeyStore:
     async def log_seed(self) -> DataKey:
         """The 32-byte seed of the log's Ed25519 key; made at the first start, one for all replicas."""
         for _ in range(2):
-            with storage_errors():
-                async with self._pool.acquire() as connection:
-                    wrapped = await connection.fetchval("SELECT wrapped FROM data_keys WHERE purpose = 'log-signing'")
+            async with connected(self._pool) as connection:
+                wrapped = await connection.fetchval("SELECT wrapped FROM data_keys WHERE purpose = 'log-signing'")
             if wrapped is not None:
                 return await self._kek.unwrap(WrappedKey.parse(wrapped), LOG_CONTEXT)
             _, fresh = await self._kek.generate_data_key(LOG_CONTEXT)
@@ -73,17 +71,15 @@ class DataKeyStore:
 
     async def ping(self) -> None:
         """Returns if the database answers."""
-        with storage_errors():
-            async with self._pool.acquire() as connection:
-                await connection.fetchval("SELECT 1")
+        async with connected(self._pool) as connection:
+            await connection.fetchval("SELECT 1")
 
     async def _insert(self, identifier: UUID, context: KeyContext, wrapped: WrappedKey) -> None:
-        with storage_errors():
-            async with self._pool.acquire() as connection:
-                await connection.execute(
-                    "INSERT INTO data_keys (id, purpose, tenant, name, version, wrapped, created_at) "
-                    "VALUES ($1, $2, $3, $4, $5, $6, $7) "
-                    "ON CONFLICT (purpose) WHERE purpose = 'log-signing' DO NOTHING",
-                    *(identifier, context.purpose, context.tenant, context.name, context.version),
-                    *(wrapped.to_bytes(), self._clock.now()),
-                )
+        async with connected(self._pool) as connection:
+            await connection.execute(
+                "INSERT INTO data_keys (id, purpose, tenant, name, version, wrapped, created_at) "
+                "VALUES ($1, $2, $3, $4, $5, $6, $7) "
+                "ON CONFLICT (purpose) WHERE purpose = 'log-signing' DO NOTHING",
+                *(identifier, context.purpose, context.tenant, context.name, context.version),
+                *(wrapped.to_bytes(), self._clock.now()),
+            )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from casemate.errors import OutOfRange, StoredDataUnreadable
 from casemate.signing import merkle
-from casemate.storage.pool import storage_errors
+from services.datasets.database import connected, transaction
 from services.datasets.log import LogHead, entry_bytes
 
 if TYPE_CHECKING:
@@ -42,15 +42,14 @@ class LogStore:
         Raises:
             StoredDataUnreadable: there are entries but no head, or the head does not verify.
         """
-        with storage_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                empty = LogHead()
-                await connection.execute(
-                    "INSERT INTO log_head (name, size, frontier, mac) SELECT 'log', $1, $2, $3 "
-                    "WHERE NOT EXISTS (SELECT FROM log_entries) ON CONFLICT (name) DO NOTHING",
-                    *(empty.size, empty.to_bytes(), self._mac(empty)),
-                )
-                self._verified(await connection.fetchrow(_HEAD))
+        async with transaction(self._pool) as connection:
+            empty = LogHead()
+            await connection.execute(
+                "INSERT INTO log_head (name, size, frontier, mac) SELECT 'log', $1, $2, $3 "
+                "WHERE NOT EXISTS (SELECT FROM log_entries) ON CONFLICT (name) DO NOTHING",
+                *(empty.size, empty.to_bytes(), self._mac(empty)),
+            )
+            self._verified(await connection.fetchrow(_HEAD))
 
     async def append(self, connection: Connection, kind: str, body: Mapping[str, object], *, by: str) -> int:
         """Appends in the caller's transaction and gives the index. Appends wait for one another.
@@ -76,15 +75,13 @@ class LogStore:
 
     async def append_alone(self, kind: str, body: Mapping[str, object], *, by: str) -> int:
         """Appends in a transaction of its own; durable when it returns."""
-        with storage_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                return await self.append(connection, kind, body, by=by)
+        async with transaction(self._pool) as connection:
+            return await self.append(connection, kind, body, by=by)
 
     async def head(self) -> LogHead:
         """The present head."""
-        with storage_errors():
-            async with self._pool.acquire() as connection:
-                return self._verified(await connection.fetchrow(_HEAD))
+        async with connected(self._pool) as connection:
+            return self._verified(await connection.fetchrow(_HEAD))
 
     async def entry(self, index: int, tree_size: int) -> tuple[bytes, list[bytes], int]:
         """One entry, its inclusion proof, and the size of the tree that it is for.
@@ -100,17 +97,14 @@ class LogStore:
             OutOfRange: no such entry in a tree of that size, or no such size yet.
             StoredDataUnreadable: the stored entries do not give the stored root.
         """
-        with storage_errors():
-            async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-                head = self._verified(await connection.fetchrow(_HEAD))
-                size = tree_size or head.size
-                if not 0 <= index < size <= head.size:
-                    raise OutOfRange(f"entry {index} of a tree of {size}; the log has {head.size}")
-                leaves = [
-                    record["leaf_hash"]
-                    for record in await connection.fetch("SELECT leaf_hash FROM log_entries ORDER BY index")
-                ]
-                entry = await connection.fetchval("SELECT entry FROM log_entries WHERE index = $1", index)
+        async with transaction(self._pool, isolation="repeatable_read") as connection:
+            head = self._verified(await connection.fetchrow(_HEAD))
+            size = tree_size or head.size
+            if not 0 <= index < size <= head.size:
+                raise OutOfRange(f"entry {index} of a tree of {size}; the log has {head.size}")
+            records = await connection.fetch("SELECT leaf_hash FROM log_entries ORDER BY index")
+            entry = await connection.fetchval("SELECT entry FROM log_entries WHERE index = $1", index)
+        leaves: list[bytes] = [record["leaf_hash"] for record in records]
         with self._alarms.on_integrity():
             if len(leaves) != head.size or merkle.root(leaves) != head.root or merkle.leaf_hash(entry) != leaves[index]:
                 raise StoredDataUnreadable("the log's entries do not give its root")

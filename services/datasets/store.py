@@ -4,23 +4,25 @@ Every row that decides something carries a MAC over its table, key and columns,
 checked on every read. One transaction moves rows, batch header and offset;
 another moves promotion and log entry.
 
+Not seen here: an old row of `uploads` put back with its own old MAC, or a row
+deleted. The log has every promotion and quarantine, and shows both.
+
 If this fails: a version could become readable without its checks, or a chunk be
 acknowledged and lost. A puller still recomputes root and signature.
 """
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, Reason, StoredDataUnreadable
 from casemate.sealing.rows import SealedBatch
-from casemate.storage.pool import storage_errors
+from services.datasets.database import connected, transaction
 from services.datasets.upload import StoredBatch, Upload, UploadState, require_complete, require_stored
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -79,7 +81,7 @@ class VersionStore:
     async def with_roots(self, tenant: str, roots: Sequence[bytes]) -> list[Upload]:
         """The promoted attempts with one of these roots. Rows that do not verify alarm and are left out."""
         query = _SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state = 'promoted'"
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             records = await connection.fetch(query, tenant, list(roots))
         found = []
         for record in records:
@@ -95,7 +97,7 @@ class VersionStore:
         Raises:
             AlreadyExists, InvalidRequest: the version is not the next one of its dataset.
         """
-        async with self._transaction() as connection:
+        async with transaction(self._pool) as connection:
             await self._require_next(connection, manifest.manifest)
             values = _values(upload)
             if await connection.execute(_INSERT, *values.values(), self._mac(upload)) == "INSERT 0 1":
@@ -114,7 +116,7 @@ class VersionStore:
         Rows, header and offset move in one transaction; when this returns they are
         durable. When another writer was first, nothing is stored.
         """
-        async with self._transaction() as connection:
+        async with transaction(self._pool) as connection:
             upload = await self._locked(connection, upload_id)
             if upload.state is not UploadState.RECEIVING or upload.next_offset != chunk.offset:
                 return upload
@@ -138,7 +140,7 @@ class VersionStore:
 
     async def quarantine(self, upload_id: UUID, *, why: str) -> Upload:
         """Bars an unfinished upload from promotion for ever, and logs it. A promoted version does not change."""
-        async with self._transaction() as connection:
+        async with transaction(self._pool) as connection:
             upload = await self._locked(connection, upload_id)
             if upload.state is UploadState.RECEIVING:
                 upload = upload.quarantined()
@@ -165,7 +167,7 @@ class VersionStore:
             PermissionDenied: by `judge`.
             AlreadyExists, InvalidRequest: another upload was promoted meanwhile.
         """
-        async with self._transaction() as connection:
+        async with transaction(self._pool) as connection:
             upload = await self._locked(connection, upload_id)
             if upload.state is UploadState.PROMOTED:
                 return upload
@@ -185,7 +187,7 @@ class VersionStore:
 
     async def envelope(self, upload: Upload) -> bytes:
         """The signed envelope of an attempt."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             envelope = await connection.fetchval("SELECT envelope FROM manifests WHERE upload = $1", upload.id)
         if envelope is None:
             raise StoredDataUnreadable(f"upload {upload.id} has no manifest")
@@ -197,7 +199,7 @@ class VersionStore:
         Raises:
             StoredDataUnreadable: its header is gone.
         """
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             header = await connection.fetchrow(
                 "SELECT first_ordinal, salt, commitment FROM batches WHERE upload = $1 AND number = $2",
                 *(upload.id, number),
@@ -217,22 +219,11 @@ class VersionStore:
 
     async def ping(self) -> None:
         """Returns if the database answers."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             await connection.fetchval("SELECT 1")
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        with storage_errors():
-            async with self._pool.acquire() as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Connection]:
-        async with self._connection() as connection, connection.transaction():
-            yield connection
-
     async def _fetch(self, query: str, *values: object) -> Upload | None:
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             record = await connection.fetchrow(query, *values)
         return None if record is None else self._verified(record)
 

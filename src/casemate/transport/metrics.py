@@ -136,7 +136,9 @@ class MetricsServer:
                 f"{address} cannot be bound for metrics: the port is in use or the address is not ours"
             ) from None
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        # How long `stop` may wait: the standard half a second is most of a service's whole shutdown.
+        polling = {"poll_interval": 0.05}
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs=polling, name="metrics", daemon=True)
 
     def start(self) -> None:
         """Begins to serve."""

@@ -111,7 +111,7 @@ async def test_a_key_that_may_not_sign_for_the_tenant_is_refused(world):
         {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)},
         {"version": 2, "previous_root": bytes(32)},
     ],
-    ids=str,
+    ids=["dataset", "tenant", "audience", "expiry", "version"],
 )
 async def test_a_manifest_about_something_else_is_refused(world, change):
     with pytest.raises(InvalidRequest) as caught:

@@ -9,7 +9,7 @@ import pytest
 
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1 import log_service_pb2
-from casemate.errors import StoredDataUnreadable
+from casemate.errors import Conflict, StoredDataUnreadable
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
 ALARMS, FAILURES = "authority_alarms_total", "integrity_failures_total"
@@ -113,12 +113,28 @@ async def test_an_update_by_sql_promotes_nothing(world):
 async def test_a_quarantined_upload_is_not_freed_by_sql(world):
     trainer = world.actor()
     envelope = world.signed()
-    await trainer.push([manifest_message(envelope), *chunk_messages()])
+    other = chunk_messages([b"1,one\n2,twO\n"])
+    with pytest.raises(Conflict):
+        await trainer.push([manifest_message(envelope), *chunk_messages()[:1], *other])
     async with world.sql() as sql:
-        await sql.execute("UPDATE uploads SET next_offset = 12, next_batch = 1, next_ordinal = 2")
+        await sql.execute("UPDATE uploads SET state = 'receiving'")
 
     with pytest.raises(StoredDataUnreadable):
-        await trainer.push([manifest_message(envelope), FINISH])
+        await trainer.push_all(envelope)
+
+
+async def test_the_progress_of_an_upload_is_not_moved_by_sql(world):
+    trainer = world.actor()
+    envelope = world.signed()
+    await trainer.push([manifest_message(envelope), *chunk_messages()[:1]])
+    async with world.sql() as sql:
+        await sql.execute("UPDATE uploads SET next_offset = 40, next_batch = 3, next_ordinal = 6")
+
+        with pytest.raises(StoredDataUnreadable):
+            await trainer.push([manifest_message(envelope), FINISH])
+
+        await sql.execute("UPDATE uploads SET next_offset = 12, next_batch = 1, next_ordinal = 2")
+    assert (await trainer.push_all(envelope)).rows == 6
 
 
 async def test_a_row_lost_before_the_end_is_found_before_promotion(world):

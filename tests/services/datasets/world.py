@@ -77,6 +77,16 @@ def chunk_messages(chunks: Sequence[bytes] = CHUNKS) -> list[messages.PushDatase
 FINISH = messages.PushDatasetRequest(finish=messages.Finish())
 
 
+OPTIONS = (("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"), ("grpc.enable_http_proxy", 0))
+"""Of a channel without our client's health checking: it calls a service that says it does not serve."""
+
+
+def credentials(directory: Path) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        *((directory / file).read_bytes() for file in ("ca.pem", "key.pem", "cert.pem"))
+    )
+
+
 @contextmanager
 def our_errors():
     """Raises what the server raised, as a client of ours would."""
@@ -193,11 +203,7 @@ class World:
         return self._actor(self.leaf("service", service=name), None)
 
     def _actor(self, directory: Path, token: str | None) -> Actor:
-        credentials = grpc.ssl_channel_credentials(
-            *((directory / file).read_bytes() for file in ("ca.pem", "key.pem", "cert.pem"))
-        )
-        options = (("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"), ("grpc.enable_http_proxy", 0))
-        channel = grpc.aio.secure_channel(f"127.0.0.1:{self.running.port}", credentials, options)
+        channel = grpc.aio.secure_channel(f"127.0.0.1:{self.running.port}", credentials(directory), OPTIONS)
         self._channels.append(channel)
         metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         return Actor(DatasetServiceStub(channel), LogServiceStub(channel), metadata)
@@ -220,10 +226,11 @@ class World:
         return jwt.encode(claims, self._token_key, algorithm="EdDSA", headers=headers)
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[World]:
+    async def serve(self, *, fresh: bool = True) -> AsyncIterator[World]:
         """Runs the service, from its settings, until the block ends."""
-        self.trust.heard(time.monotonic())
-        async with serving(self.settings, trust=self.trust) as self.running:
+        if fresh:
+            self.trust.heard(time.monotonic())
+        async with serving(self.settings, trust=self.trust, lame_duck=timedelta()) as self.running:
             try:
                 yield self
             finally:
