@@ -172,6 +172,8 @@ class Cluster:
 
     async def stop(self) -> None:
         """Stops the services, then the database; leaves no process and loses no data."""
+        if self._lock is None:
+            return  # nothing was started; what runs here is somebody else's
         self.state.endpoints.unlink(missing_ok=True)
         for task in self._tasks:
             task.cancel()
@@ -179,8 +181,8 @@ class Cluster:
                 await task
         await asyncio.gather(*(child.stop() for child in self._children))
         await self.postgres.stop()
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
+        self._lock = None
 
     async def wait_healthy(self) -> None:
         """Waits until every service says SERVING.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, ConfigurationError
 
 COMMANDS = {
     "up": ("casemate.cli.up", "Start everything on this machine; Ctrl-C stops it."),
@@ -85,5 +85,6 @@ def main() -> None:
     except CasemateError as error:
         for violation in error.violations:
             click.echo(f"casemate: {violation.field}: {violation.description}", err=True)
-        click.echo(f"casemate: {error.code}/{error.reason}: {error}", err=True)
+        said = "" if isinstance(error, ConfigurationError) else f"{error.code} / {error.reason}: "
+        click.echo(f"casemate: {said}{error}", err=True)
         sys.exit(1)

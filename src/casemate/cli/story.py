@@ -110,6 +110,7 @@ class Story:
         present = {(grant.caller, grant.verb, grant.resource) for grant in administration.list_grants(TENANT)}
         for role in CAST:
             path = f"t/{TENANT}/{role.name}"
+            self.session(role.name)  # so that each has a certificate from now on
             _unless_done(
                 lambda role=role, path=path: administration.create_client(  # type: ignore[misc]
                     client_id=f"{TENANT}-{role.name}",

@@ -21,14 +21,16 @@ DEFAULT_TRUST_DOMAIN = "casemate.internal"
 @click.command("up")
 @click.option("--trust-domain", default=DEFAULT_TRUST_DOMAIN, show_default=True, help="SPIFFE trust domain.")
 @click.option("--seed/--no-seed", default=True, help="Publish the digits model on first start.")
+@click.option("--free-ports", is_flag=True, help="Listen on ports that are free, not on the documented ones.")
 @click.pass_obj
-def up_command(options: Options, trust_domain: str, seed: bool) -> None:
+def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool) -> None:
     """Starts auth, inference, datasets and their database, and keeps them running.
 
     State lies in the state directory and survives. Certificates are renewed at half
     their life. A service that dies is started again.
     """
-    asyncio.run(_run(options.state, trust_domain, seed=seed))
+    ports = Ports.free() if free_ports else Ports.fixed()
+    asyncio.run(_run(options.state, trust_domain, ports, seed=seed))
 
 
 def say(line: str) -> None:
@@ -36,7 +38,7 @@ def say(line: str) -> None:
     click.echo(line)
 
 
-async def _run(root: Path, trust_domain: str, *, seed: bool) -> None:
+async def _run(root: Path, trust_domain: str, ports: Ports, *, seed: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -45,7 +47,7 @@ async def _run(root: Path, trust_domain: str, *, seed: bool) -> None:
     state = StateDirectory(root)
     first = not (root / "seeded").exists()
     say(f"Starting Casemate on {root}" + (" (first start: keys, database, certificates)" if first else ""))
-    cluster = Cluster(state=state, ports=Ports.fixed(), trust_domain=trust_domain, report=say)
+    cluster = Cluster(state=state, ports=ports, trust_domain=trust_domain, report=say)
     starting = asyncio.create_task(_start(cluster, seed=seed and first))
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -83,4 +85,7 @@ def _announce(cluster: Cluster, seconds: float) -> None:
     say(f"  {casemate} try predict   # ask for a prediction, as a caller with a certificate")
     say(f"  {casemate} try steal     # use the caller's token with another certificate")
     say(f"  {casemate} try rows      # read the dataset's rows straight from PostgreSQL")
-    say("\nCtrl-C stops everything and keeps the data.")
+    say(
+        f"\nKeys lie in {cluster.state.root}, the key-encryption keys in its kek/ among them: who loses those loses "
+        "the data.\nCtrl-C stops everything and keeps the data."
+    )

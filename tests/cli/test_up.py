@@ -1,0 +1,156 @@
+"""`casemate up` as a person runs it: a process, its output, Ctrl-C, and other terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from casemate.cli.cluster import Cluster, Ports
+from casemate.cli.state import StateDirectory
+
+CASEMATE = Path(sys.executable).parent / "casemate"
+PATIENCE = 90.0
+
+
+class Up:
+    """A running `casemate up`, and the lines that it printed."""
+
+    def __init__(self, state: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [CASEMATE, "--state", state, "up", "--free-ports", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def wait_for(self, wanted: str) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while (line := self._lines.get(timeout=max(deadline - time.monotonic(), 0.1))) is not None:
+            self.said.append(line)
+            if wanted in line:
+                return line
+        raise AssertionError(f"ended without saying {wanted!r}: {self.said}")
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(PATIENCE)
+        self._reader.join()
+        self.process.stdout.close()
+        while (line := self._lines.get()) is not None:
+            self.said.append(line)
+        return status
+
+
+@pytest.fixture
+async def state(tmp_path):
+    root = tmp_path / "state"
+    yield root
+    await Cluster(
+        state=StateDirectory(root), ports=Ports.free(), trust_domain="casemate.internal", report=print
+    ).postgres.erase()
+
+
+def processes_below(state: Path) -> list[str]:
+    """Command lines of live processes that name the state directory."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (directory / "environ").read_bytes()
+            command = (directory / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(state).encode() in environment + command and directory.name != str(os.getpid()):
+            found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+def test_first_start_publishes_and_the_printed_commands_work_as_they_stand(state):
+    up = Up(state)
+    try:
+        up.wait_for("Ready in")
+        up.wait_for("Ctrl-C stops everything")
+        printed = [line.split("#")[0].strip() for line in up.said if " try " in line]
+        assert len(printed) == 3
+        answers = {}
+        for command in printed:
+            done = subprocess.run(
+                ["/bin/sh", "-c", command],
+                check=False,
+                capture_output=True,
+                text=True,
+                cwd="/",
+                env={},
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0, done.stderr
+            answers[command.split()[-1]] = done.stdout
+        assert re.search(r"prediction: (\d)   \(the image shows \1\)", answers["predict"])
+        assert "refused: UNAUTHENTICATED / CERTIFICATE_MISMATCH" in answers["steal"]
+        assert "select ordinal, sealed from sealed_rows" in answers["rows"]
+        assert len(re.findall(r"^ +\d+  [0-9a-f]{80}…", answers["rows"], re.MULTILINE)) == 5
+    finally:
+        assert up.end() == 0
+    assert up.said[-1] == "Stopped; data and keys are kept"
+    assert processes_below(state) == []
+
+
+def test_killed_supervisor_leaves_no_process_and_the_next_start_recovers(state):
+    up = Up(state, "--no-seed")
+    up.wait_for("Ready in")
+    up.end(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while processes_below(state) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the kernel tells the children; they drain
+    assert processes_below(state) == []
+    again = Up(state, "--no-seed")
+    try:
+        again.wait_for("Ready in")
+    finally:
+        assert again.end() == 0
+
+
+def test_second_up_on_one_state_says_so_in_one_line_and_leaves_the_first_alone(state):
+    first = Up(state, "--no-seed")
+    try:
+        first.wait_for("Ready in")
+        second = Up(state, "--no-seed")
+        assert second.end(0) == 1
+        assert f"already running on {state} (process {first.process.pid})" in "\n".join(second.said)
+        announced = json.loads((state / "endpoints.json").read_text())
+        assert announced["supervisor"] == first.process.pid
+    finally:
+        assert first.end() == 0
+
+
+def test_commands_without_a_running_cluster_say_what_to_do(tmp_path):
+    done = subprocess.run(
+        [CASEMATE, "--state", tmp_path / "none", "try", "rows"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert "make run" in done.stderr
+    assert "Traceback" not in done.stderr
