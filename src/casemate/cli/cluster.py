@@ -138,6 +138,11 @@ class Cluster:
         self.certificates: Certificates | None = None
 
     @property
+    def started(self) -> bool:
+        """Whether there is anything of ours to stop."""
+        return self._lock is not None
+
+    @property
     def endpoints(self) -> Endpoints:
         """Addresses of the three services."""
         return Endpoints(**{name: f"127.0.0.1:{port}" for name, port in self.ports.grpc.items()})
@@ -149,8 +154,8 @@ class Cluster:
             ConfigurationError: one line about what is in the way.
         """
         self.state.create()
-        self._take_lock()
         self.ports.require_free()
+        self._take_lock()
         self.certificates = Certificates.open(
             self.state, trust_domain=self.trust_domain, report=self._report, clock=self._clock
         )

@@ -37,7 +37,9 @@ class Announcement:
             return cls("casemate.internal", endpoints, dict(METRICS_PORTS), running=False)
         said = json.loads(state.endpoints.read_text())
         endpoints = Endpoints(**{name: f"127.0.0.1:{port}" for name, port in said["grpc"].items()})
-        return cls(said["trust_domain"], endpoints, said["metrics"], running=True)
+        # A supervisor that was killed could not take its announcement back.
+        running = Path(f"/proc/{said['supervisor']}").exists() or not Path("/proc/self").exists()
+        return cls(said["trust_domain"], endpoints, said["metrics"], running=running)
 
     @classmethod
     def require(cls, state: StateDirectory) -> Announcement:

@@ -57,12 +57,13 @@ async def _run(root: Path, trust_domain: str, ports: Ports, *, seed: bool) -> No
             _announce(cluster, time.monotonic() - begun)
             await stopped
     finally:
-        say("Stopping")
         starting.cancel()
         with contextlib.suppress(BaseException):
             await starting
-        await cluster.stop()
-        say("Stopped; data and keys are kept")
+        if cluster.started:
+            say("Stopping")
+            await cluster.stop()
+            say("Stopped; data and keys are kept")
 
 
 async def _start(cluster: Cluster, *, seed: bool) -> None:
