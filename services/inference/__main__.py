@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.errors import ConfigurationError
+from casemate.errors import CasemateError
 from casemate.transport.floor import raise_floor
 
 if __name__ == "__main__":
     try:
         raise_floor(os.environ)
-
         from services.inference.app import main
 
         main(os.environ)
-    except ConfigurationError as error:
-        sys.exit(str(error))
+    except CasemateError as error:
+        sys.exit(f"inference: {error}")

@@ -19,6 +19,7 @@ from casemate.auth.v1 import release_service_pb2, trust_service_pb2
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.adapters.feed import TrustFeed
 from casemate.gate.adapters.synchronous import GateInterceptor
 from casemate.gate.core.cache import TokenCache
@@ -44,8 +45,8 @@ from services.inference.blocking_kek import BlockingKek
 from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
 from services.inference.instance import OnnxInstance
+from services.inference.json_log import log_to_stderr
 from services.inference.loader import Loader
-from services.inference.logs import log_to_stderr
 from services.inference.models import Models
 from services.inference.predictions import Predictions
 from services.inference.publishing import Publishing, PublishLimits
@@ -71,6 +72,7 @@ AUDIENCE = "inference"
 """Of tokens and of manifests alike."""
 
 _CALL_TIMEOUT = timedelta(seconds=10)
+_LOOK_EVERY = timedelta(milliseconds=500)
 _KEK_TIMEOUT = timedelta(seconds=10)
 _LOGGER = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Service:
         trust_domain: of peers and of the issuer of tokens.
         repository: folder of the sealed models.
         serving: how much is served at once.
+        staleness: how old the trust feed's news may be.
     """
 
     def __init__(
@@ -108,8 +111,12 @@ class Service:
         trust_domain: str,
         repository: Path,
         serving: ServingSettings,
+        staleness: timedelta,
     ) -> None:
         trust = TrustView(dependencies.trust)
+        self._serving: bool | None = None
+        self._trust, self._staleness = dependencies.trust, staleness
+        self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
         vault = Vault(repository=Repository(repository), keys=self._kek)
         self.catalogue = Catalogue(trust)
@@ -161,14 +168,21 @@ class Service:
         return self._server.port
 
     def start(self) -> None:
-        """Serves, and begins to load what the feed names. Health says no until `announce`."""
-        self._server.health.set_serving("", serving=False)
+        """Serves, and begins to load what the feed names. Health says no until `look` finds it ready."""
+        self.look()
         self.watcher.start()
         self._server.start()
 
-    def announce(self) -> None:
-        """Lets health say yes: balancers may send calls."""
-        self._server.health.set_serving("", serving=True)
+    def look(self) -> bool:
+        """Tells health and metrics whether the trust feed is fresh and the first round of loading is over."""
+        staleness = self._trust.staleness(self._clock)
+        self._metrics.set_value("trust_staleness_seconds", staleness.total_seconds())
+        serving = staleness <= self._staleness and self.watcher.settled
+        if serving is not self._serving:
+            self._serving = serving
+            for name in ("", *(service.name for service in self._server.services)):
+                self._server.health.set_serving(name, serving=serving)
+        return serving
 
     def stop(self) -> None:
         """Drains and ends."""
@@ -199,17 +213,19 @@ class Service:
 
 def build_gate(dependencies: Dependencies, *, trust_domain: str) -> Gate:
     """The gate over the rpcs that this service registers."""
+    counts = GateCounts(dependencies.metrics)
     return Gate(
         policies=PolicyTable.from_descriptors(
             (model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],), FOREIGN
         ),
         verifier=TokenVerifier(issuer=f"https://auth.{trust_domain}", audience=AUDIENCE),
-        cache=TokenCache(),
+        cache=TokenCache(observe=counts.looked_up),
         trust=dependencies.trust,
         peers=PeerVerifier(trust_domain=trust_domain),
         quota=LocalQuota(clock=dependencies.clock),
         audit=dependencies.audit,
         clock=dependencies.clock,
+        observer=counts,
     )
 
 
@@ -254,21 +270,22 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
         trust_domain=settings.identity.trust_domain,
         repository=settings.repository,
         serving=settings.serving,
+        staleness=settings.trust.staleness,
     )
     stack.callback(service.stop)
     page = MetricsServer(metrics, source, settings.listen.metrics_address)
     stack.callback(page.stop)
-    feed = TrustFeed(channel=auth, state=trust, clock=clock)
+    feed = TrustFeed(auth, trust, clock)
     stack.callback(feed.close)
     page.start()
     service.start()
     feed.start()
-    while not ended.is_set() and not service.watcher.wait_settled(timedelta(seconds=1)):
-        continue
-    if not ended.is_set():
-        service.announce()
-        _LOGGER.info("ready")
-    ended.wait()
+    announced = False
+    while not ended.wait(_LOOK_EVERY.total_seconds()):
+        if service.look() and not announced:
+            announced = True
+            _LOGGER.info("ready: rpcs on port %d, metrics on port %d", service.port, page.port)
+    _LOGGER.info("draining")
 
 
 def _channel(service: str, address: str, source: CertificateSource) -> RotatingChannel:

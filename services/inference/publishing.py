@@ -157,7 +157,7 @@ class Publishing:
         require_name(model, field="model")
         if not number:
             number = self._watcher.newest(tenant, model)
-        self._watcher.load(Slot(tenant, model, number))
+        self._watcher.load_and_keep(Slot(tenant, model, number))
         return number
 
     @contextmanager

@@ -57,8 +57,13 @@ class Watcher:
         """Whether the last round found everything loaded that the feed names."""
         return self._complete
 
+    @property
+    def settled(self) -> bool:
+        """Whether one round after the first news is over."""
+        return self._settled.is_set()
+
     def wait_settled(self, timeout: timedelta) -> bool:
-        """Whether one round after the first news is over, waiting for it at most `timeout`.
+        """`settled`, waited for at most `timeout`.
 
         What refused to load then does not hold up what did.
         """
@@ -76,19 +81,20 @@ class Watcher:
         self._thread.join()
 
     def load(self, slot: Slot) -> LoadedModel:
-        """Loads a version now because somebody asked, and keeps it loaded while it is trusted.
-
-        On any refusal what runs stays.
+        """Loads a version now and serves it; on any refusal what runs stays.
 
         Raises:
             NotFound: it is not released.
             FailedPrecondition: reason MODEL_REFUSED.
             Unavailable: the key-encryption key does not answer.
         """
-        loaded = self._load(slot)
+        return self._load(slot, on_purpose=True)
+
+    def load_and_keep(self, slot: Slot) -> None:
+        """As `load`; the version then stays loaded while it is trusted, however old it grows."""
+        self._load(slot, on_purpose=True)
         with self._round:
             self._asked.add(slot)
-        return loaded
 
     def newest(self, tenant: str, model: str) -> int:
         """Number of the newest version that is released and trusted.
@@ -124,9 +130,11 @@ class Watcher:
         self._complete = False
         self._wake.set()
 
-    def _load(self, slot: Slot) -> LoadedModel:
+    def _load(self, slot: Slot, *, on_purpose: bool) -> LoadedModel:
         loaded = self._loader.load(slot)
         with self._round:
+            if self._catalogue.entry((slot.tenant, slot.model)).unloaded and not on_purpose:
+                return loaded  # an operator took the model out while the files were read
             # Trust may have moved while the files were read.
             released = self._trust.version(slot.tenant, slot.model, slot.number)
             if released is None or released.manifest_sha256 != loaded.manifest_sha256:
@@ -165,7 +173,7 @@ class Watcher:
             if number in self._catalogue.entry(key).versions:
                 continue
             try:
-                self._load(Slot(*key, number))
+                self._load(Slot(*key, number), on_purpose=False)
                 _LOGGER.info("loaded: %s/%s/%d", *key, number)
             except CasemateError as error:
                 _LOGGER.error("not loaded: %s/%s/%d: %s", *key, number, error)  # noqa: TRY400  # its text says all

@@ -207,11 +207,12 @@ class House:
             trust_domain=TRUST_DOMAIN,
             repository=self.repository,
             serving=self._serving,
+            staleness=timedelta(hours=1),
         )
         service.start()
         self._closing.append(service.stop)
-        service.announce()
         assert service.watcher.wait_settled(timedelta(seconds=PATIENCE))
+        assert service.look()
         return service
 
     def client(self, name: str, *, tenant: str = TENANT) -> Caller:
