@@ -118,6 +118,23 @@ async def test_a_compromise_date_before_the_promotion_quarantines_and_one_after_
     assert list((await inference.datasets.CheckRoots(check)).refused) == [root]
 
 
+async def test_a_compromise_told_during_a_pull_ends_it(world):
+    # Far more than the connection buffers, so that most of it is not yet sent when the news comes.
+    chunks = tuple(b"%d,%s\n" % (number, b"x" * 900_000) for number in range(24))
+    trainer = world.actor()
+    await trainer.push_all(world.signed(manifest_of(chunks)), chunks)
+    assert len((await trainer.pull())[1]) == 24
+    call = trainer.datasets.PullDataset(messages.PullDatasetRequest(dataset="digits"), metadata=trainer.metadata)
+    pieces = aiter(call)
+    await anext(pieces)
+
+    world.signers = [world.signer(world.supplier, compromised_since=datetime(2021, 1, 1, tzinfo=UTC))]
+    world.tell()
+
+    with pytest.raises(NotFound), our_errors():
+        [piece async for piece in pieces]
+
+
 async def test_a_signer_that_the_feed_no_longer_knows_is_not_trusted(world):
     trainer = world.actor()
     await trainer.push_all(world.signed())

@@ -289,6 +289,24 @@ async def test_a_signer_revoked_during_the_upload_is_refused_at_the_end(world):
     assert (await trainer.push([manifest_message(envelope), FINISH]))[-1].promoted.version == 1
 
 
+async def test_a_manifest_that_expires_during_the_upload_is_refused_at_the_end(world):
+    trainer = world.actor()
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    call = trainer.datasets.PushDataset(metadata=trainer.metadata)
+    for message in (manifest_message(world.signed(manifest_of(expires_at=soon))), *chunk_messages()):
+        await call.write(message)
+        await call.read()
+    world.clock.shift = timedelta(seconds=90)
+
+    await call.write(FINISH)
+
+    assert (await call.code()).name == "INVALID_ARGUMENT"
+    with pytest.raises(NotFound):
+        await trainer.version()
+    later = soon + timedelta(seconds=60)
+    assert (await trainer.push_all(world.signed(manifest_of(expires_at=later)))).version == 1
+
+
 async def test_two_writers_of_one_upload_store_it_once(world):
     envelope = world.signed()
     writers = [world.actor("one"), world.actor("two")]

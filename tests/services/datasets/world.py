@@ -16,6 +16,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casemate.clock import SystemClock
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
@@ -141,6 +142,16 @@ class Actor:
 
 
 @dataclass
+class ShiftedClock(SystemClock):
+    """The machine's clocks, the wall clock put forward."""
+
+    shift: timedelta = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.shift
+
+
+@dataclass
 class World:
     """The service and everybody around it."""
 
@@ -149,6 +160,7 @@ class World:
     superuser: DatabaseSettings
     trust: TrustState = field(default_factory=TrustState)
     supplier: SigningKey = field(default_factory=SigningKey.generate)
+    clock: ShiftedClock = field(default_factory=ShiftedClock)
     running: Running | None = None
     _token_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
@@ -230,7 +242,8 @@ class World:
         """Runs the service, from its settings, until the block ends."""
         if fresh:
             self.trust.heard(time.monotonic())
-        async with serving(self.settings, trust=self.trust, lame_duck=timedelta()) as self.running:
+        built = serving(self.settings, trust=self.trust, clock=self.clock, lame_duck=timedelta())
+        async with built as self.running:
             try:
                 yield self
             finally:
