@@ -143,17 +143,12 @@ async def serving(
         if trust is None:
             trust = TrustState(staleness=settings.trust.staleness)
             _follow(settings, stack, source, trust, clock)
-        health_rpc, health = aio_health_service()
         services = _services(settings, stores, signing_key, trust, clock)
+        health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
-        gate = _gate(
-            settings,
-            services=services,
-            trust=trust,
-            clock=clock,
-            audit=_open_audit(settings, stack),
-            counts=GateCounts(metrics),
-        )
+        audit = _open_audit(settings, stack)
+        counts = GateCounts(metrics)
+        gate = _gate(settings, services=services, trust=trust, clock=clock, audit=audit, counts=counts)
         server = build_aio_server(
             source=source,
             services=services,
@@ -177,8 +172,7 @@ async def serving(
         await probe.look()
         await server.start()
         stack.push_async_callback(server.stop)
-        watching = asyncio.create_task(probe.watch())
-        stack.push_async_callback(_cancel, watching)
+        stack.push_async_callback(_cancel, asyncio.create_task(probe.watch()))
         yield Running(server.port, metrics_server.port, metrics, health, signing_key.public)
 
 
