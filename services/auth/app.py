@@ -38,7 +38,7 @@ from casemate.transport.health import HealthState, aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import RegisteredService, methods_of, registered
-from casemate.transport.server import build_aio_server
+from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
@@ -146,6 +146,7 @@ async def serving(
     clock: Clock | None = None,
     heartbeat: timedelta = HEARTBEAT,
     sweep: timedelta = SWEEP,
+    lame_duck: timedelta = DEFAULT_LAME_DUCK,
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
@@ -154,6 +155,7 @@ async def serving(
         clock: time; the machine's own if not given.
         heartbeat: longest time between two reads of the primary.
         sweep: time between two reads of every row.
+        lame_duck: how long calls are still taken once health says no.
     """
     clock = clock or SystemClock()
     metrics = Metrics("auth")
@@ -185,6 +187,7 @@ async def serving(
             interceptors=[AioGateInterceptor(gate)],
             address=settings.listen.address,
             health=health,
+            lame_duck=lame_duck,
         )
         metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
         stack.callback(metrics_server.stop)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ class TrustPublisher:
         reader: reads the primary.
         state: this process's own trust state.
         alarms: told of rows that differ without a change.
-        after_change: awaited after news that is more than a heartbeat was applied.
+        after_change: awaited after news that is more than a heartbeat was told; tried again until it succeeds.
         clock: for the age of reads and the expiry of records.
         heartbeat: longest time between two reads.
         sweep: time between two reads of everything.
@@ -68,6 +69,7 @@ class TrustPublisher:
         self._watchers: set[asyncio.Queue[News | None]] = set()
         self._closed = False
         self._silent = False
+        self._behind = False
 
     def wake(self) -> None:
         """Has the next read happen now."""
@@ -92,10 +94,13 @@ class TrustPublisher:
         present = self._state.current
         news = await self._reader.read(epoch=present.epoch, sequence=present.sequence)
         self._apply(news)
-        if news.snapshot is not None or news.changes:
-            await self._after_change()
+        # Told before it is acted on: whoever verifies knows a new key before anything is signed with it.
         for watcher in tuple(self._watchers):
             self._offer(watcher, news)
+        self._behind = self._behind or not news.is_heartbeat
+        if self._behind:
+            await self._after_change()
+            self._behind = False
 
     async def sweep(self) -> None:
         """Reads every row again and sounds the alarm for what was done to rows past the application."""
@@ -123,14 +128,14 @@ class TrustPublisher:
         try:
             first = await self._reader.read(epoch=epoch, sequence=sequence)
             yield first
-            told = (first.epoch, first.sequence)
+            told = first.sequence
             while (news := await queue.get()) is not None:
-                if news.epoch == told[0] and news.sequence < told[1]:
+                if news.snapshot is None and news.sequence < told:
                     continue  # read before our own first read
-                if news.epoch == told[0] and news.sequence == told[1] and news.changes:
-                    news = News(epoch=news.epoch, sequence=news.sequence, read_at=news.read_at)  # noqa: PLW2901  # told already: only a heartbeat
+                if news.snapshot is None and news.sequence == told:
+                    news = replace(news, since=told, changes=())  # told already: only a heartbeat
                 yield news
-                told = (news.epoch, news.sequence)
+                told = news.sequence
             if queue not in self._watchers and not self._closed:
                 raise Unavailable("the watcher is too slow")
         finally:
@@ -150,7 +155,10 @@ class TrustPublisher:
                 await self.sweep()
         except CasemateError as error:
             if not self._silent:
-                _log.error("the primary cannot be read; the trust feed is silent: %s", error)  # noqa: TRY400  # a state, not a fault
+                _log.error("the primary cannot be read; the trust feed is silent: %s", error)  # a state, not a fault
+            self._silent = True
+        except Exception:  # noqa: BLE001  # whatever it is, the feed must speak again as soon as it can
+            _log.exception("the trust feed failed; it goes on with the next read")
             self._silent = True
         else:
             if self._silent:

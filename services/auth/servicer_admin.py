@@ -11,8 +11,8 @@ from casemate.auth.v1 import admin_service_pb2 as messages
 from casemate.auth.v1 import trust_pb2
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceServicer
 from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied
-from casemate.gate.adapters import records
 from casemate.gate.adapters.caller_context import current_caller
+from casemate.gate.adapters.records import grant_to_message
 from casemate.gate.core.records import Effect, Grant, RevocationKind
 from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
 from services.auth.records import Client
@@ -104,7 +104,7 @@ class AdminServicer(AdminServiceServicer):
     ) -> messages.ListGrantsResponse:
         """Lists a tenant's live grants."""
         grants = await self._administration.list_grants(_admin(), request.tenant)
-        return messages.ListGrantsResponse(grants=[records.grant_to_proto(grant) for grant in grants])
+        return messages.ListGrantsResponse(grants=[grant_to_message(grant) for grant in grants])
 
     async def RegisterSigner(  # noqa: N802
         self, request: messages.RegisterSignerRequest, _context: Context

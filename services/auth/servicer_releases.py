@@ -8,7 +8,7 @@ import grpc
 
 from casemate.auth.v1 import release_service_pb2 as messages
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceServicer
-from casemate.gate.adapters import records
+from casemate.gate.adapters.records import release_to_message
 from services.auth.releases import Releases
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,4 +31,4 @@ class ReleaseServicer(ReleaseServiceServicer):
             manifest_sha256=request.version.manifest_sha256,
             signer_key_id=request.version.signer_key_id,
         )
-        return messages.RecordReleaseResponse(release=records.release_to_proto(release))
+        return messages.RecordReleaseResponse(release=release_to_message(release))

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from casemate.auth.v1 import trust_service_pb2 as messages
 from casemate.auth.v1.trust_service_pb2_grpc import TrustServiceServicer
 from casemate.clock import Clock
-from casemate.gate.adapters import records
+from casemate.gate.adapters.records import delta_to_message, snapshot_to_message
 from services.auth.feed import TrustPublisher
 from services.auth.store.news import News
 
@@ -40,9 +40,9 @@ class TrustServicer(TrustServiceServicer):
         read_age.FromTimedelta(timedelta(seconds=max(0.0, self._clock.monotonic() - news.read_at)))
         message = messages.WatchTrustResponse(epoch=news.epoch, sequence=news.sequence, read_age=read_age)
         if news.snapshot is not None:
-            message.snapshot.CopyFrom(records.snapshot_to_proto(news.snapshot))
-        elif news.changes:
-            message.delta.CopyFrom(records.delta_to_proto(news.changes))
-        else:
+            message.snapshot.CopyFrom(snapshot_to_message(news.snapshot))
+        elif news.is_heartbeat:
             message.heartbeat.SetInParent()
+        else:
+            message.delta.CopyFrom(delta_to_message(news.changes))
         return message

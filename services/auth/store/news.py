@@ -50,14 +50,22 @@ class News:
         sequence: everything up to this number is told.
         read_at: monotonic seconds just before the primary was read.
         snapshot: everything, if this is a beginning.
-        changes: what changed, in order, otherwise; empty if nothing did.
+        since: otherwise, the number after which the changes are.
+        changes: what changed, in order. May be empty although the number is a new one: a record
+            that does not verify is not told.
     """
 
     epoch: str
     sequence: int
     read_at: float
     snapshot: TrustSnapshot | None = None
+    since: int = 0
     changes: tuple[TrustChange, ...] = ()
+
+    @property
+    def is_heartbeat(self) -> bool:
+        """Whether nothing happened, so that the read itself is the news."""
+        return self.snapshot is None and self.since == self.sequence
 
 
 class NewsReader:
@@ -90,7 +98,9 @@ class NewsReader:
                     if events is not None:
                         changes = [await self._change(connection, kind, key) for kind, key in events]
                         told = tuple(change for change in changes if change is not None)
-                        return News(epoch=present, sequence=head["sequence"], read_at=read_at, changes=told)
+                        return News(
+                            epoch=present, sequence=head["sequence"], read_at=read_at, since=sequence, changes=told
+                        )
                 snapshot = await self._snapshot(connection, epoch=present, sequence=head["sequence"])
                 return News(epoch=present, sequence=head["sequence"], read_at=read_at, snapshot=snapshot)
 

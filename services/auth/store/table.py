@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from casemate.errors import AlreadyExists, StoredDataUnreadable
+from casemate.errors import AlreadyExists, CasemateError, StoredDataUnreadable
 from casemate.sealing.authority_rows import AuthorityKey, Canonical
 
 if TYPE_CHECKING:
@@ -130,9 +130,10 @@ class AuthorityTable(Generic[R]):
         try:
             self._key.verify(self._layout.table, identity, columns, row["mac"])
             return self._layout.from_columns(columns)
-        except StoredDataUnreadable:
+        except (CasemateError, TypeError, ValueError) as error:
+            # Also what has no canonical form, such as a moment at infinity: only SQL writes that.
             self._alarms.sound("a row does not verify", table=self._layout.table, key=identity)
-            raise
+            raise StoredDataUnreadable(f"row {identity!r} of {self._layout.table}") from error
 
     def _mac(self, values: tuple[Canonical, ...]) -> bytes:
         columns = dict(zip(self._layout.columns, values, strict=True))
