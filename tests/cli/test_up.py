@@ -4,71 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
 import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
-import pytest
+from tests.support.up import CASEMATE, PATIENCE, Up, state
 
-from casemate.cli.cluster import Cluster, Ports
-from casemate.cli.state import StateDirectory
-
-CASEMATE = Path(sys.executable).parent / "casemate"
-PATIENCE = 90.0
-
-
-class Up:
-    """A running `casemate up`, and the lines that it printed."""
-
-    def __init__(self, state: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [CASEMATE, "--state", state, "up", "--free-ports", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self.said: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def wait_for(self, wanted: str) -> str:
-        deadline = time.monotonic() + PATIENCE
-        while (line := self._lines.get(timeout=max(deadline - time.monotonic(), 0.1))) is not None:
-            self.said.append(line)
-            if wanted in line:
-                return line
-        raise AssertionError(f"ended without saying {wanted!r}: {self.said}")
-
-    def end(self, number: int = signal.SIGINT) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        status = self.process.wait(PATIENCE)
-        self._reader.join()
-        self.process.stdout.close()
-        while (line := self._lines.get()) is not None:
-            self.said.append(line)
-        return status
-
-
-@pytest.fixture
-async def state(tmp_path):
-    root = tmp_path / "state"
-    yield root
-    await Cluster(
-        state=StateDirectory(root), ports=Ports.free(), trust_domain="casemate.internal", report=print
-    ).postgres.erase()
+__all__ = ["state"]  # a fixture
 
 
 def processes_below(state: Path) -> list[str]:

@@ -1,0 +1,165 @@
+"""The commands as a supplier, a trainer and an operator type them, against one running cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.up import CASEMATE, PATIENCE, Up
+
+DATA = "height,weight,name\n" + "".join(f"{150 + n},{50.5 + n},person {n}\n" for n in range(500))
+OPERATOR = ("--as", "casemate/operator")
+SUPPLIER = ("--as", "acme/weigher")
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    root = tmp_path_factory.mktemp("commands") / "state"
+    up = Up(root)
+    try:
+        up.wait_for("Ready in")
+        yield root
+    finally:
+        up.end()
+        up.erase()
+
+
+@pytest.fixture
+def run(state):
+    def run(*arguments: str | Path, expect: int = 0) -> str:
+        done = subprocess.run(
+            [CASEMATE, "--state", state, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == expect, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if expect == 0 else done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    return tmp_path_factory.mktemp("key") / "weigher.pem"
+
+
+@pytest.fixture
+def supplier(run, key):
+    """A supplier who registered a key and may push and read `people`."""
+    if key.exists():
+        return key
+    run("signer", "create", key)
+    key.with_suffix(".proof").write_text(run("signer", "prove", key, "--tenant", "acme", "--role", "supplier"))
+    run("pki", "issue", "acme/weigher")
+    spiffe_id = "spiffe://casemate.internal/t/acme/weigher"
+    run(
+        *("client", "create", "acme-weigher", "--tenant", "acme", "--spiffe-id", spiffe_id, "--audience", "datasets"),
+        *("--scope", "datasets.write", "--scope", "datasets.read", *OPERATOR),
+    )
+    for verb in ("push", "read"):
+        what = ("--verb", verb, "--resource", "dataset/people")
+        run("grant", "create", "--tenant", "acme", "--caller", "t/acme/weigher", *what, *OPERATOR)
+    proof = key.with_suffix(".proof")
+    registration = ("--proof", proof, "--tenant", "acme", "--role", "supplier")
+    run("signer", "register", f"{key}.pub", *registration, *OPERATOR)
+    return key
+
+
+def test_pushed_file_comes_back_byte_for_byte(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text(DATA)
+    pushed = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
+    assert pushed["rows"] == 500
+    described = json.loads(run("dataset", "describe", "people", "--version", str(pushed["version"]), *SUPPLIER))
+    assert described["root"] == pushed["root"]
+    back = tmp_path / "back.csv"
+    run("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out", back, *SUPPLIER)
+    assert back.read_text() == DATA
+
+
+def test_second_push_is_the_next_version_and_names_the_root_before_it(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text(DATA)
+    first = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
+    second = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
+    assert second["version"] == first["version"] + 1
+
+
+def test_pull_that_trusts_another_key_writes_nothing(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text(DATA)
+    run("dataset", "push", file, "--key", supplier, *SUPPLIER)
+    other = tmp_path / "other.pem"
+    run("signer", "create", other)
+    out = tmp_path / "out.csv"
+    said = run("dataset", "pull", "people", "--trust", f"{other}.pub", "--out", out, *SUPPLIER, expect=1)
+    assert "SIGNER_UNTRUSTED" in said
+    assert not out.exists()
+
+
+def test_push_by_an_unregistered_key_is_refused(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text(DATA)
+    stranger = tmp_path / "stranger.pem"
+    run("signer", "create", stranger)
+    assert "SIGNER_UNTRUSTED" in run("dataset", "push", file, "--key", stranger, *SUPPLIER, expect=1)
+    assert "version" in run("dataset", "push", file, "--key", supplier, *SUPPLIER)
+
+
+def test_record_that_does_not_fit_the_schema_is_named_by_number(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text(DATA + "1,2\n")
+    said = run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
+    assert "RECORD_INVALID" in said
+    assert "500" in said
+
+
+def test_dataset_that_is_not_granted_looks_like_one_that_is_not_there(run, supplier):
+    not_granted = run("dataset", "describe", "digits", *SUPPLIER, expect=1)
+    not_there = run("dataset", "describe", "nothing", *SUPPLIER, expect=1)
+    assert not_granted.split("(request")[0] == not_there.split("(request")[0]
+    assert "RESOURCE_NOT_FOUND" in not_there
+
+
+def test_administration_needs_an_operator(run, supplier):
+    assert "PERMISSION_DENIED" in run("tenant", "create", "globex", *SUPPLIER, expect=1)
+    run("tenant", "create", "globex", *OPERATOR)
+    assert "ALREADY_EXISTS" in run("tenant", "create", "globex", *OPERATOR, expect=1)
+
+
+def test_grants_are_listed_and_removed(run, supplier):
+    made = run(
+        *("grant", "create", "--tenant", "acme", "--caller", "t/acme/weigher", "--verb", "infer"),
+        *("--resource", "model/*", *OPERATOR),
+    ).strip()
+    listed = [json.loads(line) for line in run("grant", "list", "--tenant", "acme", "--json", *OPERATOR).splitlines()]
+    assert made in {grant["id"] for grant in listed}
+    run("grant", "delete", made, *OPERATOR)
+    assert made not in run("grant", "list", "--tenant", "acme", *OPERATOR)
+
+
+def test_leaves_are_listed_with_their_ends(run):
+    leaves = [json.loads(line) for line in run("pki", "show", "--json").splitlines()]
+    assert "spiffe://casemate.internal/svc/auth" in {leaf["spiffe_id"] for leaf in leaves}
+
+
+def test_health_says_who_serves(run, state):
+    address = f"127.0.0.1:{json.loads((state / 'endpoints.json').read_text())['grpc']['auth']}"
+    identity = state / "pki/leaves/t/acme/caller"
+    assert run("health", "auth", "--address", address, "--identity", identity) == "SERVING\n"
+    # The same address under another service's name: the certificate does not say so.
+    run("health", "datasets", "--address", address, "--identity", identity, expect=1)
+
+
+def test_key_file_is_never_overwritten(run, tmp_path):
+    file = tmp_path / "key.pem"
+    run("signer", "create", file)
+    before = file.read_bytes()
+    assert "exists" in run("signer", "create", file, expect=1)
+    assert file.read_bytes() == before
+
+
+def test_command_without_an_identity_says_how_to_give_one(run):
+    assert "--as TENANT/NAME" in run("tenant", "create", "nobody", expect=1)
