@@ -39,7 +39,7 @@ from casemate.transport.health import health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import reflection_service
 from casemate.transport.registry import methods_of
-from casemate.transport.server import SyncServer, build_server
+from casemate.transport.server import DEFAULT_LAME_DUCK, SyncServer, build_server
 from casemate.transport.service_config import idempotent_methods
 from services.inference.blocking_kek import BlockingKek
 from services.inference.catalogue import Catalogue
@@ -101,6 +101,7 @@ class Service:
         repository: folder of the sealed models.
         serving: how much is served at once.
         staleness: how old the trust feed's news may be.
+        lame_duck: how long calls are still taken once health says no.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Service:
         repository: Path,
         serving: ServingSettings,
         staleness: timedelta,
+        lame_duck: timedelta = DEFAULT_LAME_DUCK,
     ) -> None:
         trust = TrustView(dependencies.trust)
         self._serving: bool | None = None
@@ -160,7 +162,7 @@ class Service:
         )
         gate = build_gate(dependencies, trust_domain=trust_domain)
         self._interceptor = GateInterceptor(gate)
-        self._server = self._build_server(dependencies.source, address, serving)
+        self._server = self._build_server(dependencies.source, address, serving, lame_duck)
 
     @property
     def port(self) -> int:
@@ -191,7 +193,9 @@ class Service:
         self.watcher.close()
         self._kek.close()
 
-    def _build_server(self, source: CertificateSource, address: str, serving: ServingSettings) -> SyncServer:
+    def _build_server(
+        self, source: CertificateSource, address: str, serving: ServingSettings, lame_duck: timedelta
+    ) -> SyncServer:
         health, state = health_service()
         services = (
             open_inference_service(models=self.models, predictions=self.predictions),
@@ -208,6 +212,7 @@ class Service:
             threads=serving.threads,
             max_message_bytes=serving.max_message_bytes,
             health=state,
+            lame_duck=lame_duck,
         )
 
 

@@ -74,7 +74,7 @@ class Catalogue:
         if release is None or not release.versions:
             raise NotFound("no such model")
         if version:
-            number = release.labels.get(version) or parse_number(version)
+            number = release.labels[version] if version in release.labels else parse_number(version)
             if number in entry.versions:
                 return entry.versions[number]
             if all(released.number != number for released in release.versions):

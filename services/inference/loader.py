@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from services.inference.trust_view import TrustView
     from services.inference.vault import OpenedVersion, Vault
 
+_LOGGER = logging.getLogger(__name__)
 _SEAL = object()
 
 
@@ -111,6 +113,7 @@ class Loader:
                 raise
             # Whatever is wrong, it was right when it was published: somebody changed it, or trust in it ended.
             self._integrity_failed()
+            _LOGGER.error("refused to load %s: %s", slot, error)  # noqa: TRY400  # its text says all
             raise FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED) from error
         return LoadedModel(slot, model.manifest_sha256, model.signer_key_id, instance)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from services.inference.watcher import Watcher
 
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
+EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 """Only what is served."""
 
 

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ SEALED = ".sealed"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PIECE_BYTES = 1024 * 1024
+_STAGING = ".staging-"
+_DISCARD = ".discard-"
+_ABANDONED_SECONDS = 3600.0
 
 
 class NotStored(FailedPrecondition):
@@ -77,10 +81,15 @@ class StoredVersion:
                 descriptor = os.open(parts[-1], _FILE, dir_fd=directory)
         except OSError as error:
             raise NotStored(f"{'/'.join(parts)}: {error.strerror}") from error
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise NotStored(f"{'/'.join(parts)}: no regular file")
-            data = file.read(limit + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise NotStored(f"{'/'.join(parts)}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
         if len(data) > limit:
             raise NotStored(f"{'/'.join(parts)}: longer than it may be")
         return data
@@ -96,6 +105,7 @@ class Repository:
     def __init__(self, root: Path) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
+        self._sweep()
 
     @contextlib.contextmanager
     def open(self, slot: Slot) -> Iterator[StoredVersion]:
@@ -125,7 +135,7 @@ class Repository:
             files: sealed pieces by plaintext file name.
         """
         token = secrets.token_hex(8)
-        staging = self._root / f".staging-{token}"
+        staging = self._root / f"{_STAGING}{token}"
         staging.mkdir(mode=0o700)
         try:
             (staging / FILES).mkdir(mode=0o700)
@@ -137,9 +147,16 @@ class Repository:
             _write(staging / MANIFEST, (manifest,))
             for directory in (staging / FILES, staging):
                 _sync(directory)
-            self._install(staging, slot, discard=self._root / f".discard-{token}")
+            self._install(staging, slot, discard=self._root / f"{_DISCARD}{token}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Removes what a killed writer left; a young one may be another replica's, at work."""
+        for left in (*self._root.glob(f"{_STAGING}*"), *self._root.glob(f"{_DISCARD}*")):
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(left)
 
     def _install(self, staging: Path, slot: Slot, *, discard: Path) -> None:
         target = self._root.joinpath(*slot.parts)

@@ -116,10 +116,9 @@ class Watcher:
     def reconcile(self) -> None:
         """One round: afterwards what is loaded is what is named, but for what refused to load."""
         complete = heard = self._trust.known
-        named = {(release.tenant, release.model): release for release in self._trust.releases()}
-        for key in self._catalogue.models():
-            self._take_out(key, named.get(key))
-        for key, release in named.items():
+        self._drop()
+        for release in self._trust.releases():
+            key = (release.tenant, release.model)
             if not self._catalogue.entry(key).unloaded:
                 complete &= self._bring_in(key, release)
         self._complete = complete
@@ -128,6 +127,7 @@ class Watcher:
 
     def _changed(self) -> None:
         self._complete = False
+        self._drop()  # here and not in the thread, which may be busy with a large model
         self._wake.set()
 
     def _load(self, slot: Slot, *, on_purpose: bool) -> LoadedModel:
@@ -155,34 +155,46 @@ class Watcher:
             except Exception:  # the thread must outlive any one round
                 _LOGGER.exception("a round of loading failed")
 
-    def _take_out(self, key: ModelKey, release: Release | None) -> None:
-        wanted = self._wanted(release) if release is not None else {}
-        trusted = self._trusted(*key)
+    def _drop(self) -> None:
+        """Takes out what is no longer released as it was loaded, or no longer trusted."""
         with self._round:
-            for number, loaded in self._catalogue.entry(key).versions.items():
-                version = trusted.get(number)
-                kept = number in wanted or loaded.slot in self._asked
-                if version is None or not kept or version.manifest_sha256 != loaded.manifest_sha256:
-                    _LOGGER.warning("unloaded: %s", loaded.slot)
-                    self._catalogue.remove(key, number)
+            for key in self._catalogue.models():
+                trusted = self._trusted(*key)
+                for number, loaded in self._catalogue.entry(key).versions.items():
+                    version = trusted.get(number)
+                    if version is None or version.manifest_sha256 != loaded.manifest_sha256:
+                        _LOGGER.warning("unloaded, withdrawn: %s", loaded.slot)
+                        self._catalogue.remove(key, number)
 
     def _bring_in(self, key: ModelKey, release: Release) -> bool:
         complete = True
         wanted = self._wanted(release)
         for number in wanted:
-            if number in self._catalogue.entry(key).versions:
-                continue
-            try:
-                self._load(Slot(*key, number), on_purpose=False)
-                _LOGGER.info("loaded: %s/%s/%d", *key, number)
-            except CasemateError as error:
-                _LOGGER.error("not loaded: %s/%s/%d: %s", *key, number, error)  # noqa: TRY400  # its text says all
-                complete = False
-        newest = _newest(wanted)
-        if newest is not None:
-            with self._round:
+            if number not in self._catalogue.entry(key).versions:
+                complete &= self._try(Slot(*key, number))
+        with self._round:
+            newest = _newest(wanted)
+            if newest is not None:
                 self._catalogue.point(key, newest)
+            entry = self._catalogue.entry(key)
+            for number, loaded in entry.versions.items():
+                # What runs stays until a newer version does.
+                if number not in wanted and number != entry.current and loaded.slot not in self._asked:
+                    _LOGGER.info("unloaded, superseded: %s", loaded.slot)
+                    self._catalogue.remove(key, number)
         return complete
+
+    def _try(self, slot: Slot) -> bool:
+        try:
+            self._load(slot, on_purpose=False)
+        except CasemateError as error:
+            _LOGGER.error("not loaded: %s: %s", slot, error)  # noqa: TRY400  # its text says all
+        except Exception:
+            _LOGGER.exception("not loaded: %s", slot)  # one broken disk must not keep the other models out
+        else:
+            _LOGGER.info("loaded: %s", slot)
+            return True
+        return False
 
     def _trusted(self, tenant: str, model: str) -> dict[int, ReleasedVersion]:
         release = self._trust.release(tenant, model)

@@ -208,6 +208,7 @@ class House:
             repository=self.repository,
             serving=self._serving,
             staleness=timedelta(hours=1),
+            lame_duck=NO_WAIT,
         )
         service.start()
         self._closing.append(service.stop)

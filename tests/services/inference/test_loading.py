@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from services.inference.loader import VerifiedModel
 from services.inference.repository import Slot
 from services.inference.single_flight import SingleFlight
 from tests.services.inference.conftest import Digits
-from tests.services.inference.house import PATIENCE, TENANT, House, signer
+from tests.services.inference.house import PATIENCE, SERVING, TENANT, House, signer
+from tests.support.authority import LeafFactory
 
 REFUSED = (Code.FAILED_PRECONDITION, Reason.MODEL_REFUSED)
 SEALED = "files/model.onnx.sealed"
@@ -129,6 +131,22 @@ def test_what_a_publisher_signed_since_its_compromise_is_unloaded(house: House, 
     assert refusal(lambda: house.predict(digits.images)) == (Code.FAILED_PRECONDITION, Reason.MODEL_NOT_READY)
     assert refusal(lambda: house.reload(1)) == REFUSED
     assert refusal(house.reload) == (Code.NOT_FOUND, Reason.RESOURCE_NOT_FOUND)
+
+
+def test_what_runs_stays_until_a_successor_is_loaded(tmp_path: Path, leaf: LeafFactory, digits: Digits) -> None:
+    house = House(directory=tmp_path, leaf=leaf, serving=replace(SERVING, versions_kept=1))
+    key = (TENANT, "digits")
+    house.publish({"model.onnx": digits.onnx})
+    house.publish({"model.onnx": digits.onnx}, number=2)
+    house.service.watcher.reconcile()
+    assert sorted(house.service.catalogue.entry(key).versions) == [2]
+    released = house.trust.state.current.releases[key].versions[1]
+    house.trust.release(*key, replace(released, number=3, manifest_sha256=bytes(32)))
+    house.service.watcher.reconcile()
+    assert sorted(house.service.catalogue.entry(key).versions) == [2]
+    assert not house.service.watcher.complete
+    assert house.predict(digits.images) == digits.labels.tolist()
+    house.close()
 
 
 def test_a_release_that_is_withdrawn_is_unloaded(house: House, digits: Digits) -> None:

@@ -88,6 +88,26 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(repository: Reposi
         read(repository)
 
 
+def test_a_folder_in_place_of_a_file_is_refused(repository: Repository, tmp_path: Path) -> None:
+    write(repository)
+    file = place(tmp_path) / FILES / "model.onnx.sealed"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(NotStored):
+        read(repository)
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_is_young_is_not(repository: Repository, tmp_path: Path) -> None:
+    write(repository)
+    old, young = (tmp_path / "repository" / f".staging-{name}" for name in ("old", "young"))
+    for directory in (old, young):
+        directory.mkdir()
+    os.utime(old, (0, 0))
+    Repository(tmp_path / "repository")
+    assert (old.exists(), young.exists()) == (False, True)
+    assert read(repository) == b"sealed"
+
+
 def test_a_file_longer_than_it_may_be_is_refused(repository: Repository) -> None:
     write(repository)
     with pytest.raises(NotStored):

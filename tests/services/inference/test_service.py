@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from casemate.errors import CasemateError, Code, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from tests.services.inference.conftest import Digits
-from tests.services.inference.house import PATIENCE, Caller, House
+from tests.services.inference.house import PATIENCE, SERVING, Caller, House
 from tests.support.authority import LeafFactory
 
 
@@ -238,6 +238,24 @@ def test_shared_memory_and_settings_are_not_served(trainer: triton.InferenceServ
         with pytest.raises(InferenceServerException) as caught:
             ask()
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_streams_beyond_the_cap_are_told_to_come_back_and_the_others_go_on(house: House, digits: Digits) -> None:
+    cap = SERVING.threads // 2
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+    clients = [connect(house, house.caller) for _ in range(cap + 1)]
+    for client in clients[:cap]:
+        client.start_stream(lambda error, **_: answers.put(error))
+        client.async_stream_infer("digits", image_input(digits))
+    assert [answers.get(timeout=PATIENCE) for _ in range(cap)] == [None] * cap
+    clients[cap].start_stream(lambda error, **_: answers.put(error))
+    clients[cap].async_stream_infer("digits", image_input(digits))
+    assert answers.get(timeout=PATIENCE).status() == "StatusCode.RESOURCE_EXHAUSTED"
+    clients[0].async_stream_infer("digits", image_input(digits))
+    assert answers.get(timeout=PATIENCE) is None
+    for client in clients:
+        client.stop_stream()
+        client.close()
 
 
 def test_compressed_requests_are_read(client: triton.InferenceServerClient, digits: Digits) -> None:
