@@ -56,7 +56,11 @@ class AuditFile:
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+", buffering=0)
         except OSError as error:
             raise ConfigurationError(f"audit file {path} cannot be opened: {error.strerror}") from None
-        self._previous = _last_digest(self._file, path)
+        try:
+            self._previous = _last_digest(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -131,7 +135,7 @@ def verify_chain(lines: list[bytes]) -> int:
         try:
             record = json.loads(line)
             digest = record.pop("sha256")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"line {number} is not a line of the audit") from None
         if record.get("previous") != previous or _digest(record) != digest:
             raise ValueError(f"line {number} does not follow from the one before it")
