@@ -140,9 +140,10 @@ def _check_counts(request: wire.ModelInferRequest, found: _Violations) -> None:
 
 
 def _check_parameters(request: wire.ModelInferRequest, found: _Violations) -> None:
-    for name, description in _REFUSED_PARAMETERS:
-        if name in request.parameters:
-            found.add("parameters", description)
+    if request.parameters:
+        for name, description in _REFUSED_PARAMETERS:
+            if name in request.parameters:
+                found.add("parameters", description)
     for index, tensor in enumerate(request.inputs):
         _check_tensor_parameters(tensor.parameters, f"inputs[{index}]", found)
     for index, output in enumerate(request.outputs):
@@ -150,6 +151,8 @@ def _check_parameters(request: wire.ModelInferRequest, found: _Violations) -> No
 
 
 def _check_tensor_parameters(parameters: Mapping[str, object], field: str, found: _Violations) -> None:
+    if not parameters:
+        return
     for name, description in _REFUSED_TENSOR_PARAMETERS:
         if name in parameters:
             found.add(f"{field}.parameters", description)
@@ -208,7 +211,6 @@ def _check_contents(request: wire.ModelInferRequest, counts: Sequence[int], foun
     raw = request.raw_input_contents
     for index, (tensor, count) in enumerate(zip(request.inputs, counts, strict=True)):
         datatype = DATATYPES[tensor.datatype]
-        filled = [name for name in CONTENTS_FIELDS if len(getattr(tensor.contents, name))]
         if raw:
             if tensor.HasField("contents"):
                 found.add(f"inputs[{index}].contents", "must not be set beside raw_input_contents")
@@ -216,7 +218,7 @@ def _check_contents(request: wire.ModelInferRequest, counts: Sequence[int], foun
                 found.add(f"raw_input_contents[{index}]", "is not as long as datatype and shape say")
         elif datatype.contents is None:
             found.add(f"inputs[{index}].contents", "this datatype travels in raw_input_contents only")
-        elif filled != [datatype.contents]:
+        elif [name for name in CONTENTS_FIELDS if len(getattr(tensor.contents, name))] != [datatype.contents]:
             found.add(f"inputs[{index}].contents", "must hold the one field of the datatype")
         elif len(getattr(tensor.contents, datatype.contents)) != count:
             found.add(f"inputs[{index}].contents", "is not as long as the shape says")
