@@ -71,6 +71,11 @@ class Certificates:
                 if known:
                     self._report(f"certificate renewed: {directory.relative_to(self._state.root)}")
 
+    def reissue_all(self) -> None:
+        """Writes every leaf anew, due or not: for a drill, and after a key was exposed."""
+        for _, issue in self._leaves():
+            issue()
+
     def require_client(self, tenant: str, name: str) -> CertificateSource:
         """The identity of a client, issued now if it has none that is good."""
         directory = self._state.client_leaf(tenant, name)

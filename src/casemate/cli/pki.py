@@ -48,10 +48,17 @@ def issue(options: Options, identity: str, trust_domain: str) -> None:
 
 @pki_command.command("renew")
 @click.option("--trust-domain", default="casemate.internal", show_default=True)
+@click.option(
+    "--all", "every", is_flag=True, help="Renew every leaf, due or not: after a key was exposed, or to drill."
+)
 @click.pass_obj
-def renew(options: Options, trust_domain: str) -> None:
-    """Renews every leaf that is past half its life."""
-    _open(options, trust_domain).renew_due()
+def renew(options: Options, trust_domain: str, every: bool) -> None:
+    """Renews every leaf that is past half its life. Running services take them up within a second."""
+    certificates = _open(options, trust_domain)
+    if every:
+        certificates.reissue_all()
+    else:
+        certificates.renew_due()
 
 
 @pki_command.command("show")
