@@ -20,12 +20,13 @@ from casemate.auth.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_
 from casemate.clock import Clock, SystemClock
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
 from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.policy import FOREIGN, PolicyTable
 from casemate.gate.core.quota import LocalQuota
-from casemate.gate.core.trust import TrustState
+from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.kek import KeyEncryptionKey
@@ -99,6 +100,20 @@ class Authority:
     store: AuthorityStore
 
 
+class _HealthReport:
+    """Says SERVING while the primary was read lately: otherwise another replica should be asked."""
+
+    def __init__(self, health: HealthState, metrics: Metrics) -> None:
+        self._health = health
+        self._metrics = metrics
+
+    def looked(self, staleness: timedelta) -> None:
+        """Takes how long ago the primary was read."""
+        self._metrics.set_value("trust_staleness_seconds", staleness.total_seconds())
+        for name in ("", *(service.full_name for service in _DESCRIPTORS)):
+            self._health.set_serving(name, serving=staleness < SENSITIVE_STALENESS)
+
+
 async def run(environment: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
@@ -167,20 +182,23 @@ async def serving(
         ring = TokenKeyRing(store=authority.store, kek=authority.kek, clock=clock)
         await ring.prepare()
         trust = TrustState(staleness=settings.trust.staleness)
+        health_rpc, health = aio_health_service()
         publisher = TrustPublisher(
             reader=NewsReader(pool=authority.pool, tables=authority.tables, issuer=settings.issuer, clock=clock),
             state=trust,
             alarms=authority.alarms,
             after_change=ring.reload,
+            looked=_HealthReport(health, metrics).looked,
             clock=clock,
             heartbeat=heartbeat,
             sweep=sweep,
         )
         await publisher.refresh()
-        health_rpc, health = aio_health_service()
         services = _services(settings, authority, ring, publisher, clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
-        gate = _gate(settings, services, trust, clock, _open_audit(settings, stack))
+        gate = _gate(
+            settings, services, trust=trust, clock=clock, audit=_open_audit(settings, stack), counts=GateCounts(metrics)
+        )
         server = build_aio_server(
             source=source,
             services=services,
@@ -192,8 +210,6 @@ async def serving(
         metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
         stack.callback(metrics_server.stop)
         metrics_server.start()
-        for name in (service.name for service in services):
-            health.set_serving(name, serving=True)
         await server.start()
         stack.push_async_callback(server.stop, _GRACE)
         # Watches have no end of their own, so they are ended before the server waits for its calls.
@@ -243,19 +259,26 @@ def _services(
 
 
 def _gate(
-    settings: AuthSettings, services: list[RegisteredService], trust: TrustState, clock: Clock, audit: AuditSink
+    settings: AuthSettings,
+    services: list[RegisteredService],
+    *,
+    trust: TrustState,
+    clock: Clock,
+    audit: AuditSink,
+    counts: GateCounts,
 ) -> Gate:
     policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN)
     policies.require(methods_of(services))
     return Gate(
         policies=policies,
         verifier=TokenVerifier(issuer=settings.issuer, audience=AUDIENCE),
-        cache=TokenCache(),
+        cache=TokenCache(observe=counts.looked_up),
         trust=trust,
         peers=PeerVerifier(trust_domain=settings.identity.trust_domain),
         quota=LocalQuota(clock=clock),
         audit=audit,
         clock=clock,
+        observer=counts,
     )
 
 

@@ -41,6 +41,7 @@ class TrustPublisher:
         state: this process's own trust state.
         alarms: told of rows that differ without a change.
         after_change: awaited after news that is more than a heartbeat was told; tried again until it succeeds.
+        looked: told after every attempt how long ago the primary was read.
         clock: for the age of reads and the expiry of records.
         heartbeat: longest time between two reads.
         sweep: time between two reads of everything.
@@ -53,6 +54,7 @@ class TrustPublisher:
         state: TrustState,
         alarms: Alarms,
         after_change: Callable[[], Awaitable[None]],
+        looked: Callable[[timedelta], None],
         clock: Clock,
         heartbeat: timedelta = HEARTBEAT,
         sweep: timedelta = SWEEP,
@@ -61,6 +63,7 @@ class TrustPublisher:
         self._state = state
         self._alarms = alarms
         self._after_change = after_change
+        self._looked = looked
         self._clock = clock
         self._heartbeat_s = heartbeat.total_seconds()
         self._sweep_s = sweep.total_seconds()
@@ -164,6 +167,7 @@ class TrustPublisher:
             if self._silent:
                 _log.warning("the trust feed speaks again")
             self._silent = False
+        self._looked(self._state.staleness(self._clock))
 
     def _apply(self, news: News) -> None:
         if news.snapshot is not None:

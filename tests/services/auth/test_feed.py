@@ -168,6 +168,7 @@ def _publisher(shelf, state, alarms=None, after_change=None):
         state=state,
         alarms=Alarms(count=lambda: None if alarms is None else alarms.append("alarm")),
         after_change=after_change or nothing,
+        looked=lambda _staleness: None,
         clock=CLOCK,
     )
 
