@@ -163,3 +163,28 @@ def test_key_file_is_never_overwritten(run, tmp_path):
 
 def test_command_without_an_identity_says_how_to_give_one(run):
     assert "--as TENANT/NAME" in run("tenant", "create", "nobody", expect=1)
+
+
+def test_buf_curl_lists_services_and_asks_by_reflection(run, state):
+    """An independent gRPC client in another language, with nothing of ours but a certificate and a token."""
+    address = f"https://127.0.0.1:{json.loads((state / 'endpoints.json').read_text())['grpc']['inference']}"
+    leaf = state / "pki/leaves/t/acme/caller"
+    token = run("token", "inference", "--as", "acme/caller").strip()
+    curl = [
+        *(CASEMATE.parent / "buf", "curl", "--protocol", "grpc", "--servername", "inference.casemate.internal"),
+        *("--cacert", leaf / "ca.pem", "--cert", leaf / "cert.pem", "--key", leaf / "key.pem"),
+    ]
+
+    def ask(*arguments: str, authorization: str) -> subprocess.CompletedProcess[str]:
+        header = f"authorization: {authorization}"
+        command = [*curl, "--reflect-header", header, *arguments]
+        command += ["-H", header] if "-d" in arguments else []
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+
+    listed = ask("--list-services", address, authorization=f"Bearer {token}")
+    assert listed.returncode == 0, listed.stderr
+    assert {"inference.GRPCInferenceService", "casemate.inference.v1.ModelService"} <= set(listed.stdout.split())
+    ready = f"{address}/inference.GRPCInferenceService/ModelReady"
+    answer = ask("-d", '{"name": "digits"}', ready, authorization=f"Bearer {token}")
+    assert json.loads(answer.stdout) == {"ready": True}
+    assert ask("--list-services", address, authorization="Bearer nothing").returncode != 0

@@ -24,6 +24,7 @@ COMMANDS = {
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "model": ("casemate.cli.model", "Publish and reload signed models."),
+    "token": ("casemate.cli.token", "Print a token, for grpcurl and its kin."),
     "health": ("casemate.cli.health", "Ask a service whether it serves."),
 }
 """Command → module and first line: a module is loaded only when its command runs."""

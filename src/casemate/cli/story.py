@@ -58,7 +58,7 @@ CAST = (
     Role(
         "caller",
         ("inference",),
-        ("models.infer",),
+        ("models.infer", "reflection"),
         (("infer", f"model/{MODEL}"), ("describe", f"model/{MODEL}")),
     ),
     # Has a valid certificate and may have tokens; is granted nothing.
