@@ -175,12 +175,14 @@ def serve(kind: str, world: World, leaf: Path, **settings) -> Iterator[Served]:
 @contextmanager
 def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
     echo = SyncEcho()
+    threads = settings.pop("threads", 16)
     interceptor = GateInterceptor(world.gate, **{"recheck_every": OFTEN, **settings})
     server = build_server(
         source=CertificateSource(leaf),
         services=[echo_service(echo)],
         interceptors=[interceptor],
         address="127.0.0.1:0",
+        threads=threads,
         lame_duck=QUICK,
     )
     server.start()

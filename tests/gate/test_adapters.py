@@ -11,6 +11,7 @@ import pytest
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
+from casemate.gate.adapters.bodies import LATE_CALLS
 from casemate.gate.core.records import RevocationKind
 from casemate.transport.status import from_rpc_error
 from tests.gate.served import ABORTS, LIMIT_S, PARSED, RAISES, SECRET, serve
@@ -176,6 +177,35 @@ def test_a_body_that_does_not_arrive_in_time_ends_the_call(kind, service_leaf, t
             assert ended.value.code() is code
             assert "casemate-request-id" in dict(ended.value.trailing_metadata()) or kind == "sync"
             assert served.call(channel, token=token).version == PARSED
+
+
+def test_bodies_that_never_arrive_do_not_hold_up_good_callers(service_leaf, trainer, mallory):
+    never, ended = threading.Event(), threading.Semaphore(0)
+
+    def nothing():
+        never.wait(LIMIT_S)
+        yield b""
+
+    def silent_call(channel, token):
+        call = channel.stream_unary("/test.Echo/Unary").future(nothing(), metadata=bearer(token), timeout=LIMIT_S)
+        call.add_done_callback(lambda _call: ended.release())
+        return call
+
+    with serve("sync", World(), service_leaf, threads=LATE_CALLS + 2, body_within=timedelta(minutes=1)) as served:
+        world = served.world
+        with served.channel(mallory) as theirs, served.channel(trainer) as channel:
+            silent = world.token(mallory, client_id="silent")
+            try:
+                calls = [silent_call(theirs, silent) for _ in range(LATE_CALLS + 2)]  # every thread of the server
+                assert served.call(channel, token=world.token(trainer)).version == PARSED
+                assert all(ended.acquire(timeout=LIMIT_S) for _ in range(2))
+                assert [call.code() for call in calls if call.done()] == [grpc.StatusCode.CANCELLED] * 2
+                more = silent_call(theirs, silent)
+                reason = (more.code(), from_rpc_error(more.exception()).reason)
+                assert reason == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED)
+                assert served.call(channel, token=world.token(trainer)).version == PARSED
+            finally:
+                never.set()
 
 
 def test_bytes_that_are_no_message_are_refused_without_a_word_about_ours(served, channel, trainer):

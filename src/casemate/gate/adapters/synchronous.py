@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
+from casemate.gate.adapters.bodies import TICK, Bodies
 from casemate.gate.adapters.caller_context import bind_caller
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -57,12 +58,14 @@ class GateInterceptor(grpc.ServerInterceptor):
         self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
     ) -> None:
         self._gate = gate
-        self._body_within_s = body_within.total_seconds()
+        self._bodies = Bodies(clock=gate.clock, within=body_within)
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
+        self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
 
     def close(self) -> None:
-        """Ends the thread that watches running calls."""
+        """Ends the threads that watch running calls."""
         self._watchdog.close()
+        self._body_watchdog.close()
 
     def require_policies(self, methods: Iterable[str]) -> None:
         """Refuses to go on when one of these full method names has no policy.
@@ -90,7 +93,8 @@ class GateInterceptor(grpc.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
-        call = _Call(self._gate, admission, handler, self._watchdog, self._body_within_s)
+        self._body_watchdog.add(self._bodies)
+        call = _Call(self._gate, admission, handler, self._watchdog, self._bodies)
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -110,18 +114,17 @@ class _Call:
     """One admitted call: what it waits for, and how it ends."""
 
     def __init__(
-        self, gate: Gate, admission: Admission, handler: Handler | None, watchdog: Watchdog, body_within_s: float
+        self, gate: Gate, admission: Admission, handler: Handler | None, watchdog: Watchdog, bodies: Bodies
     ) -> None:
         self._gate = gate
         self._admission = admission
         self._handler = handler
         self._watchdog = watchdog
-        self._body_within_s = body_within_s
+        self._bodies = bodies
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
         self._context: grpc.ServicerContext | None = None
         self._caller: Caller | None = None
-        self._body_by: float | None = None
         self._incoming: Incoming | None = None
         self._denial: CasemateError | None = None
         self._ticks_denied = 0
@@ -150,14 +153,10 @@ class _Call:
         finally:
             self._end()
 
-    def tick(self, monotonic: float) -> None:
+    def tick(self, monotonic: float) -> None:  # noqa: ARG002  # the watchdog's; only bodies have ages
         """Judges this call again, from the watchdog's thread; wakes it if it waits for a message."""
         context = self._context
         if context is None:
-            return
-        if self._body_by is not None:
-            if monotonic >= self._body_by:
-                context.cancel()
             return
         if self._denial is None:
             try:
@@ -187,24 +186,23 @@ class _Call:
         handler = self._handler
         if handler is None:
             return None
-        if handler.request_streaming or handler.response_streaming:
-            self._watchdog.add(self)
         if handler.request_streaming:
+            self._watchdog.add(self)
             self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
             return self._incoming
-        return self._take(self._await_body(requests), caller)
+        message = self._take(self._await_body(requests, context, caller), caller)
+        if handler.response_streaming:
+            self._watchdog.add(self)
+        return message
 
-    def _await_body(self, requests: Iterator[bytes]) -> bytes:
-        self._body_by = self._gate.clock.monotonic() + self._body_within_s
-        self._watchdog.add(self)
+    def _await_body(self, requests: Iterator[bytes], context: grpc.ServicerContext, caller: Caller) -> bytes:
+        self._bodies.begin(context, caller.client_id or caller.spiffe_id)
         try:
             return next(requests)
         except StopIteration:
             raise no_message() from None
         finally:
-            self._body_by = None
-            if self._handler is not None and not self._handler.response_streaming:
-                self._watchdog.remove(self)
+            self._bodies.end(context)
 
     def _take(self, raw: bytes, caller: Caller) -> Any:  # noqa: ANN401
         if self._incoming is not None:

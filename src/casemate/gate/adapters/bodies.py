@@ -1,0 +1,88 @@
+"""Bodies that do not arrive must not hold up good callers.
+
+A handler thread of the synchronous server waits for its request. Nearly all
+arrive with their headers; a caller that sends many headers and no bodies would
+hold every thread. So waits are watched: whoever lets many wait too long may, for
+a while, have only a few at once, and is refused beyond that before it waits.
+
+If this fails: one authenticated caller holds threads until `within`, and others wait as long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from casemate.errors import Exhausted
+
+if TYPE_CHECKING:
+    from casemate.clock import Clock
+
+LATE_S: Final = 1.0
+"""Seconds after which a body is late: a thousand times what one needs that comes with its headers."""
+TICK: Final = timedelta(seconds=0.25)
+"""How often waits are looked at."""
+LATE_CALLS: Final = 4
+"""Late bodies that a caller may have at once; with more it is a suspect, and then this is all it may wait for."""
+MEMORY_S: Final = 10.0
+"""Seconds for which a suspect is remembered."""
+
+
+class Cancellable(Protocol):
+    """What can be ended from another thread: a call's context."""
+
+    def cancel(self) -> object:
+        """Ends the call."""
+        ...
+
+
+class Bodies:
+    """The bodies that are waited for now, by call; ticked by a watchdog."""
+
+    def __init__(self, *, clock: Clock, within: timedelta) -> None:
+        self._clock = clock
+        self._within_s = within.total_seconds()
+        self._waiting: dict[int, tuple[Cancellable, str, float]] = {}
+        self._suspects: dict[str, float] = {}
+        self._looked_at: float | None = None
+
+    def begin(self, context: Cancellable, caller: str) -> None:
+        """Notes that a body is waited for from now on.
+
+        Raises:
+            Exhausted: the caller was late lately, and has its few under way.
+        """
+        if self._suspects and self._is_suspect(caller):
+            under_way = sum(1 for _, other, _ in list(self._waiting.values()) if other == caller)
+            if under_way >= LATE_CALLS:
+                raise Exhausted("bodies of this caller do not arrive", retry_after=timedelta(seconds=MEMORY_S))
+        self._waiting[id(context)] = (context, caller, self._clock.monotonic())
+
+    def end(self, context: Cancellable) -> None:
+        """Notes that the body arrived, or will not."""
+        self._waiting.pop(id(context), None)
+
+    def tick(self, monotonic: float) -> None:
+        """Ends waits that took too long, and those of suspects beyond their few."""
+        before, self._looked_at = self._looked_at, monotonic
+        # After a standstill of ours every body looks late: it may have arrived, and nobody has looked.
+        if before is not None and monotonic - before < LATE_S:
+            self._judge(monotonic)
+        for caller, until in list(self._suspects.items()):
+            if monotonic >= until:
+                self._suspects.pop(caller, None)
+
+    def _judge(self, monotonic: float) -> None:
+        late: Counter[str] = Counter()
+        for context, caller, since in list(self._waiting.values()):
+            if monotonic - since >= self._within_s:
+                context.cancel()
+            elif monotonic - since >= LATE_S:
+                late[caller] += 1
+                if late[caller] > LATE_CALLS:
+                    self._suspects[caller] = monotonic + MEMORY_S
+                    context.cancel()
+
+    def _is_suspect(self, caller: str) -> bool:
+        return self._suspects.get(caller, 0.0) > self._clock.monotonic()
