@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from casemate.errors import DeadlineExceeded
 from casemate.gate.adapters.caller_context import current_caller
 from casemate.inference.v1 import model_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2 as wire
@@ -82,7 +83,10 @@ def model_service(publishing: Publishing) -> RegisteredService:
 
 
 def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMethodHandler[Any, bytes]:  # noqa: ANN401  # a message class of either pool
-    def call(message: Any, _context: grpc.ServicerContext) -> bytes:  # noqa: ANN401
+    def call(message: Any, context: grpc.ServicerContext) -> bytes:  # noqa: ANN401
+        remaining = context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("passed before the work began")  # it waited for a thread; nobody waits for it
         return method(current_caller(), message)
 
     return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=None)

@@ -95,9 +95,13 @@ class TrustView:
                 raise Unavailable("the trust feed has not brought the release yet")
         return found[-1]
 
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` after every change, from the thread of the feed; it must not block."""
-        self._state.subscribe(lambda _snapshot: callback())
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` after every change, from the thread of the feed; it must not block.
+
+        Returns:
+            What ends the subscription.
+        """
+        return self._state.subscribe(lambda _snapshot: callback())
 
     def _wake(self, _snapshot: TrustSnapshot) -> None:
         with self._changed:

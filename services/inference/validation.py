@@ -57,10 +57,13 @@ class Limits:
 
     Attributes:
         elements: of all input tensors together.
+        object_elements: of those that become Python objects on the way, BYTES and typed contents: a wire
+            byte of them costs tens of bytes of memory.
         reply_bytes: of all output tensors together.
     """
 
     elements: int = 64 * 1024 * 1024
+    object_elements: int = 4 * 1024 * 1024
     reply_bytes: int = 64 * 1024 * 1024
 
 
@@ -113,10 +116,12 @@ def read_tensors(
         _check_shape(tensor, by_name[tensor.name], f"inputs[{index}]", found)
         for index, tensor in enumerate(request.inputs)
     ]
+    raw = bool(request.raw_input_contents)
     if sum(counts) > limits.elements:
         found.add("inputs", "hold more elements than one request may")
+    if _objects(request, counts) > limits.object_elements:
+        found.add("inputs", "hold more BYTES or typed elements than one request may")
     found.raise_if_any()
-    raw = bool(request.raw_input_contents)
     _check_contents(request, counts, found)
     found.raise_if_any()
     arrays = dict(_decode(request, counts, found))
@@ -205,6 +210,12 @@ def _check_shape(tensor: InputTensor, spec: TensorSpec, field: str, found: _Viol
             return 0
         count *= int(given)
     return count
+
+
+def _objects(request: wire.ModelInferRequest, counts: Sequence[int]) -> int:
+    if not request.raw_input_contents:
+        return sum(counts)
+    return sum(count for tensor, count in zip(request.inputs, counts, strict=True) if tensor.datatype == "BYTES")
 
 
 def _check_contents(request: wire.ModelInferRequest, counts: Sequence[int], found: _Violations) -> None:

@@ -50,7 +50,7 @@ class Watcher:
         self._complete = False
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._settled = threading.Event()
-        trust.subscribe(self._changed)
+        self._unsubscribe = trust.subscribe(self._changed)
 
     @property
     def complete(self) -> bool:
@@ -76,6 +76,7 @@ class Watcher:
 
     def close(self) -> None:
         """Ends the thread; a load under way finishes first."""
+        self._unsubscribe()
         self._closed.set()
         self._wake.set()
         self._thread.join()

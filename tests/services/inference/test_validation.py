@@ -83,6 +83,14 @@ def test_a_product_beyond_the_cap_is_refused_and_one_below_it_is_read() -> None:
     assert read(raw_request(), limits=Limits(elements=8)).rows == 2
 
 
+def test_elements_that_become_objects_have_a_lower_cap_than_those_that_do_not() -> None:
+    limits = Limits(object_elements=3)
+    assert violations(typed_request(), limits=limits) == {"inputs"}
+    assert violations(bytes_request(bytes(16), 4), NAMES, limits=limits) == {"inputs"}
+    assert read(bytes_request(bytes(12), 3), NAMES, limits=limits).rows == 3
+    assert read(raw_request(), limits=limits).rows == 2
+
+
 def test_raw_and_typed_contents_do_not_mix() -> None:
     request = raw_request((1, 4), bytes(16))
     request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
@@ -167,7 +175,7 @@ def test_bytes_elements_are_walked() -> None:
         (b"\x01\x00\x00\x00a", 2),
         (b"\x01\x00\x00\x00ab", 1),
         (b"\x01\x00\x00", 1),
-        (b"", 10_000_000),
+        (b"", 4_000_000),
         (b"\x01\x00\x00\x00\xff", 1),
     ],
 )
