@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections import Counter
 
 import pytest
@@ -130,24 +131,60 @@ def test_header_of_the_wrong_length_is_refused(field: str) -> None:
         refused(dataclasses.replace(batch, **{field: changed}))
 
 
-def derive(batch: SealedBatch) -> tuple[bytes, int]:
+def derive(
+    batch: SealedBatch, *, number: int = 3, rows: list[bytes] = ROWS, checked: slice = slice(None)
+) -> tuple[bytes, int]:
     """Key and base nonce, written out a second time: the format is fixed here."""
 
     def prefixed(*parts: bytes) -> bytes:
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
-    context = prefixed(b"acme", b"digits", (7).to_bytes(8, "big") + (3).to_bytes(4, "big"), b"\x5c" * 32)
+    context = prefixed(b"acme", b"digits", (7).to_bytes(8, "big") + number.to_bytes(4, "big"), b"\x5c" * 32)
     bounds = batch.first_ordinal.to_bytes(8, "big") + len(batch.rows).to_bytes(8, "big")
     info = b"casemate/row-batch@v1\0AEAD_AES_256_GCM\0" + batch.salt + prefixed(context, bounds)
     derived = HKDFExpand(algorithm=hashes.SHA512(), length=76, info=info).derive(KEY.reveal())
     assert derived[44:] == batch.commitment
     associated = b"casemate/row@v1\0" + prefixed(context)
     base = int.from_bytes(derived[32:44], "big")
-    for index, row in enumerate(batch.rows):
+    cipher = AESGCM(derived[:32])
+    for index in range(len(batch.rows))[checked]:
         nonce = (base ^ index).to_bytes(12, "big")
         ordinal = (batch.first_ordinal + index).to_bytes(8, "big")
-        assert AESGCM(derived[:32]).decrypt(nonce, row, associated + ordinal) == ROWS[index]
+        assert cipher.decrypt(nonce, batch.rows[index], associated + ordinal) == rows[index]
     return derived[:32], base
+
+
+def repeated_pairs(*, batches: int, rows_each: int, attempts: int) -> tuple[int, int]:
+    """How many rows were sealed, and how many of them with a (key, nonce) pair that was used before.
+
+    Every batch is sealed again with other content, as a retry after a fault would. The pairs come from the
+    second derivation above, which opens the first, a middle and the last row of every batch with them.
+    """
+    used: dict[bytes, set[int]] = {}
+    sealed = repeated = 0
+    for number in range(batches):
+        for attempt in range(attempts):
+            rows = [b"%d" % attempt] * rows_each
+            context = dataclasses.replace(CONTEXT, batch=number)
+            batch = seal_batch(KEY, context, rows, first_ordinal=number * rows_each)
+            key, base = derive(batch, number=number, rows=rows, checked=slice(None, None, rows_each // 2))
+            nonces = {base ^ index for index in range(rows_each)}
+            before = used.setdefault(key, set())
+            sealed += rows_each
+            repeated += rows_each - len(nonces - before)
+            before |= nonces
+    return sealed, repeated
+
+
+def test_million_seals_with_retries_of_other_content_share_no_key_and_nonce() -> None:
+    """Wall 8. 500 batches of 501 rows, each sealed four times."""
+    assert repeated_pairs(batches=500, rows_each=501, attempts=4) == (1_002_000, 0)
+
+
+def test_count_of_repeated_pairs_sees_a_salt_that_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: with a broken generator of the system, every retry repeats every pair."""
+    monkeypatch.setattr(secrets, "token_bytes", bytes)
+    assert repeated_pairs(batches=3, rows_each=11, attempts=4) == (132, 99)
 
 
 def test_retried_batch_never_reuses_a_key_and_nonce() -> None:
