@@ -158,7 +158,7 @@ def test_no_range_opens_of_a_file_that_is_cut_or_changed(size: int, draw: st.Dat
     with pytest.raises(StoredDataUnreadable, match="shorter"):
         SealedFile(KEY, lambda at, count: sealed[at : at + count - 1], sealed_bytes=len(sealed), context=b"file")
     with pytest.raises(StoredDataUnreadable, match="longer than any"):
-        SealedFile(KEY, lambda at, count: sealed, sealed_bytes=2**52 + 2**42 + 72, context=b"file")
+        SealedFile(KEY, lambda _at, _count: sealed, sealed_bytes=2**52 + 2**42 + 72, context=b"file")
     flipped = bytearray(sealed)
     bit = draw.draw(st.integers(0, len(sealed) * 8 - 1))
     flipped[bit // 8] ^= 1 << bit % 8
