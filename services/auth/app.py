@@ -183,17 +183,19 @@ async def serving(
         await ring.prepare()
         trust = TrustState(staleness=settings.trust.staleness)
         health_rpc, health = aio_health_service()
+        report = _HealthReport(health, metrics)
         publisher = TrustPublisher(
             reader=NewsReader(pool=authority.pool, tables=authority.tables, issuer=settings.issuer, clock=clock),
             state=trust,
             alarms=authority.alarms,
             after_change=ring.reload,
-            looked=_HealthReport(health, metrics).looked,
+            looked=report.looked,
             clock=clock,
             heartbeat=heartbeat,
             sweep=sweep,
         )
         await publisher.refresh()
+        report.looked(trust.staleness(clock))
         services = _services(settings, authority, ring, publisher, clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         gate = _gate(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -82,10 +83,10 @@ class TrustPublisher:
         """Reads and tells until cancelled."""
         while True:
             await self._tick()
-            try:
-                await asyncio.wait_for(self._woken.wait(), self._heartbeat_s)
-            except TimeoutError:
-                continue
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._woken.wait()
 
     async def refresh(self) -> None:
         """One read of the primary, applied and told.

@@ -125,7 +125,7 @@ async def test_a_row_that_sql_changed_is_refused_and_sounds_the_alarm(shelf, nam
         assert len(shelf.alarms) == 2
 
 
-async def test_the_mac_of_one_row_is_none_for_another(shelf):
+async def test_the_mac_of_one_row_is_none_for_another(shelf, caplog):
     await _fill(shelf)
     async with shelf.pool.acquire() as connection:
         await connection.execute(
@@ -135,6 +135,7 @@ async def test_the_mac_of_one_row_is_none_for_another(shelf):
         assert [grant.id for grant in await shelf.tables.grants.all(connection)] == ["grant-1"]
         with pytest.raises(StoredDataUnreadable):
             await shelf.tables.grants.get(connection, "grant-2")
+    assert "authority alarm: a row does not verify: table=access_grant key=grant-2" in caplog.text
 
 
 async def test_a_version_that_was_deleted_beneath_its_release_sounds_the_alarm(shelf):

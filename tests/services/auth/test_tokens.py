@@ -45,9 +45,11 @@ async def test_a_token_dies_with_its_certificate(world):
 
 
 async def test_a_certificate_that_no_client_has_gets_no_token(world):
-    error = await failure(world.client("casemate", "nobody").token("auth"))
-    assert isinstance(error, Unauthenticated)
-    assert error.reason is Reason.CLIENT_UNKNOWN
+    for nobody in (world.client("casemate", "nobody"), world.client("acme", "operator"), world.service("inference")):
+        error = await failure(nobody.token("auth"))
+        assert isinstance(error, Unauthenticated)
+        assert error.reason is Reason.CLIENT_UNKNOWN
+    await world.client("casemate", "operator").token("auth")
 
 
 TOO_WIDE = (
@@ -140,6 +142,23 @@ async def test_a_revoked_token_key_stops_all_its_tokens_and_its_successor_signs(
     assert [row["state"] for row in states] == ["active", "revoked"]
 
 
+async def test_a_revoked_certificate_gets_no_token_and_a_new_one_of_the_same_name_does(world):
+    operator = world.operator()
+    await world.enlist(operator, "acme", "caller", audiences=("inference",), scopes=("models.infer",))
+    lost = world.leaf("client", tenant="acme", name="caller")
+    caller = world.caller(lost)
+    await caller.token("inference")
+    thumbprint = load_pair(lost).thumbprint
+    await operator.administer("Revoke", admin.RevokeRequest(kind="REVOCATION_KIND_CERTIFICATE", value=thumbprint))
+    await _until_peer_refused(caller)
+    await world.client("acme", "caller").token("inference")
+
+    name = spiffe_id("acme", "caller")
+    await operator.administer("Revoke", admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=name))
+    await _until_peer_refused(world.client("acme", "caller"))
+    assert (await world.sql("SELECT expires_at FROM revocation WHERE kind = 'spiffe_id'"))[0][0] is None
+
+
 async def test_no_private_half_of_a_token_key_is_in_the_database(world):
     rows = await world.sql("SELECT sealed_private_key FROM token_key")
     assert len(rows) == 1
@@ -169,3 +188,13 @@ async def _until_refused(caller, request, *, token=None):
             break
     # A token of a key that is gone is not told apart from any other that does not verify.
     assert refusal.reason in {Reason.TOKEN_REVOKED, Reason.TOKEN_INVALID}
+
+
+async def _until_peer_refused(caller):
+    while True:
+        try:
+            await caller.token("inference")
+        except Unauthenticated as error:
+            refusal = error
+            break
+    assert refusal.reason is Reason.PEER_REFUSED
