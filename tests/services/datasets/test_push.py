@@ -198,7 +198,7 @@ async def test_other_bytes_at_a_stored_offset_quarantine_the_upload(world):
 
     assert caught.value.reason is Reason.EQUIVOCATION
     with pytest.raises(Conflict) as caught:
-        await trainer.push_all(envelope)
+        await trainer.push([manifest_message(envelope)])
     assert caught.value.reason is Reason.EQUIVOCATION
     with pytest.raises(NotFound):
         await trainer.version()
@@ -206,6 +206,7 @@ async def test_other_bytes_at_a_stored_offset_quarantine_the_upload(world):
         assert await sql.fetchval("SELECT state FROM uploads") == "quarantined"
         assert b'"kind":"quarantine"' in await sql.fetchval("SELECT entry FROM log_entries")
     assert (await trainer.push_all(world.signed())).version == 1, "another upload of the version may go on"
+    assert (await trainer.version(version=1)).rows == 6
 
 
 async def test_other_bytes_for_a_promoted_version_are_refused_and_change_nothing(world):

@@ -10,6 +10,11 @@ import pytest
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1 import log_service_pb2
 from casemate.errors import Conflict, StoredDataUnreadable
+from casemate.sealing.keys import WrappedKey
+from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.rows import seal_batch
+from services.datasets.key_store import rows_context
+from services.datasets.push import batch_context
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
 ALARMS, FAILURES = "authority_alarms_total", "integrity_failures_total"
@@ -192,6 +197,43 @@ async def test_a_data_key_of_another_version_is_of_no_use_and_a_deleted_one_shre
     with pytest.raises(StoredDataUnreadable):
         await trainer.pull(version=1)
     await trainer.pull(version=2)
+
+
+async def test_rows_resealed_by_a_holder_of_the_data_key_are_not_the_signed_ones(world):
+    trainer = world.actor()
+    manifest = manifest_of()
+    await trainer.push_all(world.signed(manifest))
+    async with world.sql(data_keys=True) as sql:
+        wrapped = await sql.fetchval("SELECT wrapped FROM data_keys WHERE purpose = 'dataset-rows'")
+    ring = LocalKeyRing.load(world.settings.kek_file)
+    key = await ring.unwrap(WrappedKey.parse(wrapped), rows_context("acme", "digits", 1))
+
+    async def reseal(rows: list[bytes]) -> None:
+        batch = seal_batch(key, batch_context(manifest, 1), rows, first_ordinal=2)
+        async with world.sql() as sql:
+            await sql.execute(
+                "UPDATE batches SET salt = $1, commitment = $2 WHERE number = 1", batch.salt, batch.commitment
+            )
+            await sql.execute("UPDATE sealed_rows SET sealed = $1 WHERE batch = 1", batch.rows[0])
+
+    await reseal([b"3,drei"])
+    with pytest.raises(StoredDataUnreadable):
+        await trainer.pull()
+    await reseal([b"3,three"])
+    assert len((await trainer.pull())[1]) == 3
+
+
+async def test_a_log_head_put_back_to_nothing_is_data_loss_and_alarms(world):
+    trainer = world.actor()
+    await trainer.push_all(world.signed())
+    async with world.sql() as sql:
+        await sql.execute("UPDATE log_head SET size = 0, frontier = ''")
+
+    with pytest.raises(StoredDataUnreadable), our_errors():
+        await trainer.log.GetCheckpoint(log_service_pb2.GetCheckpointRequest(), metadata=trainer.metadata)
+    assert world.running.metrics.value(ALARMS) == 1
+    with pytest.raises(StoredDataUnreadable):
+        await trainer.push_all(world.signed(manifest_of(version=2, previous_root=manifest_of().root)))
 
 
 async def test_an_edited_log_entry_is_data_loss(world):
