@@ -93,6 +93,10 @@ class AioEcho:
         async for request in requests:
             yield answer(request)
 
+    async def by_context(self, _requests, context):
+        while (request := await context.read()) is not grpc.aio.EOF:
+            await context.write(answer(request))
+
 
 def echo_service(echo) -> RegisteredService:
     wire = {
@@ -100,12 +104,14 @@ def echo_service(echo) -> RegisteredService:
         "response_serializer": GetVersionResponse.SerializeToString,
     }
     unary = grpc.unary_unary_rpc_method_handler(echo.unary, **wire)
+    by_context = getattr(echo, "by_context", echo.stream_stream)
     return RegisteredService(
         "test.Echo",
         {
             **dict.fromkeys(UNARY, unary),
             "UnaryStream": grpc.unary_stream_rpc_method_handler(echo.unary_stream, **wire),
             "StreamUnary": grpc.stream_unary_rpc_method_handler(echo.stream_unary, **wire),
+            "ByContext": grpc.stream_stream_rpc_method_handler(by_context, **wire),
             "StreamStream": grpc.stream_stream_rpc_method_handler(echo.stream_stream, **wire),
         },
     )

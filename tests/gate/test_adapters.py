@@ -8,14 +8,16 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
 from casemate.gate.adapters.bodies import LATE_CALLS
+from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import RevocationKind
 from casemate.transport.status import from_rpc_error
 from tests.gate.served import ABORTS, LIMIT_S, PARSED, RAISES, SECRET, serve
-from tests.gate.world import TokenMint, World, bearer, grant, thumbprint_of
+from tests.gate.world import SetClock, TokenMint, World, bearer, grant, thumbprint_of
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 DIGITS = GetVersionRequest(dataset="digits", version=PARSED)
@@ -403,3 +405,42 @@ def test_places_come_back_after_calls_of_every_end(served, channel, trainer):
     served.call(channel, "Peer")
     served.call(channel, token=token)
     assert world.gate._quota.running <= 1  # the last call may still be on its way out
+
+
+def test_health_watch_passes_unwrapped(served, channel):
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
+    )(b"", timeout=LIMIT_S)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
+def test_a_caller_beyond_its_share_is_refused_at_headers_and_others_are_not(kind, service_leaf, trainer):
+    clock = SetClock()
+    world = World(quota=LocalQuota(clock=clock, shares=Shares(caller_concurrency=1)))
+    with serve(kind, world, service_leaf) as served, served.channel(trainer) as channel:
+        token, other = world.token(trainer), world.token(trainer, client_id="another")
+        talk = Talk(served, channel, token)
+        talk.say()
+        exhausted = (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED)
+        assert refusal(served.call, channel, token=token) == exhausted
+        assert served.call(channel, token=other).version == PARSED
+        talk.end()
+
+
+def test_an_aio_handler_that_reads_and_writes_by_its_context_gets_judged_messages(service_leaf, trainer):
+    world = World()
+    with serve("aio", world, service_leaf) as served, served.channel(trainer) as channel:
+        talk = Talk(served, channel, world.token(trainer), method="ByContext")
+        assert [talk.say(version=4), talk.say(version=5)] == [4, 5]
+        assert refusal(talk.say, dataset="faces")[0] is grpc.StatusCode.NOT_FOUND
+        talk = Talk(served, channel, world.token(trainer), method="ByContext")
+        assert [talk.say(version=6), talk.end()] == [6, []]
+
+
+def test_a_first_use_by_many_at_once_is_served_to_all(served, channel, trainer):
+    token = served.world.token(trainer)
+    invoke = channel.unary_unary("/test.Echo/Unary")
+    calls = [invoke.future(DIGITS.SerializeToString(), metadata=bearer(token), timeout=LIMIT_S) for _ in range(50)]
+    assert all(call.code() is grpc.StatusCode.OK for call in calls)
+    assert len(served.world.cache) == 1

@@ -164,7 +164,7 @@ def echo_policies() -> PolicyTable:
     dataset = ResourceSelector(type="dataset", field="dataset")
     own = [
         MethodPolicy(method=ECHO + name, access=TokenAccess("datasets.read", "read"), resource=dataset)
-        for name in ("Unary", "UnaryStream", "StreamUnary", "StreamStream")
+        for name in ("Unary", "UnaryStream", "StreamUnary", "StreamStream", "ByContext")
     ]
     own += [
         MethodPolicy(method=ECHO + "Open", access=TokenAccess("datasets.read"), audit_allowed=True),
