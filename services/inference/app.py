@@ -125,7 +125,7 @@ class Service:
         loader = Loader(
             vault=vault,
             trust=trust,
-            audience=AUDIENCE,
+            audience=f"{AUDIENCE}.{trust_domain}",
             build=OnnxInstance,
             integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
         )
@@ -143,7 +143,7 @@ class Service:
             vault=vault,
             watcher=self.watcher,
             build=OnnxInstance,
-            audience=AUDIENCE,
+            audience=f"{AUDIENCE}.{trust_domain}",
             clock=dependencies.clock,
             limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
         )

@@ -25,7 +25,7 @@ from casemate.cli.state import METRICS_PORTS, PORTS, SERVICES, StateDirectory
 from casemate.cli.supervisor import Child, ChildCommand
 from casemate.client.session import Endpoints
 from casemate.clock import Clock, SystemClock
-from casemate.errors import ConfigurationError
+from casemate.errors import CasemateError, ConfigurationError
 from casemate.settings import DatabaseSettings
 from casemate.storage.embedded import EmbeddedPostgres
 from casemate.transport.floor import CIPHER_SUITES, CIPHER_SUITES_VARIABLE
@@ -320,10 +320,15 @@ class Cluster:
     async def _keep_database(self) -> None:
         while True:
             await asyncio.sleep(DATABASE_CHECK.total_seconds())
-            if self.postgres.pid is None:
-                self._report("the database ended and is started again")
+            if self.postgres.pid is not None:
+                continue
+            self._report("the database ended and is started again")
+            try:
                 await self.postgres.stop()
                 await self.postgres.start()
+            except CasemateError as error:
+                # Ended again while it recovered, perhaps: whatever it was, the next look tries anew.
+                self._report(f"the database did not start, and will be tried again: {str(error).splitlines()[-1]}")
 
 
 def _last_line(log: Path) -> str:

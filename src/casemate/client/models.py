@@ -72,7 +72,7 @@ class Models:
             Conflict: the number is taken.
         """
         manifest = ModelManifest(
-            audience="inference",
+            audience=self._session.service_name("inference"),
             tenant=tenant,
             model=model,
             number=number,

@@ -282,7 +282,7 @@ class House:
         """A signed envelope; `changes` replace fields of the manifest, `key` the signer."""
         key = changes.pop("key", self.publisher)
         fields = {
-            "audience": AUDIENCE,
+            "audience": f"{AUDIENCE}.{TRUST_DOMAIN}",
             "tenant": TENANT,
             "model": model,
             "number": number,

@@ -15,6 +15,7 @@ from casemate.signing.keys import SigningKey
 from services.inference.app import AUDIENCE
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import PATIENCE, TENANT, House, pieces, signer
+from tests.support.authority import TRUST_DOMAIN
 
 
 def files(digits: Digits) -> dict[str, bytes]:
@@ -81,7 +82,8 @@ def test_publishing_the_same_manifest_again_repairs_a_spoiled_version(house: Hou
 @pytest.mark.parametrize(
     "changes",
     [
-        {"audience": "datasets"},
+        {"audience": "datasets.casemate.internal"},
+        {"audience": "inference.other.example"},
         {"tenant": "globex"},
         {"model": "letters"},
         {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)},
@@ -94,7 +96,7 @@ def test_a_manifest_for_somewhere_else_is_refused_and_nothing_is_written(
     envelope = house.manifest(files(digits), **changes)
     assert refusal(house, files(digits), envelope=envelope) == (Code.INVALID_ARGUMENT, Reason.MANIFEST_INVALID)
     assert is_untouched(house)
-    house.publish(files(digits), audience=AUDIENCE)
+    house.publish(files(digits), audience=f"{AUDIENCE}.{TRUST_DOMAIN}")
 
 
 @pytest.mark.parametrize(
