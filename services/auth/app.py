@@ -39,7 +39,7 @@ from casemate.transport.health import HealthState, aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import RegisteredService, methods_of, registered
-from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
+from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
@@ -75,6 +75,21 @@ _DESCRIPTORS: Final = (
 )
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often the service looks, and how it ends.
+
+    Attributes:
+        heartbeat: longest time between two reads of the primary.
+        sweep: time between two reads of every row.
+        lame_duck: how long calls are still taken once health says no.
+    """
+
+    heartbeat: timedelta = HEARTBEAT
+    sweep: timedelta = SWEEP
+    lame_duck: timedelta = DEFAULT_LAME_DUCK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,23 +171,16 @@ async def bootstrap(environment: Mapping[str, str], *, client_id: str, spiffe_id
 
 @asynccontextmanager
 async def serving(
-    settings: AuthSettings,
-    *,
-    clock: Clock | None = None,
-    heartbeat: timedelta = HEARTBEAT,
-    sweep: timedelta = SWEEP,
-    lame_duck: timedelta = DEFAULT_LAME_DUCK,
+    settings: AuthSettings, *, clock: Clock | None = None, pace: Pace | None = None
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
     Args:
         settings: where everything is.
         clock: time; the machine's own if not given.
-        heartbeat: longest time between two reads of the primary.
-        sweep: time between two reads of every row.
-        lame_duck: how long calls are still taken once health says no.
+        pace: how often it looks, and how it ends.
     """
-    clock = clock or SystemClock()
+    clock, pace = clock or SystemClock(), pace or Pace()
     metrics = Metrics("auth")
     async with AsyncExitStack() as stack:
         source = CertificateSource(settings.identity.directory, metrics=metrics)
@@ -191,35 +199,47 @@ async def serving(
             after_change=ring.reload,
             looked=report.looked,
             clock=clock,
-            heartbeat=heartbeat,
-            sweep=sweep,
+            heartbeat=pace.heartbeat,
+            sweep=pace.sweep,
         )
         await publisher.refresh()
         report.looked(trust.staleness(clock))
         services = _services(settings, authority, ring, publisher, clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
-        gate = _gate(
-            settings, services, trust=trust, clock=clock, audit=_open_audit(settings, stack), counts=GateCounts(metrics)
-        )
+        audit, counts = _open_audit(settings, stack), GateCounts(metrics)
+        gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
         server = build_aio_server(
             source=source,
             services=services,
             interceptors=[AioGateInterceptor(gate)],
             address=settings.listen.address,
             health=health,
-            lame_duck=lame_duck,
+            lame_duck=pace.lame_duck,
         )
-        metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
-        stack.callback(metrics_server.stop)
-        metrics_server.start()
-        await server.start()
-        stack.push_async_callback(server.stop, _GRACE)
-        # Watches have no end of their own, so they are ended before the server waits for its calls.
-        stack.callback(publisher.close)
-        listener = WakeListener(settings=settings.database, wake=publisher.wake)
-        for work in (publisher.run(), listener.run()):
-            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        metrics_server = _show_metrics(settings, stack, metrics, source)
+        await _take_calls(settings, stack, server, publisher)
         yield Running(port=server.port, metrics_port=metrics_server.port, metrics=metrics, health=health, trust=trust)
+
+
+async def _take_calls(
+    settings: AuthSettings, stack: AsyncExitStack, server: AioServer, publisher: TrustPublisher
+) -> None:
+    await server.start()
+    stack.push_async_callback(server.stop, _GRACE)
+    # Watches have no end of their own, so they are ended before the server waits for its calls.
+    stack.callback(publisher.close)
+    listener = WakeListener(settings=settings.database, wake=publisher.wake)
+    for work in (publisher.run(), listener.run()):
+        stack.push_async_callback(_cancel, asyncio.create_task(work))
+
+
+def _show_metrics(
+    settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics, source: CertificateSource
+) -> MetricsServer:
+    server = MetricsServer(metrics, source, settings.listen.metrics_address)
+    stack.callback(server.stop)
+    server.start()
+    return server
 
 
 async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> Authority:

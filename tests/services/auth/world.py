@@ -225,7 +225,8 @@ async def build_world(
             clock=SystemClock(),
         )
     settings = build_settings(database, leaf("service", service="auth"), state)
-    async with app.serving(settings, heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0)) as running:
+    pace = app.Pace(heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0))
+    async with app.serving(settings, pace=pace) as running:
         world = World(settings, running, leaf)
         try:
             yield world

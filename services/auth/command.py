@@ -1,0 +1,27 @@
+"""What the process is asked to do: serve, or make the first operator."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from services.auth.app import bootstrap, run
+
+
+async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Does what the arguments ask for; without any, serves until told to end.
+
+    Raises:
+        CasemateError: it cannot be done; the message is one line for the operator.
+    """
+    parser = argparse.ArgumentParser(prog="python -m services.auth", description="Serves, unless told otherwise.")
+    command = parser.add_subparsers(dest="command").add_parser(
+        "bootstrap-operator", help="make the first operator of this database"
+    )
+    command.add_argument("--client-id", required=True, help="its identifier")
+    command.add_argument("--spiffe-id", required=True, help="spiffe://<domain>/t/casemate/<name>")
+    asked = parser.parse_args(arguments)
+    if asked.command:
+        await bootstrap(environment, client_id=asked.client_id, spiffe_id=asked.spiffe_id)
+    else:
+        await run(environment)
