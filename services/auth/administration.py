@@ -30,8 +30,10 @@ DEFAULT_SIGNER_LIFETIME: Final = timedelta(days=365)
 FROM_THE_BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """Before any signature: a signer revoked from here on never counted."""
 
-_TOKENS_ARE_DEAD_AFTER: Final = MAX_LIFETIME + timedelta(minutes=1)
-"""When a revocation of tokens may be forgotten: one token life, and a margin for clocks that differ."""
+_ISSUING_TAKES_AT_MOST: Final = timedelta(minutes=1)
+"""Longer than any call, and than clocks of replicas differ."""
+_TOKENS_ARE_DEAD_AFTER: Final = MAX_LIFETIME + _ISSUING_TAKES_AT_MOST
+"""When a revocation of tokens may be forgotten."""
 _CERTIFICATES_ARE_DEAD_AFTER: Final = timedelta(days=398)
 """Longer than any leaf that a CA should issue; ours live a day."""
 _MAX_VALUE_LENGTH: Final = 2048
@@ -114,7 +116,9 @@ class Administration:
         checks = FieldChecks()
         checks.identifier("client_id", client_id)
         checks.raise_if_any()
-        revocation = self._revocation(RevocationKind.CLIENT, client_id)
+        # Reaches ahead: a token may be signed at this very moment, after its client was read as enabled.
+        reach = self._clock.now() + _ISSUING_TAKES_AT_MOST
+        revocation = replace(self._revocation(RevocationKind.CLIENT, client_id), not_before=reach)
         await self._store.disable_client(client_id, within=_reach(admin), revocation=revocation)
 
     async def create_grant(self, admin: str, grant: Grant) -> str:

@@ -84,6 +84,10 @@ async def test_a_disabled_client_gets_no_token_and_loses_those_it_holds(world):
 
     assert (await failure(caller.token("auth"))).reason is Reason.CLIENT_UNKNOWN
     await _until_refused(caller, admin.ListGrantsRequest(tenant="acme"))
+    # What is issued while a client is disabled, after it was read as enabled, is revoked as well.
+    row = (await world.sql("SELECT not_before - now() AS ahead, expires_at - not_before AS life FROM revocation"))[0]
+    assert row["ahead"] > timedelta(0)
+    assert row["life"] >= timedelta(minutes=4, seconds=59)
 
 
 async def test_a_stolen_token_is_refused_with_another_certificate(world):
@@ -157,15 +161,6 @@ async def test_a_revoked_certificate_gets_no_token_and_a_new_one_of_the_same_nam
     await operator.administer("Revoke", admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=name))
     await _until_peer_refused(world.client("acme", "caller"))
     assert (await world.sql("SELECT expires_at FROM revocation WHERE kind = 'spiffe_id'"))[0][0] is None
-
-
-async def test_no_private_half_of_a_token_key_is_in_the_database(world):
-    rows = await world.sql("SELECT sealed_private_key FROM token_key")
-    assert len(rows) == 1
-    active = await world.sql("SELECT public_key FROM token_key WHERE state = 'active'")
-    assert len(active) == 1
-    # 32 bytes of seed would fit; what is stored is longer, because it is wrapped and names its context.
-    assert len(rows[0]["sealed_private_key"]) > 32 + 16
 
 
 async def test_a_scope_for_administration_is_needed_to_administer(world):
