@@ -17,12 +17,13 @@ from casemate.errors import ConfigurationError
 _MAX_BYTES = 64 * 1024  # keys and certificates; anything longer is the wrong file
 
 
-def read_private(path: Path, *, what: str) -> bytes:
+def read_private(path: Path, *, what: str, group_may_read: bool = False) -> bytes:
     """The content of a file that nobody else can read.
 
     Args:
         path: the file. A link is followed, as mounted secrets are links.
         what: what the file is, for the message.
+        group_may_read: whether its group may, as an orchestrator's mount needs it.
 
     Raises:
         ConfigurationError: it is missing, not a plain file, too long, or its
@@ -36,7 +37,7 @@ def read_private(path: Path, *, what: str) -> bytes:
         raise ConfigurationError(f"{what} cannot be read: {path}: {error.strerror}") from error
     try:
         # Judged on the open file, so that it cannot be exchanged in between.
-        _require_private(os.fstat(descriptor), path, what)
+        _require_private(os.fstat(descriptor), path, what, forbidden=0o037 if group_may_read else 0o077)
         with os.fdopen(os.dup(descriptor), "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     finally:
@@ -78,10 +79,10 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = Tr
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _require_private(status: os.stat_result, path: Path, what: str) -> None:
+def _require_private(status: os.stat_result, path: Path, what: str, *, forbidden: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ConfigurationError(f"{what} is not a plain file: {path}")
-    if status.st_mode & 0o077:
+    if status.st_mode & forbidden:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigurationError(f"{what} can be read by others (mode {mode:04o}): run chmod 600 {path}")
 
