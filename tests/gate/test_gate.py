@@ -118,6 +118,7 @@ def test_a_scope_is_judged_on_every_call_of_a_cached_token(world, trainer):
         (grant(resource="model/*"),),
         (grant(resource="*"),),
         (grant(), grant(id="no", effect=Effect.DENY, caller="*/*/*")),
+        (grant(id="no", effect=Effect.DENY, caller="*/*/*"), grant()),
     ],
 )
 def test_a_missing_grant_is_not_found_like_an_absent_object(world, trainer, grants):
