@@ -177,6 +177,22 @@ async def test_rows_of_another_version_do_not_open(world):
             await trainer.pull(version=version)
 
 
+async def test_the_genuine_manifest_of_another_version_is_data_loss(world):
+    trainer = world.actor()
+    root = (await trainer.push_all(world.signed())).root
+    await trainer.push_all(world.signed(manifest_of(version=2, previous_root=root)))
+    swap = "UPDATE manifests a SET envelope = b.envelope FROM manifests b WHERE a.upload <> b.upload"
+    async with world.sql() as sql:
+        assert await sql.execute(swap) == "UPDATE 2"
+
+        for version in (1, 2):
+            with pytest.raises(StoredDataUnreadable):
+                await trainer.version(version=version)
+
+        await sql.execute(swap)
+    assert (await trainer.version(version=1)).root == root
+
+
 async def test_a_data_key_of_another_version_is_of_no_use_and_a_deleted_one_shreds(world):
     trainer = world.actor()
     root = (await trainer.push_all(world.signed())).root
