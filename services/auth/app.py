@@ -28,6 +28,7 @@ from casemate.gate.core.policy import FOREIGN, PolicyTable
 from casemate.gate.core.quota import LocalQuota
 from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
+from casemate.json_log import log_to_stderr
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.kek import KeyEncryptionKey
 from casemate.sealing.local import LocalKeyRing
@@ -43,7 +44,6 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_se
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
-from services.auth.json_log import log_to_stderr
 from services.auth.key_ring import TokenKeyRing
 from services.auth.releases import Releases
 from services.auth.servicer_admin import AdminServicer

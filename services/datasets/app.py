@@ -27,6 +27,7 @@ from casemate.gate.core.policy import FOREIGN, PolicyTable
 from casemate.gate.core.quota import LocalQuota
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
+from casemate.json_log import log_to_stderr
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.local import LocalKeyRing
 from casemate.settings import load_settings
@@ -44,12 +45,11 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
 from services.datasets.alarms import Alarms
 from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.health_probe import HealthProbe
-from services.datasets.json_log import log_to_stderr
 from services.datasets.key_store import DataKeyStore
 from services.datasets.log_servicer import LogServicer
 from services.datasets.log_store import LogStore
 from services.datasets.pull import Reader
-from services.datasets.push import AUDIENCE, Intake
+from services.datasets.push import Intake
 from services.datasets.settings import DatasetsSettings
 from services.datasets.store import VersionStore
 
@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from casemate.storage.pool import Pool
     from casemate.transport.health import HealthState
     from casemate.transport.registry import RegisteredService
+
+AUDIENCE = "datasets"
+"""Tokens name it; manifests name it with the trust domain behind."""
 
 _LOGGER = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
@@ -207,8 +210,9 @@ def _services(
     def resolve(key_id: str) -> Signer | None:
         return trust.current.signers.get(key_id)
 
-    intake = Intake(store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
-    reader = Reader(store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
+    audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
+    intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
+    reader = Reader(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
     origin = log_origin(settings.identity.trust_domain)
     return [
         registered(add_DatasetServiceServicer_to_server, DatasetServicer(intake=intake, reader=reader)),

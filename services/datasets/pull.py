@@ -19,7 +19,7 @@ from casemate.sealing.rows import open_batch
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
 from services.datasets.key_store import rows_context
-from services.datasets.push import AUDIENCE, batch_context
+from services.datasets.push import batch_context
 from services.datasets.records import join_records
 from services.datasets.upload import ChunkPlan
 
@@ -64,9 +64,12 @@ class OpenedBatch:
 
 
 class Reader:
-    """Reads promoted versions."""
+    """Reads promoted versions, whose manifests are for `audience`."""
 
-    def __init__(self, *, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, alarms: Alarms) -> None:
+    def __init__(
+        self, *, audience: str, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, alarms: Alarms
+    ) -> None:
+        self._audience = audience
         self._store = store
         self._keys = keys
         self._resolve = resolve
@@ -146,7 +149,7 @@ class Reader:
                 verified = await asyncio.to_thread(
                     verify_dataset_manifest,
                     envelope,
-                    audience=AUDIENCE,
+                    audience=self._audience,
                     tenant=upload.tenant,
                     dataset=upload.dataset,
                     resolve=self._resolve,

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from services.datasets.store import VersionStore
     from services.datasets.upload import PlannedChunk
 
-AUDIENCE = "datasets"
-"""What a manifest must be signed for to be taken here."""
-
 
 class Intake:
-    """Opens uploads."""
+    """Opens uploads whose manifests are for `audience`: this service of this deployment, by its full name."""
 
-    def __init__(self, *, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, clock: Clock) -> None:
+    def __init__(
+        self, *, audience: str, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, clock: Clock
+    ) -> None:
+        self._audience = audience
         self._store = store
         self._keys = keys
         self._resolve = resolve
@@ -64,7 +64,7 @@ class Intake:
         verified = await asyncio.to_thread(
             verify_dataset_manifest,
             envelope,
-            audience=AUDIENCE,
+            audience=self._audience,
             tenant=tenant,
             dataset=dataset,
             resolve=self._resolve,

@@ -31,6 +31,7 @@ from casemate.gate.core.quota import LocalQuota
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.inference.v1 import model_service_pb2
+from casemate.json_log import log_to_stderr
 from casemate.sealing.local import LocalKeyRing
 from casemate.settings import load_settings
 from casemate.transport.certificates import CertificateSource
@@ -45,7 +46,6 @@ from services.inference.blocking_kek import BlockingKek
 from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
 from services.inference.instance import OnnxInstance
-from services.inference.json_log import log_to_stderr
 from services.inference.loader import Loader
 from services.inference.models import Models
 from services.inference.predictions import Predictions

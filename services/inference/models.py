@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casemate.errors import FailedPrecondition, FieldViolation, InvalidRequest, NotFound, NotServed, Reason
+from casemate.gate.core.foreign import LOADED_MODEL
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.names import MODEL_FILE, require_name
 from services.inference.publishing import tenant_of
@@ -115,7 +116,9 @@ class Models:
         return wire.ModelConfigResponse(config=config).SerializeToString()
 
     def model_statistics(self, caller: Caller, request: wire.ModelStatisticsRequest) -> bytes:
-        """Counts of one version, or of every loaded one when none is named."""
+        """Counts of one version, of every loaded one, or of every model that the caller may describe."""
+        if not request.name:
+            return wire.ModelStatisticsResponse(model_stats=self._all_statistics(caller)).SerializeToString()
         tenant = tenant_of(caller)
         found = self._catalogue.find(tenant, request.name, request.version)
         loaded = self._catalogue.entry((tenant, request.name)).versions
@@ -126,18 +129,12 @@ class Models:
     def repository_index(self, caller: Caller, request: wire.RepositoryIndexRequest) -> bytes:
         """The released versions of models that the caller may describe, in its own tenant."""
         response = wire.RepositoryIndexResponse()
-        now = self._clock.now()
-        tenant = tenant_of(caller)
-        for release in sorted(self._trust.releases(), key=lambda release: release.model):
-            if release.tenant == tenant and self._trust.may(caller, "describe", f"model/{release.model}", now=now):
-                response.models.extend(self._index(release, ready_only=request.ready))
+        for release in self._describable(caller):
+            response.models.extend(self._index(release, ready_only=request.ready))
         return response.SerializeToString()
 
     def load(self, caller: Caller, request: wire.RepositoryModelLoadRequest) -> bytes:
-        """Loads the newest released version.
-
-        The model is what `model_name` names, because that is what the gate judged;
-        KServe's habit of naming it in `repository_name` is refused there.
+        """Loads the newest released version of the model that the gate judged the caller by.
 
         Raises:
             NotFound: it was never released.
@@ -146,8 +143,9 @@ class Models:
         if request.parameters:
             # `config` and `file:` would be an upload of unsigned bytes.
             raise FailedPrecondition("parameters on a load", reason=Reason.MODEL_REFUSED, violations=(_NO_UPLOADS,))
-        self._publishing.load_released(caller, request.model_name, 0)
-        return wire.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True).SerializeToString()
+        model = LOADED_MODEL.name_in(request)
+        self._publishing.load_released(caller, model, 0)
+        return wire.RepositoryModelLoadResponse(model_name=model, isLoaded=True).SerializeToString()
 
     def unload(self, caller: Caller, request: wire.RepositoryModelUnloadRequest) -> bytes:
         """Takes a model out of this replica until it is loaded on purpose.
@@ -157,7 +155,7 @@ class Models:
             InvalidRequest: it asks for dependents, which do not exist here.
         """
         tenant = tenant_of(caller)
-        model = require_name(request.model_name, field="model_name")
+        model = require_name(LOADED_MODEL.name_in(request), field="model_name")
         if any(parameter.bool_param for parameter in request.parameters.values()):
             raise InvalidRequest(violations=(FieldViolation("parameters", "dependents are not served"),))
         if self._trust.release(tenant, model) is None:
@@ -180,6 +178,20 @@ class Models:
             NotServed: always.
         """
         raise NotServed
+
+    def _describable(self, caller: Caller) -> Iterator[Release]:
+        """Releases of the caller's own tenant that it has a grant to describe, by name."""
+        now = self._clock.now()
+        tenant = tenant_of(caller)
+        for release in sorted(self._trust.releases(), key=lambda release: release.model):
+            if release.tenant == tenant and self._trust.may(caller, "describe", f"model/{release.model}", now=now):
+                yield release
+
+    def _all_statistics(self, caller: Caller) -> Iterator[wire.ModelStatistics]:
+        for release in self._describable(caller):
+            loaded = self._catalogue.entry((release.tenant, release.model)).versions
+            for number in sorted(loaded):
+                yield _statistics(loaded[number])
 
     def _index(self, release: Release, *, ready_only: bool) -> Iterator[wire.RepositoryIndexResponse.ModelIndex]:
         loaded = self._catalogue.entry((release.tenant, release.model)).versions

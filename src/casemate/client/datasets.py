@@ -125,7 +125,7 @@ class Datasets:
             version, previous = 1, None
         chunks = digest(cut(source(), chunk_bytes=chunk_bytes))
         return DatasetManifest(
-            audience="datasets",
+            audience=self._session.service_name("datasets"),
             tenant=tenant,
             dataset=dataset,
             version=version,
@@ -201,7 +201,7 @@ class Datasets:
         signers = {key.key_id: _pinned(key, tenant) for key in trusted}
         verified = verify_dataset_manifest(
             bytes(description.manifest),
-            audience="datasets",
+            audience=self._session.service_name("datasets"),
             tenant=tenant,
             dataset=dataset,
             resolve=signers.get,

@@ -21,7 +21,7 @@ async def test_a_reader_recomputes_every_leaf_every_proof_and_the_signed_root(wo
 
     verified = verify_dataset_manifest(
         description.manifest,
-        audience="datasets",
+        audience="datasets.casemate.internal",
         tenant="acme",
         dataset="digits",
         resolve={world.supplier.public.key_id: world.signers[0]}.get,

@@ -116,11 +116,12 @@ async def test_a_key_that_may_not_sign_for_the_tenant_is_refused(world):
     [
         {"dataset": "letters"},
         {"tenant": "globex"},
-        {"audience": "inference"},
+        {"audience": "inference.casemate.internal"},
+        {"audience": "datasets.other.example"},
         {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)},
         {"version": 2, "previous_root": bytes(32)},
     ],
-    ids=["dataset", "tenant", "audience", "expiry", "version"],
+    ids=["dataset", "tenant", "service", "deployment", "expiry", "version"],
 )
 async def test_a_manifest_about_something_else_is_refused(world, change):
     with pytest.raises(InvalidRequest) as caught:

@@ -26,7 +26,7 @@ CHUNKS = (b"1\n22\n", b"333\n", b"4444\n55555\n")
 DIGESTS = tuple(ChunkDigest.of(chunk) for chunk in CHUNKS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MANIFEST = DatasetManifest(
-    audience="datasets",
+    audience="datasets.casemate.internal",
     tenant="acme",
     dataset="digits",
     version=1,

@@ -46,7 +46,7 @@ def manifest_of(chunks: Sequence[bytes] = CHUNKS, **changes: object) -> DatasetM
     """A manifest of acme's dataset `digits` that agrees with the chunks."""
     digests = tuple(ChunkDigest.of(chunk) for chunk in chunks)
     fields: dict[str, object] = {
-        "audience": "datasets",
+        "audience": "datasets.casemate.internal",
         "tenant": "acme",
         "dataset": "digits",
         "version": 1,
