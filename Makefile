@@ -35,6 +35,7 @@ demo: .venv/run.stamp ## Run the whole story, thefts and tampering included, on 
 	@exec $(BIN)/casemate demo
 
 test: .venv/dev.stamp ## Run the tests (a real PostgreSQL and real mTLS; no set-up needed)
+	@deploy/install-softhsm
 	@exec $(BIN)/python -m pytest -q -m "not long"
 
 test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes)

@@ -1,8 +1,9 @@
 """What a key-encryption key does, whoever keeps it.
 
-Implemented by `local.LocalKeyRing`; a cloud's key service or a PKCS#11 token
-answers to the same five calls. They are coroutines because most providers are
-reached over a network; one that blocks must leave the event loop itself.
+Implemented by `local.LocalKeyRing`, `aws_kms.AwsKmsKey` and `pkcs11.Pkcs11Key`,
+none of them before the others: one suite of tests runs over all. The calls are
+coroutines because most providers are reached over a network; one that blocks
+leaves the event loop itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class KekStatus(StrEnum):
     ENABLED = "ENABLED"
     DISABLED = "DISABLED"
     PENDING_DELETION = "PENDING_DELETION"
+    DESTROYED = "DESTROYED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +30,25 @@ class KekState:
 
     Attributes:
         kek_id: its lasting name.
-        current_version: the version that wraps now; older ones only unwrap.
+        current_version: the version that wraps now; older ones only unwrap. 0 if none is left.
         status: whether it may be used.
+        possible: every status that this provider has. Where, say, DISABLED is
+            missing, the provider cannot disable a key, and nobody need look for it.
     """
 
     kek_id: str
     current_version: int
     status: KekStatus
+    possible: frozenset[KekStatus] = frozenset({KekStatus.ENABLED})
 
 
 class KeyEncryptionKey(Protocol):
     """A key that wraps other keys and never leaves its provider.
 
-    Every call raises `Unavailable` when the provider cannot be reached and
-    `FailedPrecondition` (`KEY_NOT_ACTIVE`) when it refuses the key.
+    Every call raises `Unavailable` when the provider cannot be reached, is too
+    slow or throttles, and `FailedPrecondition` (`KEY_NOT_ACTIVE`) when it refuses
+    the key: disabled, about to be deleted, gone, or denied to us. No call ends
+    later than its provider's time limit, and none falls back to anything.
     """
 
     async def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:

@@ -7,6 +7,7 @@ names its tenant, dataset and version in its own associated data.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import struct
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ class WrappedKey:
             raise ValueError("kek_version is out of range")
         version = struct.pack(">I", self.kek_version)
         return _WRAPPED_FORMAT + length_prefixed(self.kek_id.encode(), version, self.context_sha256, self.ciphertext)
+
+    def require(self, *, kek_id: str, context: KeyContext) -> None:
+        """What the stored fields say already fits; the provider's own check comes after.
+
+        Raises:
+            StoredDataUnreadable: wrapped by another key-encryption key, or for another context.
+        """
+        if self.kek_id != kek_id:
+            raise StoredDataUnreadable(f"wrapped under {self.kek_id}, which is not {kek_id}")
+        if not hmac.compare_digest(self.context_sha256, context.sha256()):
+            raise StoredDataUnreadable(f"wrapped for another context than {context}")
 
     @classmethod
     def parse(cls, data: bytes) -> WrappedKey:
