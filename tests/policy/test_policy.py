@@ -56,7 +56,8 @@ def test_every_method_of_open_inference_has_a_policy_whose_field_exists():
             assert isinstance(policy.access, TokenAccess)
             assert (policy.access.verb is None) == (policy.resource is None)
             if policy.resource is not None:
-                assert policy.resource.field in method.input_type.fields_by_name
+                named_by = {policy.resource.field, policy.resource.fallback} - {None}
+                assert named_by <= set(method.input_type.fields_by_name)
 
 
 def test_a_method_without_a_policy_keeps_a_server_from_starting():
@@ -127,3 +128,19 @@ def test_a_selector_reads_the_field_that_names_the_resource():
     missing = selector.missing()
     assert isinstance(missing, InvalidRequest)
     assert missing.violations[0].field == "dataset"
+
+
+def test_a_fallback_counts_only_where_the_field_is_empty():
+    selector = ResourceSelector(type="model", field="model_name", fallback="repository_name")
+    request = open_inference_pb2.RepositoryModelLoadRequest(repository_name="digits")
+    assert selector.of(request) == "model/digits"
+    request.model_name = "letters"
+    assert selector.of(request) == "model/letters"
+    assert selector.of(open_inference_pb2.RepositoryModelLoadRequest()) is None
+    assert selector.words() == "on model/{model_name|repository_name}"
+
+
+def test_only_statistics_may_name_no_resource():
+    assert [policy.method for policy in table() if policy.resource is not None and policy.resource.optional] == [
+        "/inference.GRPCInferenceService/ModelStatistics"
+    ]

@@ -15,7 +15,7 @@ _REFLECTIONS = ("/grpc.reflection.v1alpha.ServerReflection/", "/grpc.reflection.
 _OPEN_INFERENCE = "/inference.GRPCInferenceService/"
 
 _ABOUT_SERVER = ("ServerLive", "ServerReady", "ServerMetadata", "RepositoryIndex")
-_ABOUT_MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+_ABOUT_MODEL = ("ModelReady", "ModelMetadata", "ModelConfig")
 _PREDICTING = ("ModelInfer", "ModelStreamInfer")
 _CHANGING_MODEL = ("RepositoryModelLoad", "RepositoryModelUnload")
 _CHANGING_SERVER = (
@@ -31,6 +31,9 @@ _CHANGING_SERVER = (
 
 INFER_SCOPE = "models.infer"
 PUBLISH_SCOPE = "models.publish"
+
+LOADED_MODEL = ResourceSelector(type="model", field="model_name", fallback="repository_name")
+"""What a request to load or unload is about: KServe puts the model's name where Triton has the repository's."""
 
 
 def _health() -> Iterator[MethodPolicy]:
@@ -55,6 +58,12 @@ def _open_inference() -> Iterator[MethodPolicy]:
             idempotent=True,
             resource=ResourceSelector(type="model", field="name"),
         )
+    yield MethodPolicy(
+        method=_OPEN_INFERENCE + "ModelStatistics",
+        access=TokenAccess(INFER_SCOPE, "describe"),
+        idempotent=True,
+        resource=ResourceSelector(type="model", field="name", optional=True),  # without a name: all of the caller's
+    )
     for name in _PREDICTING:
         yield MethodPolicy(
             method=_OPEN_INFERENCE + name,
@@ -68,7 +77,7 @@ def _open_inference() -> Iterator[MethodPolicy]:
             access=TokenAccess(PUBLISH_SCOPE, "publish"),
             sensitive=True,
             audit_allowed=True,
-            resource=ResourceSelector(type="model", field="model_name"),
+            resource=LOADED_MODEL,
         )
     for name in _CHANGING_SERVER:
         yield MethodPolicy(

@@ -151,6 +151,8 @@ class Gate:
         if selector is None:
             return
         if resource is None:
+            if selector.optional:
+                return
             raise selector.missing()
         try:
             self._require_grant(admission, caller, resource)

@@ -31,15 +31,37 @@ class TokenAccess:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSelector:
-    """Where a request names its resource, and of which type that is."""
+    """Where a request names its resource, and of which type that is.
+
+    Attributes:
+        type: of the resource: `dataset` or `model`.
+        field: the field that holds its name.
+        fallback: the field that counts where `field` is empty: clients of one protocol differ.
+        optional: a request that names nothing needs no grant. Only for methods whose handler
+            then shows no more than what the caller has grants for.
+    """
 
     type: str
     field: str
+    fallback: str | None = None
+    optional: bool = False
+
+    def name_in(self, request: Message) -> str:
+        """The name that the request is judged by, which its handler must go by as well; may be empty."""
+        name: str = getattr(request, self.field)
+        if not name and self.fallback is not None:
+            name = getattr(request, self.fallback)
+        return name
 
     def of(self, request: Message) -> str | None:
-        """Path of the resource that the request names, as grants write it; None when the field is empty."""
-        name = getattr(request, self.field)
+        """Path of the resource that the request names, as grants write it; None when it names nothing."""
+        name = self.name_in(request)
         return f"{self.type}/{name}" if name else None
+
+    def words(self) -> str:
+        """The selector as a policy's line says it."""
+        fields = self.field if self.fallback is None else f"{self.field}|{self.fallback}"
+        return f"on {self.type}/{{{fields}}}" + (" or-none" if self.optional else "")
 
     def missing(self) -> InvalidRequest:
         """The refusal of a request that had to name its resource."""
@@ -76,7 +98,7 @@ class MethodPolicy:
         """The policy as one line of text, complete: two policies differ when their lines do."""
         words = [self.method, *_access_words(self.access)]
         if self.resource is not None:
-            words.append(f"on {self.resource.type}/{{{self.resource.field}}}")
+            words.append(self.resource.words())
         flags = ("sensitive", "idempotent", "audit_allowed", "unwrapped")
         words += [flag for flag in flags if getattr(self, flag)]
         if not self.needs_trust:
