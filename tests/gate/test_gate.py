@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -19,6 +20,7 @@ from casemate.errors import (
 from casemate.gate.core.caller import Caller
 from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import Effect, RevocationKind
+from casemate.gate.core.trust import TrustState
 from tests.gate.world import ECHO, SetClock, TokenMint, World, auth_context, bearer, grant, thumbprint_of
 
 
@@ -170,6 +172,36 @@ def test_a_cached_token_is_refused_when_its_key_is_removed(world, trainer):
     token = bearer(world.token(trainer))
     call(world, trainer, token)
     world.publish(keys=(TokenMint().key,))
+    with pytest.raises(Unauthenticated):
+        call(world, trainer, token)
+    world.publish()
+    call(world, trainer, token)
+
+
+def test_a_key_removed_while_a_token_is_verified_does_not_live_on_in_the_cache(world, trainer):
+    """The news comes between the moment that the gate takes the keys and the moment that it keeps what they verified."""
+
+    class NewsWhileLooking(TrustState):
+        looked = False
+
+        @property
+        def current(self):
+            taken = self._taken
+            if self.looked:
+                self.looked = False
+                world.publish(keys=(TokenMint().key,))
+            return taken
+
+        @current.setter
+        def current(self, snapshot):
+            self._taken = snapshot
+
+    world.trust = world.gate.trust = NewsWhileLooking()
+    world.publish()
+    token = bearer(world.token(trainer))
+    world.trust.looked = True
+    with suppress(Unauthenticated):  # this call may have been first, or the news may have been
+        call(world, trainer, token)
     with pytest.raises(Unauthenticated):
         call(world, trainer, token)
     world.publish()

@@ -195,12 +195,15 @@ class Gate:
             self.trust.require_fresh(policy, clock)
         if isinstance(access, PeerAccess):
             return
+        # The epoch before the keys: should news come between the two, what the old keys verified is kept under
+        # the old epoch, and is verified again. The other way round it would outlive its key.
+        key_epoch = self.trust.key_epoch
         trust, now = self.trust.current, clock.now()
         token = admission.token = self._cache.verified(
             text,
             now=now,
             monotonic=clock.monotonic(),
-            key_epoch=self.trust.key_epoch,
+            key_epoch=key_epoch,
             verify=lambda: self._verifier.verify(text, keys=trust.keys, now=now),
         )
         trust.revocations.check_token(token, now)
