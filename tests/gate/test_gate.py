@@ -179,7 +179,7 @@ def test_a_cached_token_is_refused_when_its_key_is_removed(world, trainer):
 
 
 def test_a_key_removed_while_a_token_is_verified_does_not_live_on_in_the_cache(world, trainer):
-    """The news comes between the moment that the gate takes the keys and the moment that it keeps what they verified."""
+    """The news comes after the gate took the keys, and before it keeps what they verified."""
 
     class NewsWhileLooking(TrustState):
         looked = False
