@@ -1,6 +1,6 @@
 """A model that can run: the seam between the protocol and what computes.
 
-The only module that knows ONNX Runtime. A batcher, or another back end, stands
+This module and `brain_floats` alone know ONNX Runtime. A batcher, or another back end, stands
 behind the same `run`.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnxruntime  # this module gives it the types it lacks
 
 from casemate.errors import FieldViolation, InternalError, InvalidRequest, Reason
+from services.inference.brain_floats import has_brain_floats, run_with_brain_floats
 from services.inference.onnx_wire import GraphLimits, check_onnx
 from services.inference.tensors import BY_ONNX, TensorSpec
 
@@ -66,6 +67,9 @@ class OnnxInstance:
             raise _invalid("does not load in ONNX Runtime") from error
         self._inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self._outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._brain_floats = has_brain_floats((*self._inputs, *self._outputs))
+        if self._brain_floats and any(spec.datatype.width is None for spec in self._inputs):
+            raise _invalid("takes text beside BF16, which ONNX Runtime cannot be given from Python")
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -85,7 +89,7 @@ class OnnxInstance:
             InternalError: it failed on them.
         """
         try:
-            results: list[Any] = self._session.run(None, dict(inputs))
+            results = self._run(inputs)
         except Exception as error:
             if type(error).__name__ == "InvalidArgument":
                 raise InvalidRequest(
@@ -93,6 +97,12 @@ class OnnxInstance:
                 ) from error
             raise InternalError(f"ONNX Runtime: {error}") from error
         return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
+
+    def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        if self._brain_floats:
+            return run_with_brain_floats(self._session, inputs=inputs, takes=self._inputs, gives=self._outputs)
+        results: list[Array] = self._session.run(None, dict(inputs))
+        return results
 
 
 def _options() -> Any:  # noqa: ANN401  # onnxruntime ships no types

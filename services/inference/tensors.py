@@ -68,12 +68,13 @@ DATATYPES = {
         _datatype("INT32", "<i4", "int_contents", "int32"),
         _datatype("INT64", "<i8", "int64_contents", "int64"),
         _datatype("FP16", "<f2", None, "float16"),
+        _datatype("BF16", "<u2", None, "bfloat16"),
         _datatype("FP32", "<f4", "fp32_contents", "float"),
         _datatype("FP64", "<f8", "fp64_contents", "double"),
         _datatype("BYTES", "O", "bytes_contents", "string"),
     )
 }
-"""What is served. BF16 is not: numpy has no such type."""
+"""What is served. numpy has no BF16: its arrays hold the 16 bits of each element, uninterpreted."""
 
 BY_ONNX = {datatype.onnx: datatype for datatype in DATATYPES.values()}
 

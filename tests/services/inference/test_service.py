@@ -14,7 +14,8 @@ from tritonclient.utils import InferenceServerException
 from casemate.errors import CasemateError, Code, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from tests.services.inference.conftest import Digits
-from tests.services.inference.house import PATIENCE, SERVING, Caller, House
+from tests.services.inference.house import PATIENCE, SERVING, House
+from tests.services.inference.triton_clients import connect
 from tests.support.authority import LeafFactory
 
 
@@ -24,26 +25,6 @@ def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: D
     house.publish({"model.onnx": digits.onnx, "README.md": b"digits"})
     yield house
     house.close()
-
-
-class Bearer:
-    """A plugin of tritonclient, as its users write one."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: object) -> None:
-        request.headers["authorization"] = f"Bearer {self._token}"
-
-
-def connect(house: House, caller: Caller, *, token: str | None = None) -> triton.InferenceServerClient:
-    client = triton.InferenceServerClient(
-        f"127.0.0.1:{house.service.port}",
-        creds=house.credentials(caller),
-        channel_args=[("grpc.ssl_target_name_override", "inference.casemate.internal")],
-    )
-    client.register_plugin(Bearer(token or house.token(caller)))
-    return client
 
 
 @pytest.fixture(scope="module")
