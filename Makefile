@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports format lock clean bench-costs
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports format lock clean bench-costs bench-sealing
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package 
 
 bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
 	@exec $(BIN)/python -m bench.costs
+
+bench-sealing: .venv/run.stamp ## What sealing rows costs beside PostgreSQL, and beside pgcrypto where that is installed
+	@exec $(BIN)/python -m bench.sealing
 
 clean: ## Remove the environment and caches; keeps .casemate (keys and data)
 	@rm -rf .venv .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,7 +99,7 @@ def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, fi
     """The rows, sealed under a salt that has never been used.
 
     Sealing the same rows again gives other bytes, so a retried batch never
-    meets its own (key, nonce) pairs. Costs about 1 µs a row of 256 B to 1 KiB.
+    meets its own (key, nonce) pairs. Costs under 1 µs a row of 256 B to 1 KiB.
 
     Raises:
         ValueError: the ordinals are out of range.
@@ -108,13 +108,9 @@ def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, fi
         raise ValueError("first_ordinal is out of range")
     salt = secrets.token_bytes(SALT_BYTES)
     cipher, base, commitment = _derive(key, context, salt, first_ordinal, len(rows))
-    encrypt = cipher.encrypt
-    associated = _associated_data(context)
-    sealed = [
-        encrypt((base ^ index).to_bytes(_NONCE_BYTES), row, associated(first_ordinal + index))
-        for index, row in enumerate(rows)
-    ]
-    return SealedBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=tuple(sealed))
+    nonces, associated = _places(context, base, first_ordinal, len(rows))
+    sealed = tuple(map(cipher.encrypt, nonces, rows, associated))
+    return SealedBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=sealed)
 
 
 def open_batch(key: DataKey, context: BatchContext, batch: SealedBatch) -> list[bytes]:
@@ -131,14 +127,11 @@ def open_batch(key: DataKey, context: BatchContext, batch: SealedBatch) -> list[
     # Before any row: AES-GCM alone would let one ciphertext open under two keys.
     if not hmac.compare_digest(commitment, batch.commitment):
         raise StoredDataUnreadable(f"{place} does not match its commitment")
-    decrypt = cipher.decrypt
-    associated = _associated_data(context)
+    nonces, associated = _places(context, base, batch.first_ordinal, len(batch.rows))
     opened: list[bytes] = []
     try:
-        for index, row in enumerate(batch.rows):
-            opened.append(  # one by one: the length names the row that failed
-                decrypt((base ^ index).to_bytes(_NONCE_BYTES), row, associated(batch.first_ordinal + index))
-            )
+        # One by one, even so: what is in the list when it fails tells which row failed.
+        opened.extend(map(cipher.decrypt, nonces, batch.rows, associated))
     except InvalidTag as error:
         ordinal = batch.first_ordinal + len(opened)
         raise StoredDataUnreadable(f"row {ordinal} in {place} does not authenticate") from error
@@ -157,8 +150,13 @@ def _derive(
     return AESGCM(derived[:_KEY_BYTES]), base, derived[_KEY_BYTES + _NONCE_BYTES :]
 
 
-def _associated_data(context: BatchContext) -> Callable[[int], bytes]:
-    """From a row's ordinal to its associated data; what all rows share is encoded once."""
+def _places(context: BatchContext, base: int, first_ordinal: int, count: int) -> tuple[list[bytes], list[bytes]]:
+    """Nonce and associated data of every row; what all rows share is encoded once.
+
+    As lists for one `map`: calling AES from a loop of Python's own is a tenth slower on short rows.
+    """
     prefix = _ROW_LABEL + length_prefixed(context.to_bytes())
     pack = _ORDINAL.pack
-    return lambda ordinal: prefix + pack(ordinal)
+    nonces = [(base ^ index).to_bytes(_NONCE_BYTES) for index in range(count)]
+    associated = [prefix + pack(ordinal) for ordinal in range(first_ordinal, first_ordinal + count)]
+    return nonces, associated

@@ -72,11 +72,13 @@ class EmbeddedPostgres:
         directory: state folder, made with mode 0700 if missing. As root, when the user that
             PostgreSQL runs as cannot reach it, it only holds a file `location`.
         elsewhere: where the data go in that case.
+        programs: folder of another PostgreSQL's programs, which its user can reach; the wheel's if not given.
     """
 
-    def __init__(self, *, directory: Path, elsewhere: Path = ELSEWHERE) -> None:
+    def __init__(self, *, directory: Path, elsewhere: Path = ELSEWHERE, programs: Path | None = None) -> None:
         self._state = Path(os.path.abspath(directory))  # noqa: PTH100  # resolve() would follow the user's links
         self._elsewhere = elsewhere
+        self._programs = programs
         self._child: subprocess.Popen[bytes] | None = None
         self._locks: list[IO[bytes]] = []
 
@@ -130,7 +132,7 @@ class EmbeddedPostgres:
             raise
 
     async def _start(self, placement: Placement) -> None:
-        programs = reachable_programs(placement)
+        programs = self._programs or reachable_programs(placement)
         await end_predecessor(placement.data)
         if not placement.data.exists():
             make_data(placement, programs, password_file=self._state / _PASSWORD_FILE)
