@@ -154,7 +154,8 @@ class Pkcs11Key:
     def _versions(self, session: Session) -> dict[int, SecretKey]:
         """Every version by its number, each proven to stay inside the token."""
         versions: dict[int, SecretKey] = {}
-        for found in session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: self._label}):
+        sought = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: self._label}
+        for found in list(session.get_objects(sought)):  # To its end: a session has one search at a time.
             if not isinstance(found, SecretKey):
                 raise _refused(f"{self._kek_id} is not a secret key")
             identifier = bytes(found[Attribute.ID])

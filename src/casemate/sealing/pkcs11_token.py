@@ -126,21 +126,25 @@ class Pkcs11Token:
         return await self._thread.run(lambda: self._guarded(job, writing=writing), timeout=self._timeout)
 
     def _guarded(self, job: Callable[[pkcs11.Session], T], *, writing: bool) -> T:
+        session = self._session if self._session is not None else self._log_in_again()
         try:
-            session = self._session if self._session is not None else self._log_in()
             if not writing:
                 return job(session)
             with session.token.open(rw=True) as own:  # Logged in already: a login is the process's.
                 return job(own)
-        except ConfigurationError as error:  # The login of a running process.
-            self._session = None
+        except p11.PKCS11Error as error:
+            if isinstance(error, _LOST):
+                self._log_out()
+            raise translated(error) from error
+
+    def _log_in_again(self) -> pkcs11.Session:
+        """The login of a process that runs already, for which a refusal is no mistake in its configuration."""
+        try:
+            return self._log_in()
+        except ConfigurationError as error:
             if self._pin_refused:
                 raise FailedPrecondition(str(error), reason=Reason.KEY_NOT_ACTIVE) from error
             raise Unavailable(str(error)) from error
-        except p11.PKCS11Error as error:
-            if isinstance(error, _LOST):
-                self._session = None
-            raise translated(error) from error
 
     def _log_in(self) -> pkcs11.Session:
         if self._pin_refused:

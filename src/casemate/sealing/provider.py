@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from casemate.clock import Clock
 from casemate.errors import ConfigurationError
+from casemate.sealing.breaker import GuardedKek
 from casemate.sealing.kek import KeyEncryptionKey
 from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.private_files import read_private
@@ -99,6 +100,8 @@ class KekSettings:
 async def load_kek(settings: KekSettings, *, clock: Clock) -> AsyncIterator[KeyEncryptionKey]:
     """The key-encryption key that `settings` name, usable within the block and its event loop.
 
+    One that is reached over a network or a device is left alone for a while when it does not answer.
+
     Raises:
         ConfigurationError: no key is named, its file or token is not as it must be, or its
             provider's extra is not installed. KMS is not asked before the first use.
@@ -109,10 +112,10 @@ async def load_kek(settings: KekSettings, *, clock: Clock) -> AsyncIterator[KeyE
         yield LocalKeyRing.load(location.path)
     elif isinstance(location, AwsKmsKek):
         async with _open_aws_kms(location, clock) as kek:
-            yield kek
+            yield GuardedKek(kek, clock=clock)
     else:
         async with _open_pkcs11(location) as kek:
-            yield kek
+            yield GuardedKek(kek, clock=clock)
 
 
 @asynccontextmanager

@@ -1,0 +1,230 @@
+"""What is AWS's own: error codes, repeats, what reaches the log, and where a version number comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from casemate.clock import SystemClock
+from casemate.errors import CasemateError, FailedPrecondition, StoredDataUnreadable, Unavailable
+from casemate.sealing.aws_kms import AwsKmsKey, AwsKmsLimits
+from casemate.sealing.kek import KekStatus
+from casemate.sealing.keys import KeyContext
+from tests.support.keks import AwsProvider, Fault, session
+
+CONTEXT = KeyContext(purpose="dataset-rows", tenant="acme", name="digits", version=1)
+
+
+class SetClock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds, UTC)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "http", "expected"),
+    [
+        ("InvalidCiphertextException", 400, StoredDataUnreadable),
+        ("IncorrectKeyException", 400, StoredDataUnreadable),
+        ("DisabledException", 400, FailedPrecondition),
+        ("KMSInvalidStateException", 400, FailedPrecondition),
+        ("NotFoundException", 400, FailedPrecondition),
+        ("AccessDeniedException", 400, FailedPrecondition),
+        ("UnrecognizedClientException", 400, FailedPrecondition),
+        ("SomethingNewException", 400, FailedPrecondition),
+        ("ExpiredTokenException", 400, Unavailable),
+        ("ThrottlingException", 400, Unavailable),
+        ("LimitExceededException", 400, Unavailable),
+        ("KeyUnavailableException", 500, Unavailable),
+        ("DependencyTimeoutException", 503, Unavailable),
+        ("KMSInternalException", 500, Unavailable),
+    ],
+)
+async def test_each_answer_of_kms_has_its_error(
+    aws: AwsProvider, code: str, http: int, expected: type[CasemateError]
+) -> None:
+    """What nobody knows yet is a refusal, never a success."""
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    aws.double.refusal = (code, http)
+    with pytest.raises(CasemateError) as refused:
+        await aws.kek.unwrap(wrapped, CONTEXT)
+    assert type(refused.value) is expected
+    assert (refused.value.retry_after is not None) == (code in {"ThrottlingException", "LimitExceededException"})
+    aws.double.refusal = None
+    assert await aws.kek.unwrap(wrapped, CONTEXT) == key
+
+
+async def test_throttling_that_passes_is_not_seen(aws: AwsProvider) -> None:
+    """The client repeats, within the time that a call has."""
+    patient = await aws.open(aws.arn, limits=dataclasses.replace(aws.LIMITS, attempts=3))
+    key, wrapped = await patient.generate_data_key(CONTEXT)
+    aws.double.refusals.extend([("ThrottlingException", 400), ("KMSInternalException", 500)])
+    aws.double.calls.clear()
+    assert await patient.unwrap(wrapped, CONTEXT) == key
+    assert aws.double.calls == ["Decrypt"] * 3
+
+
+async def test_slow_kms_leaves_the_event_loop_running(aws: AwsProvider) -> None:
+    """Other work goes on while a call waits for its limit."""
+    _, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    async with aws.fault(Fault.TIMED_OUT) as hasty:
+        waiting = asyncio.ensure_future(hasty.unwrap(wrapped, CONTEXT))
+        turns = 0
+        while not waiting.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(Unavailable):
+            await waiting
+    assert turns > 1
+
+
+async def test_answer_that_names_another_key_is_refused(aws: AwsProvider) -> None:
+    """On the way in nothing is stored, on the way out nothing is opened."""
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    for operation in ("GenerateDataKey", "Encrypt", "Decrypt", "ReEncrypt"):
+        aws.double.alters[operation] = {"KeyId": await aws.make_key()}
+    for call in (
+        aws.kek.generate_data_key(CONTEXT),
+        aws.kek.wrap(key, CONTEXT),
+        aws.kek.rewrap(wrapped, CONTEXT),
+    ):
+        with pytest.raises(FailedPrecondition, match="another key"):
+            await call
+    with pytest.raises(StoredDataUnreadable, match="another key"):
+        await aws.kek.unwrap(wrapped, CONTEXT)
+    aws.double.alters.clear()
+    assert await aws.kek.unwrap(wrapped, CONTEXT) == key
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+async def test_plaintext_of_another_length_is_no_key(aws: AwsProvider, length: int) -> None:
+    """Whatever KMS says."""
+    _, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    aws.double.alters["Decrypt"] = {"Plaintext": base64.b64encode(bytes(length)).decode()}
+    with pytest.raises(StoredDataUnreadable):
+        await aws.kek.unwrap(wrapped, CONTEXT)
+
+
+async def test_context_reaches_kms_field_by_field(aws: AwsProvider) -> None:
+    """So that a key policy can name a tenant, and CloudTrail tells whose key was used."""
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    blob = wrapped.ciphertext[4 : 4 + int.from_bytes(wrapped.ciphertext[:4])]
+    fields = {
+        "casemate:purpose": "dataset-rows",
+        "casemate:tenant": "acme",
+        "casemate:name": "digits",
+        "casemate:version": "1",
+        "casemate:kek-version": "1",
+    }
+    answer = await aws.admin.decrypt(KeyId=aws.arn, CiphertextBlob=blob, EncryptionContext=fields)
+    assert answer["Plaintext"] == key.reveal()
+    with pytest.raises(aws.admin.exceptions.InvalidCiphertextException):
+        await aws.admin.decrypt(
+            KeyId=aws.arn, CiphertextBlob=blob, EncryptionContext=fields | {"casemate:tenant": "globex"}
+        )
+
+
+async def test_rewrapping_shows_us_no_plaintext(aws: AwsProvider) -> None:
+    """KMS does it inside: whoever only rewraps needs no right to decrypt."""
+    _, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    aws.double.calls.clear()
+    await aws.kek.rewrap(wrapped, CONTEXT)
+    assert aws.double.calls == ["ReEncrypt"]
+
+
+async def test_no_key_reaches_the_log_at_its_most_talkative(aws: AwsProvider, caplog: pytest.LogCaptureFixture) -> None:
+    """The client library writes bodies at DEBUG; asked for, they stay out."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("botocore", "aiobotocore", "boto3", "aioboto3"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    kek = await aws.open(aws.arn)
+    key, wrapped = await kek.generate_data_key(CONTEXT)
+    assert await kek.unwrap(await kek.wrap(key, CONTEXT), CONTEXT) == key
+    await kek.rewrap(wrapped, CONTEXT)
+    logging.getLogger("asyncio").debug("the log listens")
+    assert "the log listens" in caplog.text
+    for spelling in (key.reveal().hex(), base64.b64encode(key.reveal()).decode(), repr(key.reveal())):
+        assert spelling not in caplog.text
+
+
+async def test_rotation_is_noticed_within_the_age_that_a_version_may_have(aws: AwsProvider) -> None:
+    """Before that, a wrap is marked older than it is, opens, and is rewrapped once more."""
+    clock = SetClock()
+    opened = AwsKmsKey.open(aws.arn, clock=clock, limits=aws.LIMITS, endpoint_url=aws.double.url, session=session())
+    async with opened as kek:
+        assert (await kek.generate_data_key(CONTEXT))[1].kek_version == 1
+        await aws.admin.rotate_key_on_demand(KeyId=aws.arn)
+        key, early = await kek.generate_data_key(CONTEXT)
+        assert early.kek_version == 1
+        clock.seconds += aws.LIMITS.version_age.total_seconds() + 1
+        assert await kek.unwrap(early, CONTEXT) == key
+        late = await kek.rewrap(early, CONTEXT)
+        assert late.kek_version == 2
+        assert await kek.unwrap(late, CONTEXT) == key
+
+
+async def test_version_is_read_over_all_pages(aws: AwsProvider) -> None:
+    """A key can have more rotations than one answer lists."""
+    pages = [
+        {"Rotations": [{}, {}], "Truncated": True, "NextMarker": "second"},
+        {"Rotations": [{}], "Truncated": False},
+    ]
+    asked: list[dict[str, Any]] = []
+
+    class Paged:
+        """The one operation, as its documentation has it; moto answers in one page."""
+
+        async def list_key_rotations(self, **arguments: object) -> dict[str, Any]:
+            asked.append(arguments)
+            return pages[len(asked) - 1]
+
+        async def describe_key(self, **_: object) -> dict[str, Any]:
+            return {"KeyMetadata": {"KeyState": "Enabled"}}
+
+    kek = AwsKmsKey(client=Paged(), key_arn=aws.arn, clock=SystemClock(), limits=aws.LIMITS)
+    assert (await kek.state()).current_version == 4
+    assert asked == [{"KeyId": aws.arn}, {"KeyId": aws.arn, "Marker": "second"}]
+
+
+@pytest.mark.parametrize("described", ["Creating", "Updating", "Unavailable", "SomethingNew"])
+async def test_key_that_is_neither_on_nor_off_is_unavailable(aws: AwsProvider, described: str) -> None:
+    """A custom key store that is cut off, above all."""
+
+    class Described:
+        async def describe_key(self, **_: object) -> dict[str, Any]:
+            return {"KeyMetadata": {"KeyState": described}}
+
+    kek = AwsKmsKey(client=Described(), key_arn=aws.arn, clock=SystemClock())
+    with pytest.raises(Unavailable, match=described):
+        await kek.state()
+    assert (await aws.kek.state()).status is KekStatus.ENABLED
+
+
+async def test_missing_credentials_make_it_unavailable(aws: AwsProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not found where AWS's tools look: the twin of every test above."""
+    import aioboto3
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    limits = AwsKmsLimits(call=timedelta(seconds=30), attempts=1)
+    opened = AwsKmsKey.open(
+        aws.arn, clock=SystemClock(), limits=limits, endpoint_url=aws.double.url, session=aioboto3.Session()
+    )
+    async with opened as kek:
+        with pytest.raises(Unavailable, match="NoCredentialsError"):
+            await kek.state()
+    assert (await aws.kek.state()).status is KekStatus.ENABLED
