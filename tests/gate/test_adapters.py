@@ -193,12 +193,12 @@ def test_bodies_that_never_arrive_do_not_hold_up_good_callers(service_leaf, trai
         call.add_done_callback(lambda _call: ended.release())
         return call
 
-    with serve("sync", World(), service_leaf, threads=LATE_CALLS + 2, body_within=timedelta(minutes=1)) as served:
+    with serve("sync", World(), service_leaf, threads=LATE_CALLS + 3, body_within=timedelta(minutes=1)) as served:
         world = served.world
         with served.channel(mallory) as theirs, served.channel(trainer) as channel:
             silent = world.token(mallory, client_id="silent")
             try:
-                calls = [silent_call(theirs, silent) for _ in range(LATE_CALLS + 2)]  # every thread of the server
+                calls = [silent_call(theirs, silent) for _ in range(LATE_CALLS + 2)]  # every thread that one tenant may have
                 assert served.call(channel, token=world.token(trainer)).version == PARSED
                 assert all(ended.acquire(timeout=LIMIT_S) for _ in range(2))
                 assert [call.code() for call in calls if call.done()] == [grpc.StatusCode.CANCELLED] * 2

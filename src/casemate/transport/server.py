@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +20,7 @@ import grpc
 
 from casemate.errors import ConfigurationError
 from casemate.transport.certificates import CertificateSource
+from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.floor import probe_floor
 from casemate.transport.health import SERVICE_NAME as HEALTH
 from casemate.transport.health import HealthState, aio_health_service, health_service
@@ -43,7 +43,7 @@ class SyncServer:
         self,
         *,
         server: grpc.Server,
-        threads: ThreadPoolExecutor,
+        threads: FairThreadPool,
         port: int,
         services: Sequence[RegisteredService],
         health: HealthState,
@@ -133,7 +133,7 @@ def build_server(
         services: what is served. Health is added if it is not among them.
         interceptors: outermost first.
         address: `host:port`; port 0 picks a free one.
-        threads: handlers that run at once.
+        threads: handlers that run at once; shared out among callers, see `fair_pool`.
         max_message_bytes: the largest message, either way.
         health: the state of the health service, if that is among `services`.
         lame_duck: how long calls are still taken once health says no.
@@ -146,7 +146,7 @@ def build_server(
     if health is None:
         service, health = health_service()
         services = (*services, service)
-    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="call")
+    pool = FairThreadPool(threads, name="call")
     server = grpc.server(
         pool,
         interceptors=list(interceptors),

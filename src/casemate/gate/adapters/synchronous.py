@@ -27,6 +27,7 @@ from casemate.gate.adapters.calls import (
 )
 from casemate.gate.adapters.incoming import Incoming
 from casemate.gate.adapters.watchdog import Watchdog
+from casemate.transport.fair_pool import SHARE
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 RECHECK_EVERY = timedelta(seconds=1)
 BODY_WITHIN = timedelta(seconds=10)
 _CANCEL_AFTER_TICKS = 3
+_PEERS = "a peer without a token"  # no tenant: their names hold no spaces
 
 
 class GateInterceptor(grpc.ServerInterceptor):
@@ -93,6 +95,7 @@ class GateInterceptor(grpc.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
+        SHARE.set(admission.token.tenant if admission.token is not None else _PEERS)
         self._body_watchdog.add(self._bodies)
         call = _Call(self._gate, admission, handler, self._watchdog, self._bodies)
         serializer = handler.response_serializer if handler is not None else None

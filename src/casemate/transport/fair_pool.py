@@ -1,0 +1,146 @@
+"""The threads of a synchronous server, shared out among those who call.
+
+grpcio hands calls to a pool in the order of their arrival: whoever sends a
+thousand calls is served a thousand times before the next. Here every share
+(a tenant's, or that of all strangers) waits in a line of its own, the lines are
+served in turn, and no share holds all threads.
+
+If this fails: one tenant's flood delays the others' calls. No right depends on it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, ContextVar
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_Work = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+SHARE: ContextVar[str] = ContextVar("casemate_share", default="")
+"""Whose line a call waits in; an interceptor sets it in the call's own context. Empty: that of all strangers."""
+
+
+class FairThreadPool(ThreadPoolExecutor):
+    """Runs what is submitted: lines by share, served in turn; first come, first served within a line.
+
+    Args:
+        threads: calls that run at once.
+        name: prefix of the threads' names.
+    """
+
+    def __init__(self, threads: int, *, name: str) -> None:
+        super().__init__(max_workers=threads, thread_name_prefix=name)
+        self._size = threads
+        # One in eight stays free for a share that has none running, as far as there are enough of them.
+        self._most = threads - max(1, threads // 8) if threads > 1 else 1
+        self._name = name
+        self._turn = threading.Condition(threading.Lock())
+        self._lines: dict[str, deque[_Work]] = {}
+        self._running: dict[str, int] = {}
+        self._idle = 0
+        self._started = 0
+        self._ended = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Puts a call at the end of its share's line.
+
+        grpcio submits `Context.run` of the call's context, in which interceptors ran;
+        anything else is a stranger's.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        context = getattr(fn, "__self__", None)
+        share = context.get(SHARE, "") if isinstance(context, Context) else ""
+        future: Future[T] = Future()
+        with self._turn:
+            if self._ended:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            line = self._lines.get(share)
+            if line is None:
+                line = self._lines[share] = deque()
+            line.append((future, fn, args, kwargs))
+            if self._idle:
+                self._idle -= 1  # here, not where it wakes: the next call must not count on the same thread
+                self._turn.notify()
+            elif self._started < self._size:
+                self._start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # the base's
+        """Ends the threads when the lines are empty; cancels what waits if asked to."""
+        with self._turn:
+            self._ended = True
+            if cancel_futures:
+                for line in self._lines.values():
+                    for work in line:
+                        work[0].cancel()
+                self._lines.clear()
+            self._wake_all()
+        if wait:
+            for thread in list(self._threads):
+                thread.join()
+
+    def _start(self) -> None:
+        self._started += 1
+        thread = threading.Thread(target=self._serve, name=f"{self._name}_{self._started}", daemon=True)
+        self._threads.add(thread)  # type: ignore[attr-defined]  # the base's set; its stubs leave it out
+        thread.start()
+
+    def _serve(self) -> None:
+        share: str | None = None
+        while True:
+            with self._turn:
+                if share is not None:
+                    self._leave(share)
+                found = self._next()
+                while found is None:
+                    if self._ended and not self._lines:
+                        self._wake_all()
+                        return
+                    self._idle += 1
+                    self._turn.wait()
+                    found = self._next()
+            share, work = found
+            _run(*work)
+            del work, found  # what a call held must not live until the next one
+
+    def _wake_all(self) -> None:
+        self._idle = 0
+        self._turn.notify_all()
+
+    def _next(self) -> tuple[str, _Work] | None:
+        """The first of the first line that may run; that line then goes to the end of the turn."""
+        for share, line in self._lines.items():
+            running = self._running.get(share, 0)
+            if running < self._most:
+                work = line.popleft()
+                del self._lines[share]
+                if line:
+                    self._lines[share] = line
+                self._running[share] = running + 1
+                return share, work
+        return None
+
+    def _leave(self, share: str) -> None:
+        running = self._running[share] - 1
+        if running:
+            self._running[share] = running
+        else:
+            del self._running[share]
+
+
+def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001  # as every executor does: the future has it
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,127 @@
+"""The synchronous server's threads: whose call is served next, by count and never by the clock."""
+
+from __future__ import annotations
+
+import threading
+from contextvars import copy_context
+
+import pytest
+
+from casemate.transport.fair_pool import SHARE, FairThreadPool
+
+LIMIT_S = 10.0
+
+
+def submit(pool, share, function, *arguments):
+    """As grpcio does: the call's own context, in which an interceptor has named the share."""
+    context = copy_context()
+    context.run(SHARE.set, share)
+    return pool.submit(context.run, function, *arguments)
+
+
+@pytest.fixture
+def gate():
+    """Holds what runs until the test has filled the lines."""
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def test_of_two_lines_each_is_served_in_turn_however_long_the_other_is(gate):
+    pool, served = FairThreadPool(1, name="test"), []
+    submit(pool, "first", gate.wait, LIMIT_S)
+    flood = [submit(pool, "flood", served.append, "flood") for _ in range(100)]
+    quiet = [submit(pool, "quiet", served.append, "quiet") for _ in range(5)]
+    gate.set()
+    for future in (*flood, *quiet):
+        future.result(LIMIT_S)
+    assert served[:10].count("quiet") == 5  # twice its own five, and not a hundred before the first
+    assert len(served) == 105
+    pool.shutdown()
+
+
+def test_a_share_of_its_own_needs_no_turn(gate):
+    pool, served = FairThreadPool(1, name="test"), []
+    submit(pool, "", gate.wait, LIMIT_S)
+    futures = [submit(pool, "only", served.append, number) for number in range(50)]
+    gate.set()
+    for future in futures:
+        future.result(LIMIT_S)
+    assert served == list(range(50))
+    pool.shutdown()
+
+
+def test_no_share_holds_every_thread(gate):
+    pool, entered = FairThreadPool(8, name="test"), threading.Semaphore(0)
+
+    def stay():
+        entered.release()
+        gate.wait(LIMIT_S)
+
+    calls = [submit(pool, "flood", stay) for _ in range(20)]
+    for _ in range(7):
+        assert entered.acquire(timeout=LIMIT_S)
+    assert submit(pool, "quiet", lambda: "served").result(LIMIT_S) == "served"
+    assert not entered.acquire(blocking=False)
+    gate.set()
+    for call in calls:
+        call.result(LIMIT_S)
+    pool.shutdown()
+
+
+def test_what_a_call_raises_is_its_futures_and_the_thread_goes_on():
+    pool = FairThreadPool(1, name="test")
+
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        pool.submit(fail).result(LIMIT_S)
+    assert pool.submit(lambda: 1).result(LIMIT_S) == 1
+    pool.shutdown()
+    with pytest.raises(RuntimeError):
+        pool.submit(fail)
+
+
+def test_shutting_down_serves_what_waits_or_cancels_it_if_asked(gate):
+    for cancel in (False, True):
+        opened = threading.Event()
+        pool = FairThreadPool(1, name="test")
+        running = pool.submit(opened.wait, LIMIT_S)
+        waiting = pool.submit(lambda: "served")
+        pool.shutdown(wait=False, cancel_futures=cancel)
+        opened.set()
+        assert running.result(LIMIT_S)
+        assert waiting.cancelled() if cancel else waiting.result(LIMIT_S) == "served"
+
+
+def test_many_shares_from_many_threads_lose_nothing():
+    pool, lock, counts = FairThreadPool(4, name="test"), threading.Lock(), {}
+
+    def count(share):
+        with lock:
+            counts[share] = counts.get(share, 0) + 1
+
+    def send(share):
+        for future in [submit(pool, share, count, share) for _ in range(200)]:
+            future.result(LIMIT_S)
+
+    senders = [threading.Thread(target=send, args=(f"share-{number}",)) for number in range(8)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join(LIMIT_S)
+    assert counts == {f"share-{number}": 200 for number in range(8)}
+    assert (pool._lines, pool._running) == ({}, {})
+    pool.shutdown()
+
+
+def test_calls_that_come_together_get_a_thread_each_although_one_was_idle(gate):
+    for _ in range(50):
+        pool, opened = FairThreadPool(4, name="test"), threading.Event()
+        pool.submit(lambda: None).result(LIMIT_S)  # its thread is idle now, or soon
+        staying = submit(pool, "stays", opened.wait, LIMIT_S)
+        assert submit(pool, "other", lambda: "served").result(LIMIT_S) == "served"
+        opened.set()
+        assert staying.result(LIMIT_S)
+        pool.shutdown()
