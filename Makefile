@@ -71,6 +71,8 @@ format: .venv/dev.stamp ## Format code and protos
 lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package index)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/run.in -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
+	@for name in kserve mlserver; do \
+	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
 
 bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
 	@exec $(BIN)/python -m bench.costs
@@ -79,4 +81,4 @@ bench-sealing: .venv/run.stamp ## What sealing rows costs beside PostgreSQL, and
 	@exec $(BIN)/python -m bench.sealing
 
 clean: ## Remove the environment and caches; keeps .casemate (keys and data)
-	@rm -rf .venv .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .foreign .mypy_cache .ruff_cache .hypothesis

@@ -150,6 +150,8 @@ class Caller:
     name: str
     tenant: str
     source: CertificateSource
+    directory: Path
+    """Of `key.pem`, `cert.pem` and `ca.pem`."""
 
 
 class House:
@@ -218,7 +220,8 @@ class House:
 
     def client(self, name: str, *, tenant: str = TENANT) -> Caller:
         """Somebody with a fresh certificate."""
-        return Caller(name, tenant, self._source("client", tenant=tenant, name=name))
+        directory = self._leaf("client", tenant=tenant, name=name)
+        return Caller(name, tenant, CertificateSource(directory), directory)
 
     def token(self, caller: Caller, scope: str = "models.infer models.publish") -> str:
         """A token for inference, bound to the caller's certificate."""

@@ -221,7 +221,11 @@ def test_shared_memory_and_settings_are_not_served(trainer: triton.InferenceServ
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_streams_beyond_the_cap_are_told_to_come_back_and_the_others_go_on(house: House, digits: Digits) -> None:
+def test_streams_beyond_the_cap_are_told_to_come_back_and_the_others_go_on(
+    tmp_path: Path, leaf: LeafFactory, digits: Digits
+) -> None:
+    house = House(directory=tmp_path, leaf=leaf)  # of its own: other tests' streams may still be ending
+    house.publish({"model.onnx": digits.onnx})
     cap = SERVING.threads // 2
     answers: queue.SimpleQueue[object] = queue.SimpleQueue()
     clients = [connect(house, house.caller) for _ in range(cap + 1)]
@@ -237,6 +241,7 @@ def test_streams_beyond_the_cap_are_told_to_come_back_and_the_others_go_on(house
     for client in clients:
         client.stop_stream()
         client.close()
+    house.close()
 
 
 def test_compressed_requests_are_read(client: triton.InferenceServerClient, digits: Digits) -> None:
