@@ -7,13 +7,13 @@ transaction as it does, and read one chunk per query as it does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch
+from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch, seal_rows
 
 if TYPE_CHECKING:
     import asyncpg
@@ -85,12 +85,12 @@ class Plain:
             found += len([record[0] for record in await self._fetch(number)])
         return found
 
-    async def _copy(self, number: int, first_ordinal: int, rows: Sequence[bytes]) -> None:
+    async def _copy(self, number: int, first_ordinal: int, rows: Iterable[bytes]) -> None:
         async with self._connection.transaction():
             await self._connection.copy_records_to_table(
                 self._name,
                 columns=_COLUMNS,
-                records=[(self._upload, number, ordinal, row) for ordinal, row in enumerate(rows, first_ordinal)],
+                records=((self._upload, number, ordinal, row) for ordinal, row in enumerate(rows, first_ordinal)),
             )
 
     def _fetch(self, number: int) -> asyncio.Task[list[asyncpg.Record]]:
@@ -98,19 +98,24 @@ class Plain:
 
 
 class Sealed(Plain):
-    """Rows sealed and opened by us: a batch is sealed, copied; fetched, opened."""
+    """Rows sealed and opened by us: each sealed as it is copied; a batch fetched, then opened."""
 
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, name)
         self._key = DataKey.generate()
+        # Headers alone, as a service keeps no batch that it has stored.
         self._stored: list[SealedBatch] = []
 
     async def write(self, batches: Batches) -> None:
         """See `Side`."""
         self._upload, self._stored = uuid4(), []
         for number, rows in enumerate(batches):
-            batch = self._seal(number, rows)
-            await self._copy(number, batch.first_ordinal, batch.rows)
+            first_ordinal = number * len(rows)
+            batch = seal_rows(self._key, _context(number), rows, first_ordinal=first_ordinal)
+            await self._copy(number, first_ordinal, batch.rows)
+            self._stored.append(
+                SealedBatch(salt=batch.salt, commitment=batch.commitment, first_ordinal=first_ordinal, rows=())
+            )
 
     async def read(self) -> int:
         """See `Side`."""
@@ -118,12 +123,6 @@ class Sealed(Plain):
         for number in range(len(self._stored)):
             found += len(self._open(number, [record[0] for record in await self._fetch(number)]))
         return found
-
-    def _seal(self, number: int, rows: Sequence[bytes]) -> SealedBatch:
-        batch = seal_batch(self._key, _context(number), rows, first_ordinal=number * len(rows))
-        # Without its rows, as a service keeps no batch that it has stored.
-        self._stored.append(replace(batch, rows=()))
-        return batch
 
     def _open(self, number: int, rows: list[bytes]) -> list[bytes]:
         return open_batch(self._key, _context(number), replace(self._stored[number], rows=tuple(rows)))
@@ -141,6 +140,7 @@ class Overlapped(Sealed):
             if number + 1 < len(batches):
                 sealing = asyncio.ensure_future(asyncio.to_thread(self._seal, number + 1, batches[number + 1]))
             await self._copy(number, batch.first_ordinal, batch.rows)
+            self._stored.append(replace(batch, rows=()))
 
     async def read(self) -> int:
         """See `Side`."""
@@ -153,9 +153,20 @@ class Overlapped(Sealed):
             found += len(await asyncio.to_thread(self._open, number, rows))
         return found
 
+    def _seal(self, number: int, rows: Sequence[bytes]) -> SealedBatch:
+        return seal_batch(self._key, _context(number), rows, first_ordinal=number * len(rows))
 
-class FetchedTogether(Sealed):
-    """Four batches a query."""
+
+class AllAtOnce(Sealed):
+    """A batch is sealed as a whole before it is copied; four batches a query."""
+
+    async def write(self, batches: Batches) -> None:
+        """See `Side`."""
+        self._upload, self._stored = uuid4(), []
+        for number, rows in enumerate(batches):
+            batch = seal_batch(self._key, _context(number), rows, first_ordinal=number * len(rows))
+            await self._copy(number, batch.first_ordinal, batch.rows)
+            self._stored.append(replace(batch, rows=()))
 
     async def read(self) -> int:
         """See `Side`."""
@@ -192,12 +203,12 @@ class PgCrypto(Plain):
     def _fetch(self, number: int) -> asyncio.Task[list[asyncpg.Record]]:
         return asyncio.ensure_future(self._connection.fetch(self._select, self._upload, number, self._passphrase))
 
-    async def _copy(self, number: int, first_ordinal: int, rows: Sequence[bytes]) -> None:
+    async def _copy(self, number: int, first_ordinal: int, rows: Iterable[bytes]) -> None:
         await self._connection.execute(
             f"INSERT INTO {self._name} SELECT $1, $2, $3 + i - 1, "  # noqa: S608  # as above
             "pgp_sym_encrypt_bytea(row, $4, 'cipher-algo=aes256') "
             "FROM unnest($5::bytea[]) WITH ORDINALITY AS given (row, i)",
-            *(self._upload, number, first_ordinal, self._passphrase, rows),
+            *(self._upload, number, first_ordinal, self._passphrase, list(rows)),
         )
 
 
@@ -209,6 +220,6 @@ SIDES: Final[dict[str, Callable[[Connection, str], Side]]] = {
     "plain": Plain,
     "sealed": Sealed,
     "overlapped": Overlapped,
-    "fetched together": FetchedTogether,
+    "all at once": AllAtOnce,
 }
 """Those that need nothing but PostgreSQL."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from casemate.errors import StoredDataUnreadable
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch
+from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch, seal_rows
 
 KEY = DataKey(bytes(range(32)))
 CONTEXT = BatchContext(tenant="acme", dataset="digits", version=7, batch=3, schema_sha256=b"\x5c" * 32)
@@ -33,6 +33,27 @@ def test_opened_rows_are_the_sealed_ones(rows: list[bytes], first_ordinal: int) 
     assert open_batch(KEY, CONTEXT, batch) == rows
     assert [len(sealed) - 16 for sealed in batch.rows] == [len(row) for row in rows]
     assert (len(batch.salt), len(batch.commitment)) == (24, 32)
+
+
+@settings(deadline=None)
+@given(rows=some_rows, first_ordinal=ordinals)
+def test_rows_sealed_as_they_are_taken_open_as_a_batch(rows: list[bytes], first_ordinal: int) -> None:
+    """One form on the disk, whichever way it was sealed."""
+    sealing = seal_rows(KEY, CONTEXT, rows, first_ordinal=first_ordinal)
+    batch = SealedBatch(
+        salt=sealing.salt, commitment=sealing.commitment, first_ordinal=first_ordinal, rows=tuple(sealing.rows)
+    )
+    assert open_batch(KEY, CONTEXT, batch) == rows
+
+
+def test_rows_are_taken_once_even_when_they_change_meanwhile() -> None:
+    """A second pass over changed rows would repeat every nonce: there is none."""
+    rows = list(ROWS)
+    sealing = seal_rows(KEY, CONTEXT, rows, first_ordinal=0)
+    first = next(sealing.rows)
+    rows[0] = b"changed"
+    assert len([first, *sealing.rows]) == len(rows)
+    assert list(sealing.rows) == []
 
 
 def flip(data: bytes, draw: st.DataObject) -> bytes:
@@ -200,8 +221,9 @@ def test_retried_batch_never_reuses_a_key_and_nonce() -> None:
 @pytest.mark.parametrize("first_ordinal", [-1, 2**63 - 4])
 def test_ordinals_outside_the_database_are_refused(first_ordinal: int) -> None:
     """The twin is the last that fits."""
-    with pytest.raises(ValueError, match="out of range"):
-        seal_batch(KEY, CONTEXT, ROWS, first_ordinal=first_ordinal)
+    for seal in (seal_batch, seal_rows):
+        with pytest.raises(ValueError, match="out of range"):
+            seal(KEY, CONTEXT, ROWS, first_ordinal=first_ordinal)
     batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=2**63 - 5)
     refused(dataclasses.replace(batch, first_ordinal=first_ordinal))
     assert open_batch(KEY, CONTEXT, batch) == ROWS

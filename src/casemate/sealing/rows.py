@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,11 +95,28 @@ class SealedBatch:
     rows: tuple[bytes, ...]
 
 
-def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealedBatch:
-    """The rows, sealed under a salt that has never been used.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealingBatch:
+    """A batch that is being sealed; its header is final.
 
-    Sealing the same rows again gives other bytes, so a retried batch never
-    meets its own (key, nonce) pairs. Costs under 1 µs a row of 256 B to 1 KiB.
+    Attributes:
+        salt: as of `SealedBatch`.
+        commitment: as of `SealedBatch`.
+        first_ordinal: as of `SealedBatch`.
+        rows: each row is sealed when it is taken, and can be taken once.
+    """
+
+    salt: bytes
+    commitment: bytes
+    first_ordinal: int
+    rows: Iterator[bytes]
+
+
+def seal_rows(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealingBatch:
+    """As `seal_batch`, for rows that are written as they are sealed: into a COPY, say.
+
+    A sealed row is still in the processor's cache when it is written, and the batch is
+    in memory once, not twice. A second pass over the rows gives none, so no nonce is used again.
 
     Raises:
         ValueError: the ordinals are out of range.
@@ -109,8 +126,23 @@ def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, fi
     salt = secrets.token_bytes(SALT_BYTES)
     cipher, base, commitment = _derive(key, context, salt, first_ordinal, len(rows))
     nonces, associated = _places(context, base, first_ordinal, len(rows))
-    sealed = tuple(map(cipher.encrypt, nonces, rows, associated))
-    return SealedBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=sealed)
+    sealed = map(cipher.encrypt, nonces, rows, associated)
+    return SealingBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=sealed)
+
+
+def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealedBatch:
+    """The rows, sealed under a salt that has never been used.
+
+    Sealing the same rows again gives other bytes, so a retried batch never
+    meets its own (key, nonce) pairs. Costs under 1 µs a row of 256 B to 1 KiB.
+
+    Raises:
+        ValueError: the ordinals are out of range.
+    """
+    batch = seal_rows(key, context, rows, first_ordinal=first_ordinal)
+    return SealedBatch(
+        salt=batch.salt, commitment=batch.commitment, first_ordinal=first_ordinal, rows=tuple(batch.rows)
+    )
 
 
 def open_batch(key: DataKey, context: BatchContext, batch: SealedBatch) -> list[bytes]:
