@@ -10,7 +10,7 @@ import os
 import ssl
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -80,6 +80,11 @@ class Metrics:
     def increment(self, name: str, amount: float = 1, **labels: str) -> None:
         """Adds to a counter. Raises KeyError for a name that was not made."""
         self._of(name, labels).inc(amount)
+
+    def counting(self, name: str, **labels: str) -> Callable[[], None]:
+        """What adds one to a counter under these labels, found once. Raises KeyError for a name that was not made."""
+        add: Callable[[], None] = self._of(name, labels).inc
+        return add
 
     def set_value(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge. Raises KeyError for a name that was not made."""

@@ -8,7 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
     from casemate.transport.metrics import Metrics
+
+    Count: TypeAlias = Callable[[], None]
 
 
 class GateCounts:
@@ -19,15 +24,28 @@ class GateCounts:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Finding a counter by its labels costs more than counting. Methods, codes and reasons are few: see `Gate`.
+        self._denied: dict[str, Count] = {}
+        self._finished: dict[tuple[str, str], Count] = {}
+        self._looked_up: dict[str, Count] = {}
 
     def denied(self, reason: str) -> None:
         """One call was refused for this reason."""
-        self._metrics.increment("denied_total", reason=reason)
+        count = self._denied.get(reason)
+        if count is None:
+            count = self._denied[reason] = self._metrics.counting("denied_total", reason=reason)
+        count()
 
     def finished(self, method: str, code: str) -> None:
         """One admitted call ended with this status."""
-        self._metrics.increment("calls_total", method=method, code=code)
+        count = self._finished.get((method, code))
+        if count is None:
+            count = self._finished[method, code] = self._metrics.counting("calls_total", method=method, code=code)
+        count()
 
     def looked_up(self, outcome: str) -> None:
         """One token was looked up in the cache."""
-        self._metrics.increment("token_cache_total", outcome=outcome)
+        count = self._looked_up.get(outcome)
+        if count is None:
+            count = self._looked_up[outcome] = self._metrics.counting("token_cache_total", outcome=outcome)
+        count()

@@ -21,11 +21,10 @@ from casemate.gate.adapters.calls import (
     auth_context,
     authorize_message,
     new_request_id,
-    no_message,
     parse_request,
-    status_name,
 )
 from casemate.gate.adapters.incoming import Incoming
+from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
 from casemate.transport.fair_pool import SHARE
 from casemate.transport.status import to_status
@@ -63,6 +62,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         self._bodies = Bodies(clock=gate.clock, within=body_within)
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
         self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
+        self._unary: dict[str, tuple[Handler, Handler]] = {}
 
     def close(self) -> None:
         """Ends the threads that watch running calls."""
@@ -97,11 +97,30 @@ class GateInterceptor(grpc.ServerInterceptor):
             return _refusal(error, request_id)
         SHARE.set(admission.token.tenant if admission.token is not None else _PEERS)
         self._body_watchdog.add(self._bodies)
+        if handler is not None and not handler.request_streaming and not handler.response_streaming:
+            ADMITTED.set(admission)
+            return self._unary_method(method, handler)
         call = _Call(self._gate, admission, handler, self._watchdog, self._bodies)
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
         return grpc.stream_unary_rpc_method_handler(call.answer_one, None, serializer)
+
+    def _unary_method(self, method: str, handler: Handler) -> Handler:
+        """What serves a unary method, made once for as long as its handler stays the same."""
+        known = self._unary.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        serving = UnaryMethod(
+            self._gate,
+            behavior=handler.unary_unary,
+            deserializer=handler.request_deserializer,
+            bodies=self._bodies,
+        )
+        wrapped: Handler = grpc.stream_unary_rpc_method_handler(serving, None, handler.response_serializer)
+        if self._gate.policies.find(method) is not None:  # a bound: names without a policy are the callers' to choose
+            self._unary[method] = (handler, wrapped)
+        return wrapped
 
 
 def _refusal(error: Exception, request_id: str) -> Handler:
@@ -136,7 +155,7 @@ class _Call:
         """Serves a method with one response."""
         try:
             response = self._behavior("unary")(self._begin(requests, context), context)
-            self._succeed(context)
+            self._code = succeed(context, self._trailing)
         except Exception as error:  # noqa: BLE001  # errors outermost
             self._fail(error, context)
         else:
@@ -150,7 +169,7 @@ class _Call:
             for response in self._behavior("stream")(self._begin(requests, context), context):
                 self._judge_again()
                 yield response
-            self._succeed(context)
+            self._code = succeed(context, self._trailing)
         except Exception as error:  # noqa: BLE001  # errors outermost
             self._fail(error, context)
         finally:
@@ -193,19 +212,10 @@ class _Call:
             self._watchdog.add(self)
             self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
             return self._incoming
-        message = self._take(self._await_body(requests, context, caller), caller)
+        message = self._take(await_body(self._bodies, requests, context, caller.client_id or caller.spiffe_id), caller)
         if handler.response_streaming:
             self._watchdog.add(self)
         return message
-
-    def _await_body(self, requests: Iterator[bytes], context: grpc.ServicerContext, caller: Caller) -> bytes:
-        self._bodies.begin(context, caller.client_id or caller.spiffe_id)
-        try:
-            return next(requests)
-        except StopIteration:
-            raise no_message() from None
-        finally:
-            self._bodies.end(context)
 
     def _take(self, raw: bytes, caller: Caller) -> Any:  # noqa: ANN401
         if self._incoming is not None:
@@ -224,22 +234,10 @@ class _Call:
                 self._denial = error  # type: ignore[assignment]  # ours, or a bug that ends the call as well
                 raise
 
-    def _succeed(self, context: grpc.ServicerContext) -> None:
-        trailing = context.trailing_metadata()
-        if trailing is not self._trailing:
-            context.set_trailing_metadata((*(trailing or ()), *self._trailing))
-        self._code = status_name(context)
-
     def _fail(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
-        # A bare RpcError is grpcio's word that the peer left; a bare Exception, that the handler aborted.
-        if type(error) is grpc.RpcError and self._denial is None:
-            raise error
-        if type(error) is Exception and not error.args and status_name(context) != "OK":
-            self._code = status_name(context)
-            raise error
-        status = to_status(self._denial or error, request_id=self._admission.request_id)
-        self._code = status.code.name
-        context.abort_with_status(status.with_trailing(*self._trailing))
+        self._code, status = judge_failure(self._denial or error, context, self._admission.request_id)
+        if status is not None:
+            context.abort_with_status(status.with_trailing(*self._trailing))
         raise error
 
     def _end(self) -> None:
