@@ -198,7 +198,8 @@ def test_bodies_that_never_arrive_do_not_hold_up_good_callers(service_leaf, trai
         with served.channel(mallory) as theirs, served.channel(trainer) as channel:
             silent = world.token(mallory, client_id="silent")
             try:
-                calls = [silent_call(theirs, silent) for _ in range(LATE_CALLS + 2)]  # every thread that one tenant may have
+                # Every thread that one tenant may have.
+                calls = [silent_call(theirs, silent) for _ in range(LATE_CALLS + 2)]
                 assert served.call(channel, token=world.token(trainer)).version == PARSED
                 assert all(ended.acquire(timeout=LIMIT_S) for _ in range(2))
                 assert [call.code() for call in calls if call.done()] == [grpc.StatusCode.CANCELLED] * 2

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casemate.errors import Unavailable
 from casemate.gate.core.audit import AuditEvent
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
@@ -92,9 +93,14 @@ class KeptAudit:
 
     def __init__(self) -> None:
         self.events: list[AuditEvent] = []
+        self.down = False
 
     def record(self, event: AuditEvent) -> None:
         self.events.append(event)
+
+    def require_writable(self) -> None:
+        if self.down:
+            raise Unavailable("the audit is down")
 
     @property
     def denials(self) -> list[str | None]:

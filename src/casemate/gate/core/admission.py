@@ -19,9 +19,9 @@ class Admission:
     server may drop a call after its headers without telling anybody.
     """
 
-    __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "token")
+    __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "started", "token")
 
-    def __init__(self, *, request_id: str, method: str, policy: MethodPolicy, served: bool) -> None:
+    def __init__(self, *, request_id: str, method: str, policy: MethodPolicy, served: bool, started: float) -> None:
         self.lease: Lease | None = None  # first, for `__del__`
         self.request_id = request_id
         self.method = method
@@ -31,6 +31,7 @@ class Admission:
         self.peer: Peer | None = None
         self.resource: str | None = None
         self.denied = False
+        self.started = started
 
     def release(self) -> None:
         """Gives the place among the running calls back; again has no effect."""

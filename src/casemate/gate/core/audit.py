@@ -26,7 +26,10 @@ class AuditEvent:
         token_id: likewise, the `jti`.
         spiffe_id: of the certificate, when that was verified.
         resource: path of the resource, when the call got that far.
+        certificate_thumbprint: of the leaf, when that was verified.
+        tls_version: likewise.
         key_exchange_group: the TLS group, to see which peers are post-quantum.
+        latency_us: microseconds from the headers of the call to this event.
     """
 
     at: datetime
@@ -41,14 +44,28 @@ class AuditEvent:
     token_id: str | None = None
     spiffe_id: str | None = None
     resource: str | None = None
+    certificate_thumbprint: str | None = None
+    tls_version: str | None = None
     key_exchange_group: str | None = None
+    latency_us: int | None = None
 
 
 class AuditSink(Protocol):
-    """Takes events. Implementations return at once, never raise, and never lose count of what they drop."""
+    """Takes events. Implementations return at once and never lose count of what they drop."""
 
     def record(self, event: AuditEvent) -> None:
-        """Takes one event."""
+        """Takes one event. Never raises."""
+        ...
+
+    def require_writable(self) -> None:
+        """Refuses when an event of an allowed call could not be written now.
+
+        The gate asks before it lets a call on whose policy wants it audited: what
+        nobody could trace is not done.
+
+        Raises:
+            Unavailable: the sink is down, or its reserved room is taken.
+        """
         ...
 
 
@@ -57,3 +74,6 @@ class NoAudit:
 
     def record(self, event: AuditEvent) -> None:
         """Drops the event."""
+
+    def require_writable(self) -> None:
+        """Has always room."""

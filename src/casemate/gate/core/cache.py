@@ -98,6 +98,8 @@ class TokenCache:
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
+                if now < entry.token.valid_from:
+                    raise Unauthenticated("token is not valid yet")  # the wall clock was set back
                 if now >= entry.token.expires_at:
                     self._drop(key)
                     raise Unauthenticated("token has expired", reason=Reason.TOKEN_EXPIRED)

@@ -108,11 +108,15 @@ class Gate:
             Unauthenticated: no token, or one that does not verify, expired or is revoked.
             PermissionDenied: INSUFFICIENT_SCOPE.
             Exhausted: the caller has all of its share running.
-            Unavailable: TRUST_STALE.
+            Unavailable: TRUST_STALE, or the method is audited and the audit cannot be written.
         """
         policy = self.policies.find(method) if served else None
         admission = Admission(
-            request_id=request_id, method=method, policy=policy or _UNKNOWN, served=served and policy is not None
+            request_id=request_id,
+            method=method,
+            policy=policy or _UNKNOWN,
+            served=served and policy is not None,
+            started=self.clock.monotonic(),
         )
         try:
             self._admit(admission, metadata)
@@ -146,6 +150,7 @@ class Gate:
         Raises:
             NotFound: no grant. A resource that does not exist looks the same.
             InvalidRequest: the request had to name a resource and did not.
+            Exhausted: too many calls on this resource.
         """
         selector = admission.policy.resource
         if selector is None:
@@ -154,12 +159,14 @@ class Gate:
             if selector.optional:
                 return
             raise selector.missing()
+        admission.resource = resource
         try:
             self._require_grant(admission, caller, resource)
-        except CasemateError as error:
-            admission.resource = resource
+            self._quota.spend_on(tenant=caller.tenant or "", resource=resource)
+        except NotFound as error:
             raise self._deny(admission, error, reason="GRANT_MISSING") from None
-        admission.resource = resource
+        except CasemateError as error:
+            raise self._deny(admission, error) from None
 
     def recheck(self, admission: Admission, caller: Caller) -> None:
         """Judges a running stream again: dates, revocations, key, grant and freshness as they are now.
@@ -209,6 +216,8 @@ class Gate:
         trust.revocations.check_token(token, now)
         if access.scope is not None and access.scope not in token.scopes:
             raise PermissionDenied(f"{admission.method} needs scope {access.scope}")
+        if policy.audit_allowed:
+            self._audit.require_writable()
         admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
 
     def _bind(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
@@ -251,6 +260,8 @@ class Gate:
             raise Unauthenticated("no token was verified", reason=Reason.TOKEN_MISSING)
         if access.services and caller.service not in access.services:
             raise PermissionDenied("not one of the services that may", reason=Reason.CALLER_NOT_ALLOWED)
+        if admission.policy.audit_allowed:
+            self._audit.require_writable()
         admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
         self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
         return caller
@@ -273,6 +284,8 @@ class Gate:
             raise Unauthenticated("token or certificate has expired", reason=Reason.TOKEN_EXPIRED)
         trust.revocations.check_peer(caller.spiffe_id, caller.certificate_thumbprint, now)
         if token is not None:
+            if now < token.valid_from:
+                raise Unauthenticated("token is not valid yet")  # the wall clock was set back
             trust.revocations.check_token(token, now)
             if token.kid not in trust.keys:
                 raise Unauthenticated("the key of the token is gone", reason=Reason.TOKEN_REVOKED)
@@ -306,7 +319,10 @@ class Gate:
             token_id=token.token_id if token is not None else None,
             spiffe_id=peer.spiffe_id if peer is not None else None,
             resource=admission.resource,
+            certificate_thumbprint=peer.thumbprint if peer is not None else None,
+            tls_version=peer.tls_version if peer is not None else None,
             key_exchange_group=peer.group if peer is not None else None,
+            latency_us=round((self.clock.monotonic() - admission.started) * 1e6),
         )
 
 

@@ -1,0 +1,161 @@
+"""Lines of the audit: one JSON object each, bound to the line before it.
+
+If this fails: a changed, removed or inserted line is not noticed. What the cutting
+off of the end hides is found by a head that was noted elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from casemate.gate.core.audit import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+FIRST: Final = "0" * 64
+"""What the first line is bound to."""
+HEADS_SUFFIX: Final = ".heads"
+"""Of the file beside an audit file that holds its checkpoints."""
+_MAX_NAME: Final = 256
+_NAMES: Final = tuple(each.name for each in fields(AuditEvent))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a chain went at some moment.
+
+    Attributes:
+        number: of the last line, counted from 1.
+        digest: SHA-256 of that line, hex.
+    """
+
+    number: int = 0
+    digest: str = FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedAudit:
+    """An audit file whose chain holds.
+
+    Attributes:
+        head: its last line.
+        lost: events that were dropped, as the file itself says.
+        checkpoints: heads that were noted beside it, and are in it.
+    """
+
+    head: Head
+    lost: int
+    checkpoints: int
+
+
+def members_of(event: AuditEvent) -> dict[str, Any]:
+    """An event as the members of a line; what is not known is left out."""
+    members = {name: value for name in _NAMES if (value := getattr(event, name)) is not None}
+    members["at"] = event.at.isoformat()
+    members["method"] = event.method[:_MAX_NAME]  # as called: a stranger may name anything
+    if event.resource is not None:
+        members["resource"] = event.resource[:_MAX_NAME]
+    return members
+
+
+def line_after(head: Head, record: dict[str, Any]) -> tuple[bytes, Head]:
+    """The line of a record that follows `head`, and the head that it makes."""
+    bound = {**record, "number": head.number + 1, "previous": head.digest}
+    digest = _digest(bound)
+    return _canonical({**bound, "sha256": digest}) + b"\n", Head(head.number + 1, digest)
+
+
+def read_head(line: bytes) -> Head:
+    """The head that a line makes; the line itself is not verified.
+
+    Raises:
+        ValueError: it is no line of the audit.
+    """
+    try:
+        record = json.loads(line)
+        return Head(int(record.get("number", 0)), str(record["sha256"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("not a line of the audit") from None
+
+
+def verify_lines(lines: Iterable[bytes]) -> Iterator[tuple[Head, dict[str, Any]]]:
+    """Yields each line's head and members, as soon as the line was found to follow from the one before it.
+
+    Raises:
+        ValueError: names the first line, counted from 1, that does not.
+    """
+    head = Head()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            digest = record.pop("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"line {number} is not a line of the audit") from None
+        if record.get("previous") != head.digest or record.get("number") != number or _digest(record) != digest:
+            raise ValueError(f"line {number} does not follow from the one before it")
+        head = Head(number, digest)
+        yield head, record
+
+
+def verify_chain(lines: Iterable[bytes]) -> int:
+    """Checks that each line follows from the one before it; the number of lines.
+
+    Raises:
+        ValueError: names the first line, counted from 1, that does not.
+    """
+    return sum(1 for _ in verify_lines(lines))
+
+
+def verify_file(path: Path, *, known: Head | None = None) -> VerifiedAudit:
+    """Checks an audit file: its chain, the checkpoints beside it, and a head that was kept elsewhere.
+
+    Args:
+        path: the audit file.
+        known: a head from another place, which whoever can write here could not change.
+
+    Raises:
+        ValueError: says what does not hold, and at which line.
+        OSError: the file cannot be read.
+    """
+    heads = _checkpoints(path.with_name(path.name + HEADS_SUFFIX))
+    checkpoints = len(heads)
+    wanted = {each.number: each.digest for each in heads}
+    if known is not None:
+        if wanted.setdefault(known.number, known.digest) != known.digest:
+            raise ValueError(f"the checkpoint of line {known.number} is not the head that was kept elsewhere")
+        wanted.pop(0, None)
+    head, lost = Head(), 0
+    with path.open("rb") as lines:
+        for head, record in verify_lines(lines):
+            lost += int(record.get("lost", 0))
+            if wanted.pop(head.number, head.digest) != head.digest:
+                raise ValueError(f"line {head.number} is not the one that its checkpoint names")
+    if wanted:
+        raise ValueError(f"lines {head.number + 1} to {max(wanted)} were cut off: a checkpoint names them")
+    return VerifiedAudit(head=head, lost=lost, checkpoints=checkpoints)
+
+
+def _checkpoints(path: Path) -> list[Head]:
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            said = json.loads(line)
+            found.append(Head(int(said["number"]), str(said["sha256"])))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"line {number} of {path.name} is not a checkpoint") from None
+    return found
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(record)).hexdigest()
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
