@@ -78,17 +78,19 @@ async def test_throttling_that_passes_is_not_seen(aws: AwsProvider) -> None:
 
 
 async def test_slow_kms_leaves_the_event_loop_running(aws: AwsProvider) -> None:
-    """Other work goes on while a call waits for its limit."""
+    """Other work goes on while a call waits; its end at the limit is in the suite."""
     _, wrapped = await aws.kek.generate_data_key(CONTEXT)
-    async with aws.fault(Fault.TIMED_OUT) as hasty:
-        waiting = asyncio.ensure_future(hasty.unwrap(wrapped, CONTEXT))
-        turns = 0
-        while not waiting.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        with pytest.raises(Unavailable):
-            await waiting
-    assert turns > 1
+    aws.double.slow = True
+    aws.double.calls.clear()
+    waiting = asyncio.ensure_future(aws.kek.unwrap(wrapped, CONTEXT))
+    while not aws.double.calls:
+        await asyncio.sleep(0.001)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 async def test_answer_that_names_another_key_is_refused(aws: AwsProvider) -> None:
@@ -103,8 +105,10 @@ async def test_answer_that_names_another_key_is_refused(aws: AwsProvider) -> Non
     ):
         with pytest.raises(FailedPrecondition, match="another key"):
             await call
-    with pytest.raises(StoredDataUnreadable, match="another key"):
-        await aws.kek.unwrap(wrapped, CONTEXT)
+    aws.double.alters["ReEncrypt"] = {"SourceKeyId": await aws.make_key()}
+    for read in (aws.kek.unwrap, aws.kek.rewrap):
+        with pytest.raises(StoredDataUnreadable, match="another key"):
+            await read(wrapped, CONTEXT)
     aws.double.alters.clear()
     assert await aws.kek.unwrap(wrapped, CONTEXT) == key
 
@@ -197,6 +201,27 @@ async def test_version_is_read_over_all_pages(aws: AwsProvider) -> None:
     kek = AwsKmsKey(client=Paged(), key_arn=aws.arn, clock=SystemClock(), limits=aws.LIMITS)
     assert (await kek.state()).current_version == 4
     assert asked == [{"KeyId": aws.arn}, {"KeyId": aws.arn, "Marker": "second"}]
+
+
+async def test_key_that_kms_cannot_rotate_has_one_version(aws: AwsProvider) -> None:
+    """A key in a custom key store; any other refusal to list its rotations is one."""
+    fresh = await aws.open(aws.arn)
+    aws.double.refusals.append(("UnsupportedOperationException", 400))
+    assert (await fresh.generate_data_key(CONTEXT))[1].kek_version == 1
+    fresh = await aws.open(aws.arn)
+    aws.double.refusals.append(("AccessDeniedException", 400))
+    with pytest.raises(FailedPrecondition):
+        await fresh.generate_data_key(CONTEXT)
+
+
+async def test_state_is_told_before_anything_else_is_known(aws: AwsProvider) -> None:
+    """A process that starts while its key is about to be deleted, or gone."""
+    async with aws.fault(Fault.PENDING_DELETION):
+        state = await (await aws.open(aws.arn)).state()
+    assert (state.status, state.current_version) == (KekStatus.PENDING_DELETION, 0)
+    async with aws.fault(Fault.DISABLED):
+        state = await (await aws.open(aws.arn)).state()
+    assert (state.status, state.current_version) == (KekStatus.DISABLED, 1)
 
 
 @pytest.mark.parametrize("described", ["Creating", "Updating", "Unavailable", "SomethingNew"])

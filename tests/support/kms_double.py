@@ -1,7 +1,7 @@
 """KMS as moto has it, made strict where moto is not, and faulty where a test asks.
 
-moto lets a disabled key decrypt, and one that is about to be deleted. This server
-stands before it, asks it for the key's state, and refuses as KMS does.
+moto lets a disabled key decrypt, and one that is about to be deleted, and rewraps what
+is another key's. This server stands before it, asks it for the key's state, and refuses as KMS does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 _USES_A_KEY = {"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey"}
+_LISTS = "ListKeyRotations"  # not of a key that is about to be deleted
 _REFUSALS = {"Disabled": "DisabledException", "PendingDeletion": "KMSInvalidStateException"}
 
 
@@ -57,8 +58,12 @@ class FaultyKms:
         if self.refusal or self.refusals:
             return _refused(*(self.refusals.popleft() if self.refusals else self.refusal))
         headers = {name: request.headers[name] for name in ("X-Amz-Target", "Authorization", "X-Amz-Date")}
-        if operation in _USES_A_KEY and (code := await self._refusal_of_state(json.loads(body), headers)):
-            return _refused(code, 400)
+        if operation in {"Decrypt", "ReEncrypt"} and _is_of_another_key(json.loads(body)):
+            return _refused("IncorrectKeyException", 400)
+        if operation in {*_USES_A_KEY, _LISTS}:
+            code = await self._refusal_of_state(json.loads(body), headers)
+            if code is not None and (operation != _LISTS or code == _REFUSALS["PendingDeletion"]):
+                return _refused(code, 400)
         status, answer = await self._forward(headers, body)
         if status == 200:
             answer |= self.alters.get(operation, {})
@@ -94,6 +99,15 @@ async def faulty_kms(upstream: str) -> AsyncIterator[FaultyKms]:
         finally:
             double.ending.set()
             await runner.cleanup()
+
+
+def _is_of_another_key(arguments: dict[str, str]) -> bool:
+    """Whether the ciphertext, which begins with its key's name in moto, is of another key than is asked for.
+
+    moto denies access then, or does not look at all.
+    """
+    asked = (arguments.get("KeyId") or arguments["SourceKeyId"]).rpartition("/")[2]
+    return not base64.b64decode(arguments["CiphertextBlob"]).startswith(asked.encode())
 
 
 def _refused(code: str, status: int) -> web.Response:

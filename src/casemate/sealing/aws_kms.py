@@ -46,6 +46,7 @@ _THROTTLED: Final = frozenset(
 )
 _PASSING: Final = frozenset({"ExpiredTokenException", "RequestExpired", "RequestTimeout"})
 _GONE: Final = "NotFoundException"
+_NEVER_ROTATES: Final = "UnsupportedOperationException"  # a key in a custom key store, for one
 _STATUS: Final = {
     "Enabled": KekStatus.ENABLED,
     "Disabled": KekStatus.DISABLED,
@@ -182,6 +183,8 @@ class AwsKmsKey:
             DestinationKeyId=self._arn,
             DestinationEncryptionContext=_encryption_context(context, version),
         )
+        if answer["SourceKeyId"] != self._arn:
+            raise StoredDataUnreadable(f"KMS rewrapped for {context} what another key had wrapped")
         return self._wrapped(answer, commitment, context, version)
 
     async def state(self) -> KekState:
@@ -190,14 +193,19 @@ class AwsKmsKey:
         try:
             answer = await self._call(self._client.describe_key, KeyId=self._arn)
         except FailedPrecondition as error:
-            if not isinstance(error.__cause__, ClientError) or _code(error.__cause__) != _GONE:
+            if _code(error.__cause__) != _GONE:
                 raise
             return KekState(kek_id=self._arn, current_version=0, status=KekStatus.DESTROYED, possible=possible)
         described = answer["KeyMetadata"]["KeyState"]
         status = _STATUS.get(described)
         if status is None:  # Creating, Updating, Unavailable: a key store that is cut off
             raise Unavailable(f"KMS key {self._arn} is {described}")
-        version = await self._read_version()
+        try:
+            version = await self._read_version()
+        except FailedPrecondition:
+            if status is KekStatus.ENABLED:
+                raise
+            version = self._version  # KMS lists no rotations of a key that it is to delete.
         return KekState(kek_id=self._arn, current_version=version, status=status, possible=possible)
 
     async def _current_version(self) -> int:
@@ -214,7 +222,12 @@ class AwsKmsKey:
         read_at = self._clock.monotonic()
         rotations, page = 0, dict[str, str]()
         while True:
-            answer = await self._call(self._client.list_key_rotations, KeyId=self._arn, **page)
+            try:
+                answer = await self._call(self._client.list_key_rotations, KeyId=self._arn, **page)
+            except FailedPrecondition as error:
+                if _code(error.__cause__) != _NEVER_ROTATES:
+                    raise
+                break
             rotations += len(answer["Rotations"])
             if not answer.get("Truncated"):
                 break
@@ -281,8 +294,8 @@ def _parse(ciphertext: bytes) -> tuple[bytes, bytes]:
     return blob, commitment
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+def _code(error: BaseException | None) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
 def _translated(error: ClientError) -> CasemateError:

@@ -30,7 +30,8 @@ class KekState:
 
     Attributes:
         kek_id: its lasting name.
-        current_version: the version that wraps now; older ones only unwrap. 0 if none is left.
+        current_version: the version that wraps now; older ones only unwrap. 0 if none is left, or
+            if the provider does not tell the number of a key that is not ENABLED.
         status: whether it may be used.
         possible: every status that this provider has. Where, say, DISABLED is
             missing, the provider cannot disable a key, and nobody need look for it.
