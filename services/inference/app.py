@@ -49,10 +49,12 @@ from services.inference.instance import OnnxInstance
 from services.inference.loader import Loader
 from services.inference.models import Models
 from services.inference.predictions import Predictions
+from services.inference.preparation import Preparation, available_cores
 from services.inference.publishing import Publishing, PublishLimits
 from services.inference.repository import Repository
 from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
 from services.inference.settings import InferenceSettings, ServingSettings
+from services.inference.streams import Streams
 from services.inference.trust_view import TrustView
 from services.inference.validation import Limits
 from services.inference.vault import Vault
@@ -122,11 +124,13 @@ class Service:
         self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
         vault = Vault(repository=Repository(repository), keys=self._kek)
         self.catalogue = Catalogue(trust)
+        prepare = Preparation(instances=available_cores())
         loader = Loader(
             vault=vault,
             trust=trust,
             audience=f"{AUDIENCE}.{trust_domain}",
             build=OnnxInstance,
+            prepare=prepare,
             integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
         )
         self.watcher = Watcher(
@@ -143,6 +147,7 @@ class Service:
             vault=vault,
             watcher=self.watcher,
             build=OnnxInstance,
+            prepare=prepare,
             audience=f"{AUDIENCE}.{trust_domain}",
             clock=dependencies.clock,
             limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
@@ -155,10 +160,12 @@ class Service:
             clock=dependencies.clock,
             version=version("casemate"),
         )
+        self.streams = Streams(limit=max(1, serving.threads // 2), idle=serving.stream_idle)
         self.predictions = Predictions(
             catalogue=self.catalogue,
             limits=Limits(reply_bytes=serving.max_message_bytes),
-            streams=max(1, serving.threads // 2),
+            streams=self.streams,
+            deadline=serving.deadline,
         )
         gate = build_gate(dependencies, trust_domain=trust_domain)
         self._interceptor = GateInterceptor(gate)
@@ -176,7 +183,11 @@ class Service:
         self._server.start()
 
     def look(self) -> bool:
-        """Tells health and metrics whether the trust feed is fresh and the first round of loading is over."""
+        """Tells health and metrics whether the trust feed is fresh and the first round of loading is over.
+
+        Also cuts off streams whose peers have gone quiet. To be called every second or so.
+        """
+        self.streams.cut_idle()
         staleness = self._trust.staleness(self._clock)
         self._metrics.set_value("trust_staleness_seconds", staleness.total_seconds())
         serving = staleness <= self._staleness and self.watcher.settled

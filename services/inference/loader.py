@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from casemate.gate.core.records import ReleasedVersion
     from casemate.signing.statements import ModelManifest
+    from services.inference.batcher import Batcher
     from services.inference.instance import Instance
+    from services.inference.preparation import Prepared
+    from services.inference.serving import Serving
     from services.inference.trust_view import TrustView
     from services.inference.vault import OpenedVersion, Vault
 
@@ -59,6 +62,8 @@ class LoadedModel:
     manifest_sha256: bytes
     signer_key_id: str
     instance: Instance
+    serving: Serving
+    batcher: Batcher
     statistics: Statistics = field(default_factory=Statistics)
 
 
@@ -70,6 +75,7 @@ class Loader:
         trust: what may be served.
         audience: the audience that manifests must name.
         build: makes an instance of a model file's bytes.
+        prepare: warms an instance up as its version's files say.
         integrity_failed: called once for each refusal that means changed or withdrawn bytes.
     """
 
@@ -80,12 +86,14 @@ class Loader:
         trust: TrustView,
         audience: str,
         build: Callable[[bytes], Instance],
+        prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
         integrity_failed: Callable[[], None],
     ) -> None:
         self._vault = vault
         self._trust = trust
         self._audience = audience
         self._build = build
+        self._prepare = prepare
         self._integrity_failed = integrity_failed
         self._flights: SingleFlight[LoadedModel] = SingleFlight()
 
@@ -106,6 +114,7 @@ class Loader:
         try:
             model = self._verify(slot, released)
             instance = self._build(model.files[MODEL_FILE])
+            prepared = self._prepare(instance, model.files)
         except (NotFound, Unavailable):
             raise
         except CasemateError as error:
@@ -115,7 +124,9 @@ class Loader:
             self._integrity_failed()
             _LOGGER.error("refused to load %s: %s", slot, error)  # noqa: TRY400  # its text says all
             raise FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED) from error
-        return LoadedModel(slot, model.manifest_sha256, model.signer_key_id, instance)
+        return LoadedModel(
+            slot, model.manifest_sha256, model.signer_key_id, instance, prepared.serving, prepared.batcher
+        )
 
     def _verify(self, slot: Slot, released: ReleasedVersion) -> VerifiedModel:
         self._trust.require_trusted(slot.tenant, released)

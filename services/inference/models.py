@@ -229,4 +229,13 @@ def _statistics(loaded: LoadedModel) -> wire.ModelStatistics:
             compute_infer=_duration(counts.compute_infer),
             compute_output=_duration(counts.compute_output),
         ),
+        batch_stats=[
+            wire.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=_duration(batch.compute_input),
+                compute_infer=_duration(batch.compute_infer),
+                compute_output=_duration(batch.compute_output),
+            )
+            for rows, batch in counts.batches.items()
+        ],
     )

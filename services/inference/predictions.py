@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from casemate.errors import CasemateError, Exhausted, InternalError, Reason
+from casemate.errors import CasemateError, DeadlineExceeded, Exhausted, InternalError, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.batch_jobs import CallerLeft, Terms
+from services.inference.non_finite import require_finite
 from services.inference.publishing import tenant_of
 from services.inference.tensors import encode_raw, encode_typed
 from services.inference.validation import Limits, Tensors, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casemate.gate.core.caller import Caller
     from services.inference.catalogue import Catalogue
     from services.inference.loader import LoadedModel
+    from services.inference.streams import Streams
     from services.inference.tensors import Array
 
-_RETRY_BUSY = timedelta(seconds=1)
+DEFAULT_DEADLINE = timedelta(seconds=60)
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the peer of a call waits.
+
+    Attributes:
+        seconds: until its deadline; None: it has set none.
+        on_leave: has a function called, from any thread, when the peer goes; False when it has gone.
+        cancel: ends the call from another thread.
+    """
+
+    seconds: float | None = None
+    on_leave: Callable[[Callable[[], None]], bool] = lambda _gone: True
+    cancel: Callable[[], object] = lambda: None
+
+
+ENDLESS = Patience()
+"""Of a peer that has set no deadline and stays; the server's own deadline still ends its work."""
 
 
 class Predictions:
@@ -33,14 +55,26 @@ class Predictions:
         catalogue: what is loaded.
         limits: caps on one request and its reply.
         streams: how many may run at once. Each holds a thread of the server, so it stays below their number.
+        deadline: how long a request may take whose caller sets no deadline, or a later one.
+        now: the monotonic clock, in seconds.
     """
 
-    def __init__(self, *, catalogue: Catalogue, limits: Limits, streams: int) -> None:
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        limits: Limits,
+        streams: Streams,
+        deadline: timedelta = DEFAULT_DEADLINE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._catalogue = catalogue
         self._limits = limits
-        self._streams = threading.BoundedSemaphore(streams)
+        self._streams = streams
+        self._deadline = deadline.total_seconds()
+        self._now = now
 
-    def infer(self, caller: Caller, request: wire.ModelInferRequest) -> bytes:
+    def infer(self, caller: Caller, request: wire.ModelInferRequest, patience: Patience = ENDLESS) -> bytes:
         """One prediction; the serialized ModelInferResponse.
 
         The reply's contents are raw when the request's were, or when an output's
@@ -50,67 +84,103 @@ class Predictions:
             NotFound: no such model in the caller's tenant.
             FailedPrecondition: reason MODEL_NOT_READY.
             InvalidRequest: with the fields that are wrong.
-            Exhausted: reason REQUEST_TOO_LARGE: the reply would be too large.
+            Exhausted: reason REQUEST_TOO_LARGE: the reply would be too large; otherwise the model has too
+                much to do, and when to come again.
+            DeadlineExceeded: it passed before the work began.
+            CallerLeft: nobody waits any more.
         """
-        return self._infer(caller, request).SerializeToString()
+        return self._infer(caller, request, patience).SerializeToString()
 
     def stream(
-        self, caller: Caller, requests: Iterable[wire.ModelInferRequest], *, status_on_error: bool
+        self,
+        caller: Caller,
+        requests: Iterable[wire.ModelInferRequest],
+        *,
+        status_on_error: bool,
+        patience: Patience = ENDLESS,
     ) -> Iterator[bytes]:
         """A prediction per request, in order; serialized ModelStreamInferResponses.
+
+        The next request is read when the transport has taken the reply to the one
+        before it, so a peer that reads slowly is answered slowly and nothing piles up.
 
         Args:
             caller: whose models are meant.
             requests: as they arrive.
             status_on_error: end the stream with the first error's status, instead of
                 reporting it as text and going on.
+            patience: how long the peer waits for the whole stream.
 
         Raises:
             Exhausted: too many streams run already.
         """
-        if not self._streams.acquire(blocking=False):
-            raise Exhausted("too many streams at once", retry_after=_RETRY_BUSY)
+        with self._streams.enter(patience.cancel) as stream:
+            stream.waits(self._streams.now())
+            for request in requests:
+                stream.works()
+                reply = self._reply(caller, request, patience, status_on_error=status_on_error)
+                stream.waits(self._streams.now())
+                yield reply
+
+    def _reply(
+        self, caller: Caller, request: wire.ModelInferRequest, patience: Patience, *, status_on_error: bool
+    ) -> bytes:
         try:
-            yield from self._replies(caller, requests, status_on_error=status_on_error)
-        finally:
-            self._streams.release()
+            response = self._infer(caller, request, patience)
+            response.parameters["triton_final_response"].bool_param = True
+            reply = wire.ModelStreamInferResponse(infer_response=response)
+        except CallerLeft:
+            raise
+        except Exception as error:
+            if status_on_error:
+                raise
+            reply = wire.ModelStreamInferResponse(error_message=_error_text(error))
+            reply.infer_response.id = request.id
+        return reply.SerializeToString()
 
-    def _replies(
-        self, caller: Caller, requests: Iterable[wire.ModelInferRequest], *, status_on_error: bool
-    ) -> Iterator[bytes]:
-        for request in requests:
-            try:
-                response = self._infer(caller, request)
-                response.parameters["triton_final_response"].bool_param = True
-                reply = wire.ModelStreamInferResponse(infer_response=response)
-            except Exception as error:
-                if status_on_error:
-                    raise
-                reply = wire.ModelStreamInferResponse(error_message=_error_text(error))
-                reply.infer_response.id = request.id
-            yield reply.SerializeToString()
-
-    def _infer(self, caller: Caller, request: wire.ModelInferRequest) -> wire.ModelInferResponse:
-        loaded = self._catalogue.find(tenant_of(caller), request.model_name, request.model_version)
+    def _infer(self, caller: Caller, request: wire.ModelInferRequest, patience: Patience) -> wire.ModelInferResponse:
+        tenant = tenant_of(caller)
+        loaded = self._catalogue.find(tenant, request.model_name, request.model_version)
         began = time.perf_counter_ns()
         try:
-            tensors = read_tensors(
-                request, inputs=loaded.instance.inputs, outputs=loaded.instance.outputs, limits=self._limits
-            )
+            instance = loaded.instance
+            tensors = read_tensors(request, inputs=instance.inputs, outputs=instance.outputs, limits=self._limits)
+            if loaded.serving.refuse_non_finite:
+                require_finite(tensors.inputs, instance.inputs)
             read = time.perf_counter_ns()
-            outputs = loaded.instance.run(tensors.inputs)
-            ran = time.perf_counter_ns()
-            response = self._response(loaded, request, tensors, outputs)
-        except BaseException:
-            loaded.statistics.failed(time.perf_counter_ns() - began)
+            ran = loaded.batcher.run(
+                tensors.inputs,
+                rows=tensors.rows,
+                terms=self._terms(tenant, caller, request, patience),
+                statistics=loaded.statistics,
+            )
+            done = time.perf_counter_ns()
+            response = self._response(loaded, request, tensors, ran.outputs)
+        except BaseException as error:
+            loaded.statistics.failed(time.perf_counter_ns() - began, _failure(error))
             raise
+        ended = time.perf_counter_ns()
         loaded.statistics.succeeded(
             rows=tensors.rows,
+            total_ns=ended - began,
+            queue_ns=ran.queue_ns,
             input_ns=read - began,
-            infer_ns=ran - read,
-            output_ns=time.perf_counter_ns() - ran,
+            infer_ns=ran.infer_ns,
+            output_ns=ended - done,
         )
         return response
+
+    def _terms(self, tenant: str, caller: Caller, request: wire.ModelInferRequest, patience: Patience) -> Terms:
+        seconds, priority = self._deadline, 0
+        if patience.seconds is not None and patience.seconds < seconds:
+            seconds = patience.seconds
+        if request.parameters:
+            wish = request.parameters.get("timeout")
+            if wish is not None and 0 < wish.int64_param < seconds * 1e6:
+                seconds = wish.int64_param / 1e6
+            wish = request.parameters.get("priority")
+            priority = int(wish.uint64_param or max(0, wish.int64_param)) if wish is not None else 0
+        return Terms(tenant, caller.client_id or caller.spiffe_id, self._now() + seconds, priority, patience.on_leave)
 
     def _response(
         self, loaded: LoadedModel, request: wire.ModelInferRequest, tensors: Tensors, outputs: Mapping[str, Array]
@@ -130,6 +200,15 @@ class Predictions:
             elif spec.datatype.contents is not None:
                 getattr(output.contents, spec.datatype.contents).extend(encode_typed(array, spec.datatype))
         return response
+
+
+def _failure(error: BaseException) -> str:
+    """Triton's word for why a call failed."""
+    if isinstance(error, CallerLeft):
+        return "CANCELED"
+    if isinstance(error, Exhausted | DeadlineExceeded):
+        return "REJECTED"
+    return "BACKEND" if isinstance(error, InternalError) else "OTHER"
 
 
 def _error_text(error: Exception) -> str:

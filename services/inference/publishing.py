@@ -35,13 +35,14 @@ from services.inference.repository import Slot
 from services.inference.vault import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from casemate.clock import Clock
     from casemate.gate.core.caller import Caller
     from casemate.signing.statements import FileDigest, ModelManifest, VerifiedModelManifest
     from services.inference.dependencies import Datasets, Releases
     from services.inference.instance import Instance
+    from services.inference.preparation import Prepared
     from services.inference.trust_view import TrustView
     from services.inference.vault import Vault
     from services.inference.watcher import Watcher
@@ -82,6 +83,7 @@ class Publishing:
         vault: where sealed files go.
         watcher: loads what was released.
         build: makes an instance of a model, as a trial.
+        prepare: warms it up as its files say, as a trial.
         audience: the audience that manifests must name.
         clock: judges signers and expiry.
         limits: caps on uploads.
@@ -96,6 +98,7 @@ class Publishing:
         vault: Vault,
         watcher: Watcher,
         build: Callable[[bytes], Instance],
+        prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
         audience: str,
         clock: Clock,
         limits: PublishLimits,
@@ -106,6 +109,7 @@ class Publishing:
         self._vault = vault
         self._watcher = watcher
         self._build = build
+        self._prepare = prepare
         self._audience = audience
         self._clock = clock
         self._limits = limits
@@ -128,7 +132,7 @@ class Publishing:
         with self._slot():
             slot, envelope, verified = self._receive_manifest(caller, requests)
             files = receive_files(requests, verified.manifest)
-            self._build(files[MODEL_FILE])
+            self._prepare(self._build(files[MODEL_FILE]), files)
             self._verify(envelope, slot.tenant, slot.model, margin=_EXPIRY_MARGIN)
             if not self._loads(slot):
                 self._vault.store(slot, manifest=envelope, files=files)

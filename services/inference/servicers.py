@@ -11,6 +11,8 @@ from casemate.gate.adapters.caller_context import current_caller
 from casemate.inference.v1 import model_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.registry import RegisteredService
+from services.inference.batch_jobs import CallerLeft
+from services.inference.predictions import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +38,6 @@ def open_inference_service(*, models: Models, predictions: Predictions) -> Regis
         "ModelReady": models.model_ready,
         "ServerMetadata": models.server_metadata,
         "ModelMetadata": models.model_metadata,
-        "ModelInfer": predictions.infer,
         "ModelConfig": models.model_config,
         "ModelStatistics": models.model_statistics,
         "RepositoryIndex": models.repository_index,
@@ -53,10 +54,25 @@ def open_inference_service(*, models: Models, predictions: Predictions) -> Regis
     }
     handlers = {name: _unary(method, getattr(wire, f"{name}Request")) for name, method in unary.items()}
 
+    def infer(request: wire.ModelInferRequest, context: grpc.ServicerContext) -> bytes:
+        try:
+            return predictions.infer(current_caller(), request, _patience(context))
+        except CallerLeft:
+            raise grpc.RpcError from None  # what grpcio itself raises when the peer is gone
+
     def stream(requests: Iterator[wire.ModelInferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
-        return predictions.stream(current_caller(), requests, status_on_error=status_on_error)
+        patience = _patience(context)
+        try:
+            yield from predictions.stream(
+                current_caller(), requests, status_on_error=status_on_error, patience=patience
+            )
+        except CallerLeft:
+            raise grpc.RpcError from None
 
+    handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
+        infer, request_deserializer=wire.ModelInferRequest.FromString, response_serializer=None
+    )
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         stream, request_deserializer=wire.ModelInferRequest.FromString, response_serializer=None
     )
@@ -84,9 +100,18 @@ def model_service(publishing: Publishing) -> RegisteredService:
 
 def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMethodHandler[Any, bytes]:  # noqa: ANN401  # a message class of either pool
     def call(message: Any, context: grpc.ServicerContext) -> bytes:  # noqa: ANN401
-        remaining = context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            raise DeadlineExceeded("passed before the work began")  # it waited for a thread; nobody waits for it
+        _remaining(context)
         return method(current_caller(), message)
 
     return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=None)
+
+
+def _patience(context: grpc.ServicerContext) -> Patience:
+    return Patience(_remaining(context), context.add_callback, context.cancel)
+
+
+def _remaining(context: grpc.ServicerContext) -> float | None:
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceeded("passed before the work began")  # it waited for a thread; nobody waits for it
+    return remaining

@@ -24,7 +24,7 @@ _MIB = 1024 * 1024
 class ServingSettings:
     """How much is served at once, and how large."""
 
-    threads: int = setting("THREADS", parse=integer(2, 256), default=16, help="calls that run at once")
+    threads: int = setting("THREADS", parse=integer(2, 256), default=64, help="calls that run or wait at once")
     max_message_mib: int = setting(
         "MAX_MESSAGE_MIB", parse=integer(1, 1024), default=64, help="largest request or reply, in MiB"
     )
@@ -40,6 +40,16 @@ class ServingSettings:
         parse=duration,
         default=timedelta(seconds=30),
         help="how soon a version that could not be loaded is tried again",
+    )
+
+    deadline: timedelta = setting(
+        "DEADLINE", parse=duration, default=timedelta(seconds=60), help="longest that one prediction may take or wait"
+    )
+    stream_idle: timedelta = setting(
+        "STREAM_IDLE",
+        parse=duration,
+        default=timedelta(minutes=5),
+        help="how long a stream's peer may neither send nor read",
     )
 
     @property

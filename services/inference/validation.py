@@ -3,7 +3,7 @@
 All sizes are Python integers, so no product overflows; nothing is allocated by
 a shape that a client wrote before its bytes were counted. Texts are constant:
 they name fields by place and never repeat what was sent. NaN and infinities
-pass: what they mean is the model's matter, and no request shares a run with another.
+pass here: whether a model takes them is its own configuration (`serving`).
 
 If this fails: numpy or the model sees a tensor of the wrong size and raises,
 which is an INTERNAL error of one call.

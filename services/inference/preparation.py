@@ -1,0 +1,53 @@
+"""From an instance to a model that is ready: configuration read, samples run, queue in front."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from services.inference.batcher import Batcher
+from services.inference.serving import Serving, read_serving
+from services.inference.warm_up import warm_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from services.inference.instance import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A warm model behind its queue."""
+
+    serving: Serving
+    batcher: Batcher
+
+
+class Preparation:
+    """Makes instances ready.
+
+    Args:
+        instances: runs of one model at once, where the model does not say.
+        now: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, *, instances: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._instances = instances
+        self._now = now
+
+    def __call__(self, instance: Instance, files: Mapping[str, bytes]) -> Prepared:
+        """The instance, warmed up, behind the queue that its version's files ask for.
+
+        Raises:
+            InvalidRequest: reason MODEL_INVALID: the configuration is wrong, or a sample does not run.
+        """
+        serving = read_serving(files)
+        pad = warm_up(instance, serving)
+        return Prepared(serving, Batcher(instance, serving, instances=self._instances, pad_lone_row=pad, now=self._now))
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return max(1, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,85 @@
+"""Running streams: how many, and for how long one may do nothing.
+
+Each stream holds a thread of the server, which waits for its peer: to send, or
+to read what was sent, because a reply is handed to the transport one at a time.
+A peer that does neither for too long is cut off.
+
+If this fails: peers that neither send nor read hold threads until their tokens expire.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from casemate.errors import Exhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_RETRY_BUSY = timedelta(seconds=1)
+
+
+class Stream:
+    """One running stream, which says what it does."""
+
+    __slots__ = ("cancel", "waits_since")
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self.cancel = cancel
+        self.waits_since: float | None = None
+
+    def waits(self, now: float) -> None:
+        """From now on it waits for its peer."""
+        self.waits_since = now
+
+    def works(self) -> None:
+        """It works; that takes as long as it takes."""
+        self.waits_since = None
+
+
+class Streams:
+    """The streams that run now.
+
+    Args:
+        limit: how many may run at once; below the number of the server's threads.
+        idle: how long one may wait for its peer.
+        now: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, *, limit: int, idle: timedelta, now: Callable[[], float] = time.monotonic) -> None:
+        self._slots = threading.BoundedSemaphore(limit)
+        self._idle = idle.total_seconds()
+        self.now = now
+        self._running: dict[int, Stream] = {}
+
+    @contextmanager
+    def enter(self, cancel: Callable[[], object]) -> Iterator[Stream]:
+        """A place among the streams; `cancel` ends the call from another thread.
+
+        Raises:
+            Exhausted: too many run already.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise Exhausted("too many streams at once", retry_after=_RETRY_BUSY)
+        stream = Stream(cancel)
+        self._running[id(stream)] = stream
+        try:
+            yield stream
+        finally:
+            self._running.pop(id(stream), None)
+            self._slots.release()
+
+    def cut_idle(self) -> int:
+        """Ends the streams whose peers have neither sent nor read for too long; how many."""
+        now, cut = self.now(), 0
+        for stream in tuple(self._running.values()):
+            since = stream.waits_since
+            if since is not None and now - since > self._idle:
+                stream.works()  # cut once
+                stream.cancel()
+                cut += 1
+        return cut
