@@ -117,9 +117,10 @@ class Administration:
         checks.identifier("client_id", client_id)
         checks.raise_if_any()
         # Reaches ahead: a token may be signed at this very moment, after its client was read as enabled.
-        reach = self._clock.now() + _ISSUING_TAKES_AT_MOST
+        now = self._clock.now()
+        reach = now + _ISSUING_TAKES_AT_MOST
         revocation = replace(self._revocation(RevocationKind.CLIENT, client_id), not_before=reach)
-        await self._store.disable_client(client_id, within=_reach(admin), revocation=revocation)
+        await self._store.disable_client(client_id, within=_reach(admin), revocation=revocation, now=now)
 
     async def create_grant(self, admin: str, grant: Grant) -> str:
         """Creates a grant under a new identifier, which is returned.
@@ -225,11 +226,11 @@ class Administration:
         if kind is RevocationKind.KEY:
             successor = await self._new_token_key()
             return await self._store.replace_token_key(value, successor=successor, revocation=revocation)
-        return await self._store.revoke(revocation)
+        return await self._store.revoke(revocation, now=self._clock.now())
 
     async def revoke_own_token(self, token_id: str) -> None:
         """Revokes one token whose identifier was proven to be its client's own."""
-        await self._store.revoke(self._revocation(RevocationKind.TOKEN, token_id))
+        await self._store.revoke(self._revocation(RevocationKind.TOKEN, token_id), now=self._clock.now())
 
     def _require_spiffe_reach(self, admin: str, spiffe_id: str) -> None:
         if not spiffe_id.startswith(f"spiffe://{self._trust_domain}/"):

@@ -43,8 +43,10 @@ from casemate.transport.registry import RegisteredService, methods_of, registere
 from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
+from services.auth.families import Families
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.key_ring import TokenKeyRing
+from services.auth.refresh_tokens import RefreshTokens
 from services.auth.releases import Releases
 from services.auth.servicer_admin import AdminServicer
 from services.auth.servicer_releases import ReleaseServicer
@@ -52,6 +54,7 @@ from services.auth.servicer_tokens import TokenServicer
 from services.auth.servicer_trust import TrustServicer
 from services.auth.settings import AuthSettings
 from services.auth.store.authority import AuthorityStore
+from services.auth.store.families import FamilyStore
 from services.auth.store.news import NewsReader
 from services.auth.store.table import Alarms
 from services.auth.store.tables import AuthorityTables
@@ -113,6 +116,7 @@ class Authority:
     alarms: Alarms
     tables: AuthorityTables
     store: AuthorityStore
+    metrics: Metrics
 
 
 class _HealthReport:
@@ -204,7 +208,7 @@ async def serving(
         )
         await publisher.refresh()
         report.looked(trust.staleness(clock))
-        services = _services(settings, authority, ring, publisher, clock)
+        services = _services(settings, authority, ring, publisher, clock=clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
@@ -258,11 +262,16 @@ async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics:
     alarms = Alarms(count=lambda: metrics.increment("authority_alarms_total"))
     tables = AuthorityTables(key=key, alarms=alarms)
     store = AuthorityStore(pool=pool, tables=tables)
-    return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store)
+    return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store, metrics=metrics)
 
 
 def _services(
-    settings: AuthSettings, authority: Authority, ring: TokenKeyRing, publisher: TrustPublisher, clock: Clock
+    settings: AuthSettings,
+    authority: Authority,
+    ring: TokenKeyRing,
+    publisher: TrustPublisher,
+    *,
+    clock: Clock,
 ) -> list[RegisteredService]:
     store = authority.store
     administration = Administration(
@@ -270,7 +279,18 @@ def _services(
     )
     identifiers = TokenIdentifiers(key=authority.key)
     issuer = TokenIssuer(issuer=settings.issuer, signing_key=ring.active, identifiers=identifiers, clock=clock)
-    tokens = Tokens(store=store, issuer=issuer, identifiers=identifiers, administration=administration)
+    metrics = authority.metrics
+    metrics.counter("refresh_total", "Refresh tokens presented, by outcome.", ("outcome",))
+    families = Families(
+        store=FamilyStore(pool=authority.pool, tables=authority.tables),
+        tokens=RefreshTokens(key=authority.key),
+        issuer=issuer,
+        clock=clock,
+        observe=lambda outcome: metrics.increment("refresh_total", outcome=outcome),
+    )
+    tokens = Tokens(
+        store=store, issuer=issuer, identifiers=identifiers, administration=administration, families=families
+    )
     releases = Releases(store=store, clock=clock)
     return [
         registered(add_TokenServiceServicer_to_server, TokenServicer(tokens=tokens)),

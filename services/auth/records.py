@@ -50,6 +50,45 @@ class TokenKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A line of refresh tokens, of which one at a time is current.
+
+    Attributes:
+        id: 128 random bits; also the session (`sid`) of its access tokens.
+        tenant: of the client and the subject.
+        client_id: who refreshes.
+        spiffe_id: the only certificates that may.
+        subject: whom its access tokens are about.
+        actors: who speaks for the subject, the last one first.
+        audience: the one service that its access tokens are for.
+        scopes: the most that they carry.
+        salt: goes into every token of the family.
+        generation: of the current token, from 1.
+        created_at: when it began.
+        rotated_at: when the current token was first given out.
+        idle_expires_at: when it ends unless it is refreshed.
+        expires_at: when it ends in any case.
+        ended_at: when it was ended, if it was.
+    """
+
+    id: str
+    tenant: str
+    client_id: str
+    spiffe_id: str
+    subject: str
+    actors: tuple[str, ...]
+    audience: str
+    scopes: tuple[str, ...]
+    salt: bytes
+    generation: int
+    created_at: datetime
+    rotated_at: datetime
+    idle_expires_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseHead:
     """The number of a model's newest released version."""
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import jwt
 
@@ -41,6 +41,31 @@ class IssuedToken:
     token_id: str
     expires_at: datetime
     scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entitlement:
+    """What a token says, once it is decided that it may.
+
+    Attributes:
+        tenant: of client and subject.
+        client_id: who asks, and whose certificate it is bound to.
+        subject: whom it is about; the client itself, unless one speaks for another.
+        audience: the one service that it is for.
+        scopes: what it carries, sorted.
+        actors: who speaks for the subject, the last one first; empty if it speaks for itself.
+        session_id: the session that it dies with, if it has one.
+        not_after: no later than this, if there is such a limit.
+    """
+
+    tenant: str
+    client_id: str
+    subject: str
+    audience: str
+    scopes: tuple[str, ...]
+    actors: tuple[str, ...] = ()
+    session_id: str | None = None
+    not_after: datetime | None = None
 
 
 class TokenIdentifiers:
@@ -123,34 +148,59 @@ class TokenIssuer:
             Unauthenticated: the certificate has less than a second to live.
         """
         granted = grantable(client, audience, scopes)
+        # RFC 9068 section 2.2: without a resource owner, the subject is the client itself.
+        entitlement = Entitlement(
+            tenant=client.tenant,
+            client_id=client.client_id,
+            subject=client.client_id,
+            audience=audience,
+            scopes=granted,
+        )
+        return self.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
+
+    def mint(self, entitlement: Entitlement, *, thumbprint: str, not_after: datetime) -> IssuedToken:
+        """A token that says what was decided, bound to a certificate and dead with it. One signature.
+
+        Raises:
+            Unauthenticated: the certificate, or what the token rests on, has less than a second to live.
+            Unavailable: no key signs now.
+        """
         now = self._clock.now()
         issued_at = int(now.timestamp())
-        expires_at = int(min(now + MAX_LIFETIME, not_after).timestamp())
-        expires_at = min(expires_at, issued_at + int(MAX_LIFETIME.total_seconds()))
+        ends = min(now + MAX_LIFETIME, not_after, entitlement.not_after or not_after)
+        expires_at = min(int(ends.timestamp()), issued_at + int(MAX_LIFETIME.total_seconds()))
         if expires_at <= issued_at:
-            raise Unauthenticated("the certificate ends within the second", reason=Reason.PEER_REFUSED)
-        token_id = self._identifiers.make(client.client_id)
-        claims = {
-            "iss": self._issuer,
-            "aud": audience,
-            # RFC 9068 section 2.2: without a resource owner, the subject is the client itself.
-            "sub": client.client_id,
-            "client_id": client.client_id,
-            "tenant": client.tenant,
-            "scope": " ".join(granted),
-            "iat": issued_at,
-            "exp": expires_at,
-            "jti": token_id,
-            "cnf": {"x5t#S256": thumbprint},
-        }
+            raise Unauthenticated("what the token rests on ends within the second", reason=Reason.PEER_REFUSED)
+        token_id = self._identifiers.make(entitlement.client_id)
+        claims = _claims(entitlement, thumbprint)
+        claims |= {"iss": self._issuer, "iat": issued_at, "exp": expires_at, "jti": token_id}
         key = self._signing_key()
         text = jwt.encode(claims, key.private_key, algorithm=key.algorithm, headers={"kid": key.kid, "typ": "at+jwt"})
         return IssuedToken(
             token=Secret(text),
             token_id=token_id,
             expires_at=datetime.fromtimestamp(expires_at, tz=now.tzinfo),
-            scopes=granted,
+            scopes=entitlement.scopes,
         )
+
+
+def _claims(entitlement: Entitlement, thumbprint: str) -> dict[str, Any]:
+    claims: dict[str, Any] = {
+        "aud": entitlement.audience,
+        "sub": entitlement.subject,
+        "client_id": entitlement.client_id,
+        "tenant": entitlement.tenant,
+        "scope": " ".join(entitlement.scopes),
+        "cnf": {"x5t#S256": thumbprint},
+    }
+    if entitlement.session_id is not None:
+        claims["sid"] = entitlement.session_id
+    act: dict[str, Any] | None = None
+    for actor in reversed(entitlement.actors):  # RFC 8693 section 4.1: the last one is the outermost
+        act = {"sub": actor} if act is None else {"sub": actor, "act": act}
+    if act is not None:
+        claims["act"] = act
+    return claims
 
 
 def grantable(client: Client, audience: str, scopes: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from casemate.errors import PermissionDenied, Reason, Unauthenticated
 from services.auth.administration import Administration
+from services.auth.families import Families, Refreshed
 from services.auth.records import Client
 from services.auth.store.authority import AuthorityStore
 from services.auth.token_issuer import IssuedToken, TokenIdentifiers, TokenIssuer
@@ -22,11 +23,13 @@ class Tokens:
         issuer: TokenIssuer,
         identifiers: TokenIdentifiers,
         administration: Administration,
+        families: Families,
     ) -> None:
         self._store = store
         self._issuer = issuer
         self._identifiers = identifiers
         self._administration = administration
+        self._families = families
 
     async def issue(
         self, *, spiffe_id: str, thumbprint: str, not_after: datetime, audience: str, scopes: Sequence[str]
@@ -40,6 +43,37 @@ class Tokens:
         """
         client = await self._client(spiffe_id)
         return self._issuer.issue(client, audience=audience, scopes=scopes, thumbprint=thumbprint, not_after=not_after)
+
+    async def refresh(
+        self, text: str, *, spiffe_id: str, thumbprint: str, not_after: datetime, scopes: Sequence[str]
+    ) -> Refreshed:
+        """The successor of a refresh token, and an access token.
+
+        Raises:
+            Unauthenticated: `GRANT_INVALID`, also for callers that are no client.
+            PermissionDenied: `SCOPE_NOT_GRANTED`.
+        """
+        client = await self._store.client_of(spiffe_id)
+        return await self._families.refresh(
+            text,
+            client=client if client is not None and client.enabled else None,
+            spiffe_id=spiffe_id,
+            thumbprint=thumbprint,
+            not_after=not_after,
+            scopes=scopes,
+        )
+
+    async def revoke_own_family(self, *, spiffe_id: str, refresh_token: str) -> None:
+        """Ends the family of a refresh token of the client itself; other texts have no effect.
+
+        Raises:
+            Unauthenticated: `CLIENT_UNKNOWN`.
+        """
+        client = await self._client(spiffe_id)
+        try:
+            await self._families.end_own(refresh_token, client=client)
+        except Unauthenticated:
+            return
 
     async def revoke_own(self, *, spiffe_id: str, token_id: str) -> None:
         """Revokes a token of the client itself; other identifiers have no effect (RFC 7009 section 2.2).

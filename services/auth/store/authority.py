@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from casemate.errors import AlreadyExists, Conflict, NotFound, Reason
 from casemate.gate.core.records import Grant, Release, ReleasedVersion, Revocation, RevocationKind
@@ -19,11 +19,21 @@ from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
 from services.auth.records import Client, ReleaseHead, Tenant, TokenKey
 from services.auth.store.changes import Change, EventKind, begin_change
+from services.auth.store.families import end_families
 from services.auth.store.layouts import VersionRow
+from services.auth.store.revoking import add_revocation
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
     from casemate.storage.pool import Connection, Pool
+
+
+_FAMILY_COLUMNS: Final = {
+    RevocationKind.SESSION: "id",
+    RevocationKind.CLIENT: "client_id",
+    RevocationKind.SUBJECT: "subject",
+    RevocationKind.SPIFFE_ID: "spiffe_id",
+}
 
 
 class AuthorityStore:
@@ -80,7 +90,9 @@ class AuthorityStore:
             await self._require_tenant(change.connection, client.tenant)
             await self._tables.clients.insert(change.connection, client)
 
-    async def disable_client(self, client_id: str, *, within: str | None, revocation: Revocation) -> None:
+    async def disable_client(
+        self, client_id: str, *, within: str | None, revocation: Revocation, now: datetime
+    ) -> None:
         """Disables a client and revokes what it holds; again is no error.
 
         Raises:
@@ -92,7 +104,8 @@ class AuthorityStore:
                 raise NotFound(f"client {client_id}")
             if client.enabled:
                 await self._tables.clients.replace(change.connection, replace(client, enabled=False))
-            await self._revoke(change, revocation)
+            await end_families(self._tables, change, now=now, client_id=client_id)
+            await add_revocation(self._tables, change, revocation)
 
     async def add_grant(self, grant: Grant) -> None:
         """Adds a grant.
@@ -144,10 +157,16 @@ class AuthorityStore:
                 await self._tables.signers.replace(change.connection, replace(signer, compromised_since=since))
                 await change.tell(EventKind.SIGNER, key_id)
 
-    async def revoke(self, revocation: Revocation) -> str:
-        """Adds a revocation and returns its identifier: an earlier one's, where that says the same."""
+    async def revoke(self, revocation: Revocation, *, now: datetime) -> str:
+        """Adds a revocation and returns its identifier: an earlier one's, where that says the same.
+
+        Refresh families of what it names end with it: they would outlive it.
+        """
         async with self._changing() as change:
-            return await self._revoke(change, revocation)
+            column = _FAMILY_COLUMNS.get(revocation.kind)
+            if column is not None:
+                await end_families(self._tables, change, now=now, **{column: revocation.value})
+            return await add_revocation(self._tables, change, revocation)
 
     async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation) -> str:
         """Revokes a token key; if it is the active one, the successor signs from now on.
@@ -168,7 +187,7 @@ class AuthorityStore:
                 await self._tables.token_keys.insert(change.connection, successor)
                 await change.tell(EventKind.TOKEN_KEY, successor.kid)
             await change.tell(EventKind.TOKEN_KEY, kid)
-            return await self._revoke(change, revocation)
+            return await add_revocation(self._tables, change, revocation)
 
     async def active_token_key(self) -> TokenKey | None:
         """The key that signs now, if there is one and its row verifies."""
@@ -245,17 +264,6 @@ class AuthorityStore:
         await self._tables.versions.insert(change.connection, VersionRow(tenant=tenant, model=model, version=version))
         await change.tell(EventKind.RELEASE, tenant, model)
 
-    async def _revoke(self, change: Change, revocation: Revocation) -> str:
-        same_kind = await self._tables.revocations.matching(
-            change.connection, kind=revocation.kind.value, value=revocation.value
-        )
-        for earlier in same_kind:
-            if _covers(earlier, revocation):
-                return earlier.id
-        await self._tables.revocations.insert(change.connection, revocation)
-        await change.tell(EventKind.REVOCATION, revocation.id)
-        return revocation.id
-
     async def _require_tenant(self, connection: Connection, tenant: str) -> None:
         if await self._tables.tenants.get(connection, tenant) is None:
             raise NotFound(f"tenant {tenant}")
@@ -263,15 +271,3 @@ class AuthorityStore:
 
 def _identity(version: ReleasedVersion) -> tuple[bytes, str]:
     return version.manifest_sha256, version.signer_key_id
-
-
-def _covers(earlier: Revocation, later: Revocation) -> bool:
-    """Whether an earlier revocation of the same value already refuses all that the later one would."""
-    if later.kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT):
-        return False  # the later moment reaches tokens that were issued in between
-    if earlier.expires_at is None:
-        return True
-    # Repeating the revocation of one token adds nothing: no token outlives the first one's expiry.
-    return later.expires_at is not None and (
-        earlier.expires_at >= later.expires_at or later.kind is RevocationKind.TOKEN
-    )

@@ -8,7 +8,7 @@ from typing import Final
 from casemate.gate.core.records import Effect, Grant, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.keys import PublicKey
 from casemate.signing.signers import Signer
-from services.auth.records import Client, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, Family, ReleaseHead, Tenant, TokenKey
 from services.auth.store.table import Layout
 
 
@@ -140,6 +140,46 @@ TOKEN_KEYS: Final[Layout[TokenKey]] = Layout(
         key.created_at,
     ),
     from_columns=lambda row: TokenKey(**row),
+)
+
+FAMILIES: Final[Layout[Family]] = Layout(
+    table="refresh_family",
+    key=("id",),
+    columns=(
+        "id",
+        "tenant",
+        "client_id",
+        "spiffe_id",
+        "subject",
+        "actors",
+        "audience",
+        "scopes",
+        "salt",
+        "generation",
+        "created_at",
+        "rotated_at",
+        "idle_expires_at",
+        "expires_at",
+        "ended_at",
+    ),
+    to_columns=lambda family: (
+        family.id,
+        family.tenant,
+        family.client_id,
+        family.spiffe_id,
+        family.subject,
+        family.actors,
+        family.audience,
+        family.scopes,
+        family.salt,
+        family.generation,
+        family.created_at,
+        family.rotated_at,
+        family.idle_expires_at,
+        family.expires_at,
+        family.ended_at,
+    ),
+    from_columns=lambda row: Family(**row),
 )
 
 REVOCATIONS: Final[Layout[Revocation]] = Layout(

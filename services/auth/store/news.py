@@ -105,9 +105,12 @@ class NewsReader:
                 return News(epoch=present, sequence=head["sequence"], read_at=read_at, snapshot=snapshot)
 
     async def forget_expired(self, before: datetime) -> None:
-        """Deletes revocations that ended before a moment; nothing that they match is alive."""
+        """Deletes revocations and refresh families that ended before a moment; nothing of theirs is alive."""
         with storage_errors():
             await self._pool.execute("DELETE FROM revocation WHERE expires_at < $1", before)
+            await self._pool.execute(
+                "DELETE FROM refresh_family WHERE idle_expires_at < $1 OR expires_at < $1 OR ended_at < $1", before
+            )
 
     async def _events(
         self, connection: Connection, *, after: int, up_to: int

@@ -73,6 +73,7 @@ class AuthorityTable(Generic[R]):
         self._by_key = f"{self._select} WHERE {own}"
         self._insert = f"INSERT INTO {layout.table} ({names}) VALUES ({places}) ON CONFLICT DO NOTHING RETURNING 1"  # noqa: S608  # as above
         self._replace = f"UPDATE {layout.table} SET ({names}) = ROW ({places}) WHERE {own_after}"  # noqa: S608  # as above
+        self._swap = f"{self._replace} AND mac = ${offset + len(layout.key) + 1} RETURNING 1"
         self._delete = f"DELETE FROM {layout.table} WHERE {own} RETURNING 1"  # noqa: S608  # as above
 
     async def insert(self, connection: Connection, record: R) -> None:
@@ -91,6 +92,16 @@ class AuthorityTable(Generic[R]):
         named = dict(zip(self._layout.columns, values, strict=True))
         await connection.execute(self._replace, *values, self._mac(values), *(named[name] for name in self._layout.key))
 
+    async def swap(self, connection: Connection, before: R, after: R) -> bool:
+        """Writes a record over the very one that was read; tells whether it still was there.
+
+        One statement. The MAC covers every column, so comparing it compares them all.
+        """
+        old, new = self._layout.to_columns(before), self._layout.to_columns(after)
+        named = dict(zip(self._layout.columns, old, strict=True))
+        key = (named[name] for name in self._layout.key)
+        return await connection.fetchval(self._swap, *new, self._mac(new), *key, self._mac(old)) is not None
+
     async def delete(self, connection: Connection, *key: str | int) -> bool:
         """Removes the record with this key; tells whether there was one."""
         return await connection.fetchval(self._delete, *key) is not None
@@ -104,12 +115,16 @@ class AuthorityTable(Generic[R]):
         row = await connection.fetchrow(self._by_key, *key)
         return None if row is None else self._read(row)
 
-    async def matching(self, connection: Connection, **equal: str) -> list[R]:
-        """All records whose columns have these values. A row that does not verify is as if absent."""
+    async def matching(self, connection: Connection, *, lock: bool = False, **equal: str) -> list[R]:
+        """All records whose columns have these values. A row that does not verify is as if absent.
+
+        With `lock`, nobody else changes them before the transaction ends.
+        """
         if not equal.keys() <= set(self._layout.columns):
             raise ValueError(f"{self._layout.table} has no such columns")
         condition = " AND ".join(f"{name} = ${n}" for n, name in enumerate(equal, start=1))
-        return self._readable(await connection.fetch(f"{self._select} WHERE {condition}{self._order}", *equal.values()))
+        suffix = f"{self._order} FOR UPDATE" if lock else self._order
+        return self._readable(await connection.fetch(f"{self._select} WHERE {condition}{suffix}", *equal.values()))
 
     async def all(self, connection: Connection) -> list[R]:
         """All records, by key. A row that does not verify is as if absent."""

@@ -30,6 +30,7 @@ class AuthorityTables:
         self.releases = AuthorityTable(layouts.RELEASES, key=key, alarms=alarms)
         self.versions = AuthorityTable(layouts.VERSIONS, key=key, alarms=alarms)
         self.token_keys = AuthorityTable(layouts.TOKEN_KEYS, key=key, alarms=alarms)
+        self.families = AuthorityTable(layouts.FAMILIES, key=key, alarms=alarms)
         self.revocations = AuthorityTable(layouts.REVOCATIONS, key=key, alarms=alarms)
 
     async def release(self, connection: Connection, tenant: str, model: str) -> Release | None:

@@ -90,6 +90,10 @@ class Caller:
     async def revoke_own(self, token_id: str) -> None:
         await ours(TokenServiceStub(self.channel).RevokeToken(tokens.RevokeTokenRequest(token_id=token_id)))
 
+    async def refresh(self, refresh_token: str, scopes: tuple[str, ...] = ()) -> tokens.RefreshTokenResponse:
+        request = tokens.RefreshTokenRequest(refresh_token=refresh_token, scopes=scopes)
+        return await ours(TokenServiceStub(self.channel).RefreshToken(request))
+
     async def record(self, request: object) -> Any:
         return await ours(ReleaseServiceStub(self.channel).RecordRelease(request))
 
@@ -123,14 +127,16 @@ class World:
     leaf: Callable[..., Path]
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
-    def caller(self, directory: Path) -> Caller:
+    def caller(self, directory: Path, *, port: int | None = None) -> Caller:
         credentials = grpc.ssl_channel_credentials(
             root_certificates=(directory / "ca.pem").read_bytes(),
             private_key=(directory / "key.pem").read_bytes(),
             certificate_chain=(directory / "cert.pem").read_bytes(),
         )
         options = (("grpc.ssl_target_name_override", f"auth.{TRUST_DOMAIN}"), ("grpc.enable_http_proxy", 0))
-        channel = grpc.aio.secure_channel(f"127.0.0.1:{self.running.port}", credentials, options)
+        channel = grpc.aio.secure_channel(
+            f"127.0.0.1:{self.running.port if port is None else port}", credentials, options
+        )
         self.channels.append(channel)
         return Caller(channel)
 

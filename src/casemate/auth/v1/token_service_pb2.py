@@ -26,7 +26,7 @@ from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_poli
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/token_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"|\n\x12IssueTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xdb\x01\n\x0cTokenService\x12\x63\n\nIssueToken\x12#.casemate.auth.v1.IssueTokenRequest\x1a$.casemate.auth.v1.IssueTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x12\x66\n\x0bRevokeToken\x12$.casemate.auth.v1.RevokeTokenRequest\x1a%.casemate.auth.v1.RevokeTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/token_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"|\n\x12IssueTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"<\n\x13RefreshTokenRequest\x12\x15\n\rrefresh_token\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"\xcd\x01\n\x14RefreshTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x15\n\rrefresh_token\x18\x05 \x01(\t\x12\x36\n\x12refresh_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x15\n\rrefresh_token\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xc8\x02\n\x0cTokenService\x12\x63\n\nIssueToken\x12#.casemate.auth.v1.IssueTokenRequest\x1a$.casemate.auth.v1.IssueTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x12k\n\x0cRefreshToken\x12%.casemate.auth.v1.RefreshTokenRequest\x1a&.casemate.auth.v1.RefreshTokenResponse\"\x0c\xaa\xd4\x18\x08\n\x00\x18\x01 \x01(\x01\x12\x66\n\x0bRevokeToken\x12$.casemate.auth.v1.RevokeTokenRequest\x1a%.casemate.auth.v1.RevokeTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['IssueToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['IssueToken']._serialized_options = b'\252\324\030\006\n\000 \001(\001'
+  _globals['_TOKENSERVICE'].methods_by_name['RefreshToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['RefreshToken']._serialized_options = b'\252\324\030\010\n\000\030\001 \001(\001'
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\252\324\030\006\n\000 \001(\001'
   _globals['_ISSUETOKENREQUEST']._serialized_start=124
   _globals['_ISSUETOKENREQUEST']._serialized_end=177
   _globals['_ISSUETOKENRESPONSE']._serialized_start=179
   _globals['_ISSUETOKENRESPONSE']._serialized_end=303
-  _globals['_REVOKETOKENREQUEST']._serialized_start=305
-  _globals['_REVOKETOKENREQUEST']._serialized_end=343
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=345
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=366
-  _globals['_TOKENSERVICE']._serialized_start=369
-  _globals['_TOKENSERVICE']._serialized_end=588
+  _globals['_REFRESHTOKENREQUEST']._serialized_start=305
+  _globals['_REFRESHTOKENREQUEST']._serialized_end=365
+  _globals['_REFRESHTOKENRESPONSE']._serialized_start=368
+  _globals['_REFRESHTOKENRESPONSE']._serialized_end=573
+  _globals['_REVOKETOKENREQUEST']._serialized_start=575
+  _globals['_REVOKETOKENREQUEST']._serialized_end=636
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=638
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=659
+  _globals['_TOKENSERVICE']._serialized_start=662
+  _globals['_TOKENSERVICE']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class TokenServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.FromString,
                 _registered_method=True)
+        self.RefreshToken = channel.unary_unary(
+                '/casemate.auth.v1.TokenService/RefreshToken',
+                request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenResponse.FromString,
+                _registered_method=True)
         self.RevokeToken = channel.unary_unary(
                 '/casemate.auth.v1.TokenService/RevokeToken',
                 request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenRequest.SerializeToString,
@@ -63,9 +68,24 @@ class TokenServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefreshToken(self, request, context):
+        """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
+        4.14.2) and an access token for the present certificate.
+
+        A token is used once. Sent again within ten seconds, while its successor is
+        unused, it gives that same successor; any other second use, and any use from
+        a certificate of another SPIFFE ID, ends the whole family and its live access
+        tokens. Errors: UNAUTHENTICATED / GRANT_INVALID (whatever is wrong with the
+        token), PERMISSION_DENIED / SCOPE_NOT_GRANTED (wider than the family).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeToken(self, request, context):
-        """Revokes one of the caller's own tokens by its identifier (`jti`). Unknown
-        identifiers are accepted without effect, as RFC 7009 section 2.2 asks.
+        """Revokes one of the caller's own tokens: an access token by its identifier
+        (`jti`), or a refresh token and with it its family. Unknown ones are accepted
+        without effect, as RFC 7009 section 2.2 asks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +98,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.IssueToken,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.SerializeToString,
+            ),
+            'RefreshToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshToken,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenResponse.SerializeToString,
             ),
             'RevokeToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeToken,
@@ -113,6 +138,33 @@ class TokenService(object):
             '/casemate.auth.v1.TokenService/IssueToken',
             casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.TokenService/RefreshToken',
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,9 +41,20 @@ class TokenServiceStub:
     client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
     INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
     """
+    RefreshToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RefreshTokenRequest, _token_service_pb2.RefreshTokenResponse]
+    """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
+    4.14.2) and an access token for the present certificate.
+
+    A token is used once. Sent again within ten seconds, while its successor is
+    unused, it gives that same successor; any other second use, and any use from
+    a certificate of another SPIFFE ID, ends the whole family and its live access
+    tokens. Errors: UNAUTHENTICATED / GRANT_INVALID (whatever is wrong with the
+    token), PERMISSION_DENIED / SCOPE_NOT_GRANTED (wider than the family).
+    """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]
-    """Revokes one of the caller's own tokens by its identifier (`jti`). Unknown
-    identifiers are accepted without effect, as RFC 7009 section 2.2 asks.
+    """Revokes one of the caller's own tokens: an access token by its identifier
+    (`jti`), or a refresh token and with it its family. Unknown ones are accepted
+    without effect, as RFC 7009 section 2.2 asks.
     """
 
 @_typing.type_check_only
@@ -59,9 +70,20 @@ class TokenServiceAsyncStub(TokenServiceStub):
     client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
     INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
     """
+    RefreshToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RefreshTokenRequest, _token_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
+    """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
+    4.14.2) and an access token for the present certificate.
+
+    A token is used once. Sent again within ten seconds, while its successor is
+    unused, it gives that same successor; any other second use, and any use from
+    a certificate of another SPIFFE ID, ends the whole family and its live access
+    tokens. Errors: UNAUTHENTICATED / GRANT_INVALID (whatever is wrong with the
+    token), PERMISSION_DENIED / SCOPE_NOT_GRANTED (wider than the family).
+    """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Revokes one of the caller's own tokens by its identifier (`jti`). Unknown
-    identifiers are accepted without effect, as RFC 7009 section 2.2 asks.
+    """Revokes one of the caller's own tokens: an access token by its identifier
+    (`jti`), or a refresh token and with it its family. Unknown ones are accepted
+    without effect, as RFC 7009 section 2.2 asks.
     """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -82,13 +104,30 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RefreshToken(
+        self,
+        request: _token_service_pb2.RefreshTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.RefreshTokenResponse, _abc.Awaitable[_token_service_pb2.RefreshTokenResponse]]:
+        """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
+        4.14.2) and an access token for the present certificate.
+
+        A token is used once. Sent again within ten seconds, while its successor is
+        unused, it gives that same successor; any other second use, and any use from
+        a certificate of another SPIFFE ID, ends the whole family and its live access
+        tokens. Errors: UNAUTHENTICATED / GRANT_INVALID (whatever is wrong with the
+        token), PERMISSION_DENIED / SCOPE_NOT_GRANTED (wider than the family).
+        """
+
+    @_abc_1.abstractmethod
     def RevokeToken(
         self,
         request: _token_service_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_service_pb2.RevokeTokenResponse, _abc.Awaitable[_token_service_pb2.RevokeTokenResponse]]:
-        """Revokes one of the caller's own tokens by its identifier (`jti`). Unknown
-        identifiers are accepted without effect, as RFC 7009 section 2.2 asks.
+        """Revokes one of the caller's own tokens: an access token by its identifier
+        (`jti`), or a refresh token and with it its family. Unknown ones are accepted
+        without effect, as RFC 7009 section 2.2 asks.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
