@@ -37,13 +37,13 @@ class UnverifiedToken:
         text: the compact serialization as it came.
         unverified_kid: the key that it says it was signed by.
         unverified_algorithm: the algorithm that it says; the key decides.
-        payload: the claims' segment, not decoded yet.
+        payload: the claims' JSON, not parsed yet.
     """
 
     text: str
     unverified_kid: str
     unverified_algorithm: str
-    payload: str
+    payload: bytes
 
     def read_claims(self) -> dict[str, Any]:
         """The claims, still unproven: without duplicate members, floats or constants.
@@ -53,7 +53,7 @@ class UnverifiedToken:
         Raises:
             Unauthenticated: TOKEN_INVALID.
         """
-        return _parse_segment(self.payload)
+        return _parse_object(self.payload)
 
 
 def parse_token(text: str) -> UnverifiedToken:
@@ -69,7 +69,7 @@ def parse_token(text: str) -> UnverifiedToken:
     compact = _COMPACT.fullmatch(text)
     if compact is None:
         raise Unauthenticated("token is not a compact JWS of ours")
-    header = _parse_segment(compact[1])
+    header = _parse_object(_decode_segment(compact[1]))
     if header.keys() != _HEADER_MEMBERS:
         raise Unauthenticated("token header members are not alg, kid and typ")
     kid, algorithm = header["kid"], header["alg"]
@@ -83,17 +83,21 @@ def parse_token(text: str) -> UnverifiedToken:
         text=text,
         unverified_kid=kid,
         unverified_algorithm=algorithm,
-        payload=compact[2],
+        payload=_decode_segment(compact[2]),
     )
 
 
-def _parse_segment(segment: str) -> dict[str, Any]:
+def _decode_segment(segment: str) -> bytes:
     try:
         raw = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except Base64Error as error:
         raise Unauthenticated("token segment is not base64url") from error
     if urlsafe_b64encode(raw).rstrip(b"=").decode() != segment:
         raise Unauthenticated("token segment is not canonical base64url")
+    return raw
+
+
+def _parse_object(raw: bytes) -> dict[str, Any]:
     try:
         # A nested object would need a limit of depth; the length bounds it, and the parser's own limit ends it.
         parsed = json.loads(raw, object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse)
