@@ -55,6 +55,8 @@ from services.inference.repository import Repository
 from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
 from services.inference.settings import InferenceSettings, ServingSettings
 from services.inference.streams import Streams
+from services.inference.tracing import Sampler
+from services.inference.triton_metrics import TritonMetrics
 from services.inference.trust_view import TrustView
 from services.inference.validation import Limits
 from services.inference.vault import Vault
@@ -167,6 +169,7 @@ class Service:
             streams=self.streams,
             deadline=serving.deadline,
         )
+        dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
         gate = build_gate(dependencies, trust_domain=trust_domain)
         self._interceptor = GateInterceptor(gate)
         self._server = self._build_server(dependencies.source, address, serving, lame_duck)
@@ -209,7 +212,9 @@ class Service:
     ) -> SyncServer:
         health, state = health_service()
         services = (
-            open_inference_service(models=self.models, predictions=self.predictions),
+            open_inference_service(
+                models=self.models, predictions=self.predictions, sampler=Sampler(one_in=serving.trace_one_in)
+            ),
             model_service(self.publishing),
             health,
             reflection_service((OPEN_INFERENCE, MODEL_SERVICE, health.name)),

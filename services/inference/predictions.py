@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from services.inference.loader import LoadedModel
     from services.inference.streams import Streams
     from services.inference.tensors import Array
+    from services.inference.tracing import Trace
 
 DEFAULT_DEADLINE = timedelta(seconds=60)
 _LOGGER = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ class Patience:
         seconds: until its deadline; None: it has set none.
         on_leave: has a function called, from any thread, when the peer goes; False when it has gone.
         cancel: ends the call from another thread.
+        trace: set when this call is traced.
     """
 
     seconds: float | None = None
     on_leave: Callable[[Callable[[], None]], bool] = lambda _gone: True
     cancel: Callable[[], object] = lambda: None
+    trace: Trace | None = None
 
 
 ENDLESS = Patience()
@@ -157,7 +160,10 @@ class Predictions:
             done = time.perf_counter_ns()
             response = self._response(loaded, request, tensors, ran.outputs)
         except BaseException as error:
-            loaded.statistics.failed(time.perf_counter_ns() - began, _failure(error))
+            ns = time.perf_counter_ns() - began
+            loaded.statistics.failed(ns, _failure(error))
+            if patience.trace is not None:
+                patience.trace.ended(model=str(loaded.slot), outcome=_failure(error), total=ns // 1000)
             raise
         ended = time.perf_counter_ns()
         loaded.statistics.succeeded(
@@ -168,6 +174,17 @@ class Predictions:
             infer_ns=ran.infer_ns,
             output_ns=ended - done,
         )
+        if patience.trace is not None:
+            patience.trace.ended(
+                model=str(loaded.slot),
+                outcome="OK",
+                rows=tensors.rows,
+                total=(ended - began) // 1000,
+                input=(read - began) // 1000,
+                queue=ran.queue_ns // 1000,
+                infer=ran.infer_ns // 1000,
+                output=(ended - done) // 1000,
+            )
         return response
 
     def _terms(self, tenant: str, caller: Caller, request: wire.ModelInferRequest, patience: Patience) -> Terms:

@@ -13,6 +13,7 @@ from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.registry import RegisteredService
 from services.inference.batch_jobs import CallerLeft
 from services.inference.predictions import Patience
+from services.inference.tracing import Sampler, begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +30,11 @@ _STATUS_ON_ERROR = ("triton_grpc_error", "true")
 """Metadata by which tritonclient asks for real statuses on a stream."""
 
 
-def open_inference_service(*, models: Models, predictions: Predictions) -> RegisteredService:
-    """All 20 rpcs of `inference.GRPCInferenceService`."""
+def open_inference_service(
+    *, models: Models, predictions: Predictions, sampler: Sampler | None = None
+) -> RegisteredService:
+    """All 20 rpcs of `inference.GRPCInferenceService`; `sampler` chooses which predictions are traced."""
+    sampler = sampler or Sampler(one_in=0)
     refuse = models.refuse
     unary: dict[str, Callable[[Caller, Any], bytes]] = {
         "ServerLive": models.server_live,
@@ -56,13 +60,13 @@ def open_inference_service(*, models: Models, predictions: Predictions) -> Regis
 
     def infer(request: wire.ModelInferRequest, context: grpc.ServicerContext) -> bytes:
         try:
-            return predictions.infer(current_caller(), request, _patience(context))
+            return predictions.infer(current_caller(), request, _patience(context, sampler))
         except CallerLeft:
             raise grpc.RpcError from None  # what grpcio itself raises when the peer is gone
 
     def stream(requests: Iterator[wire.ModelInferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
-        patience = _patience(context)
+        patience = _patience(context, sampler)
         try:
             yield from predictions.stream(
                 current_caller(), requests, status_on_error=status_on_error, patience=patience
@@ -106,8 +110,9 @@ def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMeth
     return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=None)
 
 
-def _patience(context: grpc.ServicerContext) -> Patience:
-    return Patience(_remaining(context), context.add_callback, context.cancel)
+def _patience(context: grpc.ServicerContext, sampler: Sampler) -> Patience:
+    trace = begin(context.invocation_metadata()) if sampler.choose() else None
+    return Patience(_remaining(context), context.add_callback, context.cancel, trace)
 
 
 def _remaining(context: grpc.ServicerContext) -> float | None:

@@ -52,6 +52,10 @@ class ServingSettings:
         help="how long a stream's peer may neither send nor read",
     )
 
+    trace_one_in: int = setting(
+        "TRACE_ONE_IN", parse=integer(0, 1_000_000), default=0, help="every so-manieth prediction is traced; 0 for none"
+    )
+
     @property
     def max_message_bytes(self) -> int:
         """The largest message, in bytes."""
