@@ -14,7 +14,8 @@ import pytest
 
 from casemate.cli.attacks import offer_tls_1_2
 from casemate.cli.certificates import OPERATOR, Certificates
-from casemate.cli.cluster import Cluster, Ports
+from casemate.cli.cluster import Cluster
+from casemate.cli.ports import Ports
 from casemate.cli.state import SERVICES, StateDirectory
 from casemate.client.admin import Administration
 from casemate.client.session import Session

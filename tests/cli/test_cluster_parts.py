@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from casemate.cli.certificates import Certificates
-from casemate.cli.cluster import Ports
+from casemate.cli.ports import Ports
 from casemate.cli.state import SERVICES, StateDirectory
 from casemate.errors import ConfigurationError
 from casemate.pki.leaves import describe

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from casemate.cli.cluster import Cluster, Ports
+from casemate.cli.cluster import Cluster
+from casemate.cli.ports import Ports
 from casemate.cli.state import SERVICES, StateDirectory
 from casemate.cli.story import TENANT, Story
 from casemate.client.datasets import Datasets

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import click
 
+from casemate.cli.children import find_checkout
 from casemate.cli.connection import with_session
 from casemate.cli.keys import load_public_key, load_signing_key, write_signing_key
 from casemate.client.admin import Administration
@@ -35,8 +36,6 @@ def bootstrap(client_id: str, spiffe_id: str) -> None:
     Runs on the machine of auth, with auth's own settings in the environment: it needs
     the database role and the key-encryption key.
     """
-    from casemate.cli.cluster import find_checkout  # noqa: PLC0415  # loads the embedded database
-
     arguments = ["-m", "services.auth", "bootstrap-operator", "--client-id", client_id, "--spiffe-id", spiffe_id]
     environment = {**os.environ, "PYTHONPATH": str(find_checkout())}  # noqa: TID251  # auth's own settings are meant
     done = subprocess.run([sys.executable, *arguments], env=environment, check=False)  # noqa: S603  # ours

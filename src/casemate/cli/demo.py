@@ -20,7 +20,9 @@ import numpy as np
 
 from casemate.cli import digits
 from casemate.cli.attacks import Attacks, Outcome
-from casemate.cli.cluster import Cluster, Ports, find_checkout
+from casemate.cli.children import find_checkout
+from casemate.cli.cluster import Cluster
+from casemate.cli.ports import Ports
 from casemate.cli.prediction import ask_as
 from casemate.cli.state import StateDirectory
 from casemate.cli.story import DATASET, MODEL, Story

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from casemate.cli.cluster import Cluster, Ports
+from casemate.cli.cluster import Cluster
 from casemate.cli.main import Options
+from casemate.cli.ports import Ports
 from casemate.cli.state import SERVICES, StateDirectory
 
 DEFAULT_TRUST_DOMAIN = "casemate.internal"
