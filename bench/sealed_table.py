@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch, seal_rows
+from casemate.sealing.rows import BatchContext, SealedBatch, open_rows, seal_batch, seal_rows
 
 if TYPE_CHECKING:
     import asyncpg
@@ -98,7 +98,7 @@ class Plain:
 
 
 class Sealed(Plain):
-    """Rows sealed and opened by us: each sealed as it is copied; a batch fetched, then opened."""
+    """Rows sealed and opened by us: each sealed as it is copied; a batch opened while the server looks for the next."""
 
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, name)
@@ -120,16 +120,30 @@ class Sealed(Plain):
     async def read(self) -> int:
         """See `Side`."""
         found = 0
+        fetching = self._fetch(0)
         for number in range(len(self._stored)):
-            found += len(self._open(number, [record[0] for record in await self._fetch(number)]))
+            rows = [record[0] for record in await fetching]
+            if number + 1 < len(self._stored):
+                fetching = self._fetch(number + 1)
+                await asyncio.sleep(0)  # sends the query
+            found += len(self._open(number, rows))
         return found
 
     def _open(self, number: int, rows: list[bytes]) -> list[bytes]:
-        return open_batch(self._key, _context(number), replace(self._stored[number], rows=tuple(rows)))
+        head = self._stored[number]
+        open_rows(
+            self._key,
+            _context(number),
+            rows,
+            salt=head.salt,
+            commitment=head.commitment,
+            first_ordinal=head.first_ordinal,
+        )
+        return rows
 
 
-class Overlapped(Sealed):
-    """The next batch is sealed in a thread while this one is copied, and fetched while this one is opened."""
+class Threaded(Sealed):
+    """In a thread, the next batch is sealed while this one is copied, and this one opened while the next is fetched."""
 
     async def write(self, batches: Batches) -> None:
         """See `Side`."""
@@ -157,8 +171,8 @@ class Overlapped(Sealed):
         return seal_batch(self._key, _context(number), rows, first_ordinal=number * len(rows))
 
 
-class AllAtOnce(Sealed):
-    """A batch is sealed as a whole before it is copied; four batches a query."""
+class InTurn(Sealed):
+    """Nothing at the same time: a batch is sealed, then copied; fetched, then opened."""
 
     async def write(self, batches: Batches) -> None:
         """See `Side`."""
@@ -167,6 +181,17 @@ class AllAtOnce(Sealed):
             batch = seal_batch(self._key, _context(number), rows, first_ordinal=number * len(rows))
             await self._copy(number, batch.first_ordinal, batch.rows)
             self._stored.append(replace(batch, rows=()))
+
+    async def read(self) -> int:
+        """See `Side`."""
+        found = 0
+        for number in range(len(self._stored)):
+            found += len(self._open(number, [record[0] for record in await self._fetch(number)]))
+        return found
+
+
+class FetchedTogether(Sealed):
+    """Four batches a query."""
 
     async def read(self) -> int:
         """See `Side`."""
@@ -219,7 +244,8 @@ def _context(number: int) -> BatchContext:
 SIDES: Final[dict[str, Callable[[Connection, str], Side]]] = {
     "plain": Plain,
     "sealed": Sealed,
-    "overlapped": Overlapped,
-    "all at once": AllAtOnce,
+    "threaded": Threaded,
+    "in turn": InTurn,
+    "fetched together": FetchedTogether,
 }
 """Those that need nothing but PostgreSQL."""

@@ -89,14 +89,15 @@ async def _beside_plaintext(connection: Connection, size: int) -> list[Result]:
         Result(f"plaintext COPY, {label}", statistics.median(writes["plain"]), "µs a row"),
         Result(f"seal and COPY, {label}", statistics.median(writes["sealed"]), "µs a row"),
         Result(f"… of plaintext's speed, {label}", write, "×", f"≥ {floor}", write >= floor),
-        Result(f"… sealing in a thread meanwhile, {label}", _ratio(writes, "plain", "overlapped"), "×"),
-        Result(f"… sealing all of a batch first, {label}", _ratio(writes, "plain", "all at once"), "×"),
+        Result(f"… sealing in a thread meanwhile, {label}", _ratio(writes, "plain", "threaded"), "×"),
+        Result(f"… sealing all of a batch first, {label}", _ratio(writes, "plain", "in turn"), "×"),
         Result(f"plaintext read, {label}", statistics.median(reads["plain"]), "µs a row"),
         Result(f"read and open, {label}", statistics.median(reads["sealed"]), "µs a row"),
-        Result(f"… opening alone, {label}", added, "µs a row", *(("≤ 3", added <= 3) if small else ())),
+        Result(f"… opening adds, {label}", added, "µs a row", *(("≤ 3", added <= 3) if small else ())),
         Result(f"… of plaintext's speed, {label}", read, "×", *(() if small else ("≥ 0.9", read >= 0.9))),
-        Result(f"… opening in a thread meanwhile, {label}", _ratio(reads, "plain", "overlapped"), "×"),
-        Result(f"… four batches a query, {label}", _ratio(reads, "plain", "all at once"), "×"),
+        Result(f"… opening in a thread meanwhile, {label}", _ratio(reads, "plain", "threaded"), "×"),
+        Result(f"… fetching nothing meanwhile, {label}", _ratio(reads, "plain", "in turn"), "×"),
+        Result(f"… four batches a query, {label}", _ratio(reads, "plain", "fetched together"), "×"),
     ]
 
 

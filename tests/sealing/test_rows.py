@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from casemate.errors import StoredDataUnreadable
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, seal_batch, seal_rows
+from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, open_rows, seal_batch, seal_rows
 
 KEY = DataKey(bytes(range(32)))
 CONTEXT = BatchContext(tenant="acme", dataset="digits", version=7, batch=3, schema_sha256=b"\x5c" * 32)
@@ -150,6 +150,25 @@ def test_header_of_the_wrong_length_is_refused(field: str) -> None:
     whole = getattr(batch, field)
     for changed in (b"", whole[:-1], whole + b"\0"):
         refused(dataclasses.replace(batch, **{field: changed}))
+
+
+def test_rows_open_in_their_own_list_and_leave_nothing_in_it_when_they_do_not() -> None:
+    """The third row is damaged: the two before it were plain already. The twin is the row as it was."""
+    batch = seal_batch(KEY, CONTEXT, ROWS, first_ordinal=10)
+    header = {"salt": batch.salt, "commitment": batch.commitment, "first_ordinal": 10}
+    damaged = list(batch.rows)
+    damaged[2] = bytes(len(damaged[2]))
+    with pytest.raises(StoredDataUnreadable, match="row 12 "):
+        open_rows(KEY, CONTEXT, damaged, **header)
+    assert damaged == []
+    for name, wrong in (("salt", bytes(24)), ("salt", b""), ("commitment", bytes(32)), ("first_ordinal", 11)):
+        rows = list(batch.rows)
+        with pytest.raises(StoredDataUnreadable):
+            open_rows(KEY, CONTEXT, rows, **(header | {name: wrong}))
+        assert rows == []
+    rows = list(batch.rows)
+    open_rows(KEY, CONTEXT, rows, **header)
+    assert rows == ROWS
 
 
 def derive(

@@ -152,22 +152,46 @@ def open_batch(key: DataKey, context: BatchContext, batch: SealedBatch) -> list[
         StoredDataUnreadable: the key, the context, the salt, the count or any
             byte is not what was sealed. The log's text names batch and ordinal.
     """
+    rows = list(batch.rows)
+    open_rows(key, context, rows, salt=batch.salt, commitment=batch.commitment, first_ordinal=batch.first_ordinal)
+    return rows
+
+
+def open_rows(
+    key: DataKey, context: BatchContext, rows: list[bytes], *, salt: bytes, commitment: bytes, first_ordinal: int
+) -> None:
+    """As `open_batch`, in the list itself: each row takes the place, and the memory, of its sealed form.
+
+    A caller that holds the sealed rows nowhere else has the batch in memory once, and long
+    rows open in two thirds of the time. After an error the list is empty.
+
+    Raises:
+        StoredDataUnreadable: as `open_batch`.
+    """
     place = f"batch {context.batch} of {context.tenant}/{context.dataset} version {context.version}"
-    if len(batch.salt) != SALT_BYTES or not 0 <= batch.first_ordinal <= _MAX_ORDINAL - len(batch.rows):
-        raise StoredDataUnreadable(f"{place} has a header that none is sealed with")
-    cipher, base, commitment = _derive(key, context, batch.salt, batch.first_ordinal, len(batch.rows))
-    # Before any row: AES-GCM alone would let one ciphertext open under two keys.
-    if not hmac.compare_digest(commitment, batch.commitment):
-        raise StoredDataUnreadable(f"{place} does not match its commitment")
-    nonces, associated = _places(context, base, batch.first_ordinal, len(batch.rows))
-    opened: list[bytes] = []
     try:
-        # One by one, even so: what is in the list when it fails tells which row failed.
-        opened.extend(map(cipher.decrypt, nonces, batch.rows, associated))
+        if len(salt) != SALT_BYTES or not 0 <= first_ordinal <= _MAX_ORDINAL - len(rows):
+            raise StoredDataUnreadable(f"{place} has a header that none is sealed with")
+        cipher, base, expected = _derive(key, context, salt, first_ordinal, len(rows))
+        # Before any row: AES-GCM alone would let one ciphertext open under two keys.
+        if not hmac.compare_digest(expected, commitment):
+            raise StoredDataUnreadable(f"{place} does not match its commitment")
+        _decrypt(cipher, base, context, rows, first_ordinal=first_ordinal, place=place)
+    except BaseException:
+        rows.clear()  # never a part of the plaintext
+        raise
+
+
+def _decrypt(
+    cipher: AESGCM, base: int, context: BatchContext, rows: list[bytes], *, first_ordinal: int, place: str
+) -> None:
+    decrypt = cipher.decrypt
+    nonces, associated = _places(context, base, first_ordinal, len(rows))
+    try:
+        for index in range(len(rows)):
+            rows[index] = decrypt(nonces[index], rows[index], associated[index])
     except InvalidTag as error:
-        ordinal = batch.first_ordinal + len(opened)
-        raise StoredDataUnreadable(f"row {ordinal} in {place} does not authenticate") from error
-    return opened
+        raise StoredDataUnreadable(f"row {first_ordinal + index} in {place} does not authenticate") from error
 
 
 def _derive(
@@ -185,7 +209,7 @@ def _derive(
 def _places(context: BatchContext, base: int, first_ordinal: int, count: int) -> tuple[list[bytes], list[bytes]]:
     """Nonce and associated data of every row; what all rows share is encoded once.
 
-    As lists for one `map`: calling AES from a loop of Python's own is a tenth slower on short rows.
+    As lists, made before the first row: anything else between two rows is a tenth slower on short ones.
     """
     prefix = _ROW_LABEL + length_prefixed(context.to_bytes())
     pack = _ORDINAL.pack
