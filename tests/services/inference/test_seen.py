@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,20 +91,15 @@ def test_how_many_are_traced_is_ours_to_say() -> None:
     assert [third.choose() for _ in range(6)] == [False, False, True] * 2
 
 
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    with caplog.at_level(logging.INFO, logger="services.inference.tracing"):
-        yield caplog.messages
-
-
 @pytest.mark.parametrize(("one_in", "written"), [(0, 0), (1, 1)])
 def test_a_callers_flag_orders_no_trace(
-    one_in: int, written: int, tmp_path: Path, leaf: LeafFactory, digits: Digits, lines: list[str]
+    *, one_in: int, written: int, tmp_path: Path, leaf: LeafFactory, digits: Digits, caplog: pytest.LogCaptureFixture
 ) -> None:
     house = House(directory=tmp_path, leaf=leaf, serving=replace(SERVING, trace_one_in=one_in))
     house.publish({"model.onnx": digits.onnx})
+    caplog.set_level(logging.INFO, logger="services.inference.tracing")
     with connect(house, house.caller) as client:
         client.infer("digits", image_input(digits), headers={"traceparent": PARENT})
     house.close()
-    spans = [line for line in lines if line.startswith(f"span trace_id={PARENT[3:35]} ")]
+    spans = [line for line in caplog.messages if line.startswith(f"span trace_id={PARENT[3:35]} ")]
     assert len(spans) == written
