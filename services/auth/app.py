@@ -25,7 +25,7 @@ from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
 from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.policy import FOREIGN, PolicyTable
-from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
@@ -70,6 +70,7 @@ AUDIENCE: Final = "auth"
 _SCHEMA: Final = Path(__file__).parent / "schema"
 _GRACE: Final = timedelta(seconds=5)
 _CLOSE_SECONDS: Final = 10.0
+_PLACES: Final = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS: Final = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
@@ -317,7 +318,7 @@ def _gate(
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
         peers=PeerVerifier(trust_domain=settings.identity.trust_domain),
-        quota=LocalQuota(clock=clock),
+        quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
         audit=audit,
         clock=clock,
         observer=counts,

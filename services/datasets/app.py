@@ -24,7 +24,7 @@ from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
 from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.policy import FOREIGN, PolicyTable
-from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
@@ -69,6 +69,7 @@ AUDIENCE = "datasets"
 
 _LOGGER = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
+_PLACES = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS = (
     dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
     log_service_pb2.DESCRIPTOR.services_by_name["LogService"],
@@ -243,7 +244,7 @@ def _gate(
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
         peers=PeerVerifier(trust_domain=domain),
-        quota=LocalQuota(clock=clock),
+        quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
         audit=audit,
         clock=clock,
         observer=counts,

@@ -110,18 +110,22 @@ class KeptAudit:
 class World:
     """A gate and everything that it depends on."""
 
-    def __init__(self, *, quota: Quota | None = None, **limits: Any) -> None:
-        self.clock = SetClock()
+    def __init__(self, *, quota: Quota | None = None, clock: Any = None, **limits: Any) -> None:
+        self.clock = clock if clock is not None else SetClock()
         self.mint = TokenMint()
         self.audit = KeptAudit()
         self.trust = TrustState(**limits)
         self.sequence = 0
         self.publish()
         self.cache = TokenCache()
-        self.gate = Gate(
+        self.gate = self.build_gate(self.cache, quota)
+
+    def build_gate(self, cache: TokenCache, quota: Quota | None = None) -> Gate:
+        """A gate of this world that remembers what `cache` does and nothing else."""
+        return Gate(
             policies=echo_policies(),
             verifier=TokenVerifier(issuer=ISSUER, audience=AUDIENCE),
-            cache=self.cache,
+            cache=cache,
             trust=self.trust,
             peers=PeerVerifier(trust_domain=DOMAIN),
             quota=quota if quota is not None else LocalQuota(clock=self.clock),
