@@ -42,10 +42,11 @@ from casemate.transport.reflection import reflection_service
 from casemate.transport.registry import methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, SyncServer, build_server
 from casemate.transport.service_config import idempotent_methods
+from services.inference.backends import Backend, Backends, read_backends
 from services.inference.blocking_kek import BlockingKek
+from services.inference.building import Building
 from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
-from services.inference.instance import OnnxInstance
 from services.inference.loader import Loader
 from services.inference.models import Models
 from services.inference.predictions import Predictions
@@ -106,6 +107,7 @@ class Service:
         serving: how much is served at once.
         staleness: how old the trust feed's news may be.
         lame_duck: how long calls are still taken once health says no.
+        backends: upstream back ends that models may name.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Service:
         serving: ServingSettings,
         staleness: timedelta,
         lame_duck: timedelta = DEFAULT_LAME_DUCK,
+        backends: Mapping[str, Backend] | None = None,
     ) -> None:
         trust = TrustView(dependencies.trust)
         self._serving: bool | None = None
@@ -126,12 +129,16 @@ class Service:
         self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
         vault = Vault(repository=Repository(repository), keys=self._kek)
         self.catalogue = Catalogue(trust)
+        self._backends = Backends(
+            backends or {}, source=dependencies.source, max_message_bytes=serving.max_message_bytes
+        )
+        build = Building(self._backends)
         prepare = Preparation(instances=available_cores())
         loader = Loader(
             vault=vault,
             trust=trust,
             audience=f"{AUDIENCE}.{trust_domain}",
-            build=OnnxInstance,
+            build=build,
             prepare=prepare,
             integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
         )
@@ -148,7 +155,7 @@ class Service:
             datasets=Datasets(dependencies.datasets, timeout=_CALL_TIMEOUT),
             vault=vault,
             watcher=self.watcher,
-            build=OnnxInstance,
+            build=build,
             prepare=prepare,
             audience=f"{AUDIENCE}.{trust_domain}",
             clock=dependencies.clock,
@@ -205,6 +212,7 @@ class Service:
         self._server.stop()
         self._interceptor.close()
         self.watcher.close()
+        self._backends.close()
         self._kek.close()
 
     def _build_server(
@@ -292,6 +300,7 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
         repository=settings.repository,
         serving=settings.serving,
         staleness=settings.trust.staleness,
+        backends=read_backends(settings.backends_file),
     )
     stack.callback(service.stop)
     page = MetricsServer(metrics, source, settings.listen.metrics_address)

@@ -27,6 +27,11 @@ class Instance(Protocol):
     """Something that computes outputs from inputs; `run` may be called from many threads at once."""
 
     @property
+    def platform(self) -> str:
+        """What computes, as ModelMetadata tells it."""
+        ...
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes, in the model's order."""
         ...
@@ -70,6 +75,11 @@ class OnnxInstance:
         self._brain_floats = has_brain_floats((*self._inputs, *self._outputs))
         if self._brain_floats and any(spec.datatype.width is None for spec in self._inputs):
             raise _invalid("takes text beside BF16, which ONNX Runtime cannot be given from Python")
+
+    @property
+    def platform(self) -> str:
+        """ONNX Runtime, as Triton calls it."""
+        return "onnxruntime_onnx"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError, FailedPrecondition, NotFound, Reason, StoredDataUnreadable, Unavailable
 from casemate.signing.statements import verify_model_manifest
-from services.inference.names import MODEL_FILE
+from services.inference.names import says_what_runs
 from services.inference.repository import Slot
 from services.inference.single_flight import SingleFlight
 from services.inference.statistics import Statistics
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.records import ReleasedVersion
     from casemate.signing.statements import ModelManifest
     from services.inference.batcher import Batcher
+    from services.inference.building import Build
     from services.inference.instance import Instance
     from services.inference.preparation import Prepared
     from services.inference.serving import Serving
@@ -74,7 +75,7 @@ class Loader:
         vault: where the sealed files are.
         trust: what may be served.
         audience: the audience that manifests must name.
-        build: makes an instance of a model file's bytes.
+        build: makes an instance of a version's files.
         prepare: warms an instance up as its version's files say.
         integrity_failed: called once for each refusal that means changed or withdrawn bytes.
     """
@@ -85,7 +86,7 @@ class Loader:
         vault: Vault,
         trust: TrustView,
         audience: str,
-        build: Callable[[bytes], Instance],
+        build: Build,
         prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
         integrity_failed: Callable[[], None],
     ) -> None:
@@ -113,7 +114,7 @@ class Loader:
             raise NotFound(f"{slot} is not released")
         try:
             model = self._verify(slot, released)
-            instance = self._build(model.files[MODEL_FILE])
+            instance = self._build(slot.tenant, model.files)
             prepared = self._prepare(instance, model.files)
         except (NotFound, Unavailable):
             raise
@@ -159,6 +160,6 @@ def _read_files(stored: OpenedVersion, manifest: ModelManifest) -> dict[str, byt
         if len(data) != digest.bytes or not hmac.compare_digest(hashlib.sha256(data).digest(), digest.sha256):
             raise StoredDataUnreadable("a file is not the signed one")
         files[digest.name] = data
-    if MODEL_FILE not in files:
-        raise StoredDataUnreadable("the manifest lists no model")
+    if not says_what_runs(files):
+        raise StoredDataUnreadable("the manifest does not list one model")
     return files

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from casemate.errors import FailedPrecondition, FieldViolation, InvalidRequest, NotFound, NotServed, Reason
 from casemate.gate.core.foreign import LOADED_MODEL
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.instance import OnnxInstance
 from services.inference.names import MODEL_FILE, require_name
 from services.inference.publishing import tenant_of
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from services.inference.trust_view import TrustView
     from services.inference.watcher import Watcher
 
-PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 """Only what is served."""
 
@@ -90,7 +90,7 @@ class Models:
         response = wire.ModelMetadataResponse(
             name=request.name,
             versions=[str(number) for number in sorted(self._catalogue.entry((tenant, request.name)).versions)],
-            platform=PLATFORM,
+            platform=loaded.instance.platform,
             properties={
                 "manifest_sha256": loaded.manifest_sha256.hex(),
                 "number": str(loaded.slot.number),
@@ -106,9 +106,9 @@ class Models:
     def model_config(self, caller: Caller, request: wire.ModelConfigRequest) -> bytes:
         """The part of Triton's configuration that says what is served; shapes hold the batch dimension."""
         loaded = self._catalogue.find(tenant_of(caller), request.name, request.version)
-        config = wire.ModelConfig(
-            name=request.name, platform=PLATFORM, backend="onnxruntime", default_model_filename=MODEL_FILE
-        )
+        config = wire.ModelConfig(name=request.name, platform=loaded.instance.platform)
+        if isinstance(loaded.instance, OnnxInstance):
+            config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
         for spec in loaded.instance.inputs:
             config.input.add(name=spec.name, data_type=spec.datatype.config, dims=spec.shape)
         for spec in loaded.instance.outputs:

@@ -11,14 +11,21 @@ signed digest before it is used.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from casemate.errors import FieldViolation, InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 MODEL_FILE = "model.onnx"
-"""The one file of a version that is loaded."""
+"""The one file of a version that is loaded, in this process."""
+
+UPSTREAM_FILE = "upstream.json"
+"""Stands in its place where the model runs on a back end."""
 
 ATTACHED_SUFFIXES = (".json", ".txt", ".md")
 """What else a version may carry: text that is never run."""
@@ -46,6 +53,11 @@ def require_name(text: str, *, field: str) -> str:
 def is_version_file(text: str) -> bool:
     """Whether a manifest may list a file of this name."""
     return is_name(text) and (text == MODEL_FILE or text.endswith(ATTACHED_SUFFIXES))
+
+
+def says_what_runs(names: Collection[str]) -> bool:
+    """Whether a version of these files has one that says what runs, and not two."""
+    return (MODEL_FILE in names) != (UPSTREAM_FILE in names)
 
 
 def parse_number(text: str) -> int:

@@ -30,7 +30,7 @@ from casemate.errors import (
 )
 from casemate.inference.v1 import model_service_pb2
 from casemate.signing.statements import verify_model_manifest
-from services.inference.names import MODEL_FILE, is_version_file, require_name
+from services.inference.names import is_version_file, require_name, says_what_runs
 from services.inference.repository import Slot
 from services.inference.vault import MAX_MANIFEST_BYTES
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from casemate.clock import Clock
     from casemate.gate.core.caller import Caller
     from casemate.signing.statements import FileDigest, ModelManifest, VerifiedModelManifest
+    from services.inference.building import Build
     from services.inference.dependencies import Datasets, Releases
     from services.inference.instance import Instance
     from services.inference.preparation import Prepared
@@ -82,7 +83,7 @@ class Publishing:
         datasets: datasets' word on roots, and the log.
         vault: where sealed files go.
         watcher: loads what was released.
-        build: makes an instance of a model, as a trial.
+        build: makes an instance of a version, as a trial.
         prepare: warms it up as its files say, as a trial.
         audience: the audience that manifests must name.
         clock: judges signers and expiry.
@@ -97,7 +98,7 @@ class Publishing:
         datasets: Datasets,
         vault: Vault,
         watcher: Watcher,
-        build: Callable[[bytes], Instance],
+        build: Build,
         prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
         audience: str,
         clock: Clock,
@@ -132,7 +133,7 @@ class Publishing:
         with self._slot():
             slot, envelope, verified = self._receive_manifest(caller, requests)
             files = receive_files(requests, verified.manifest)
-            self._prepare(self._build(files[MODEL_FILE]), files)
+            self._prepare(self._build(slot.tenant, files), files)
             self._verify(envelope, slot.tenant, slot.model, margin=_EXPIRY_MARGIN)
             if not self._loads(slot):
                 self._vault.store(slot, manifest=envelope, files=files)
@@ -239,8 +240,8 @@ def check_files(manifest: ModelManifest, limits: PublishLimits) -> None:
         InvalidRequest: reason MODEL_INVALID.
     """
     names = [file.name for file in manifest.files]
-    if names.count(MODEL_FILE) != 1 or len(set(names)) != len(names) or len(names) > limits.files:
-        raise _model_invalid("must list model.onnx once, and at most 32 files, each once")
+    if not says_what_runs(names) or len(set(names)) != len(names) or len(names) > limits.files:
+        raise _model_invalid("must list model.onnx or upstream.json, not both, and at most 32 files, each once")
     if not all(is_version_file(name) for name in names):
         raise _model_invalid("may list model.onnx and files ending in .json, .txt or .md only")
     if sum(file.bytes for file in manifest.files) > limits.version_bytes:

@@ -80,5 +80,8 @@ class InferenceSettings:
         "DATASETS_ADDRESS", parse=address, default="127.0.0.1:7403", help="host:port of datasets"
     )
     repository: Path = setting("REPOSITORY_DIR", parse=path, help="folder of the sealed models")
+    backends_file: Path | None = setting(
+        "BACKENDS_FILE", parse=path, default=None, help="TOML file of the upstream back ends that models may name"
+    )
     kek_file: Path = setting("KEK_FILE", parse=path, help="file of the local key-encryption key")
     audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")

@@ -45,6 +45,7 @@ from casemate.transport.metrics import Metrics
 from casemate.transport.server import SyncServer, build_server, registered
 from casemate.transport.status import from_rpc_error
 from services.inference.app import AUDIENCE, Dependencies, Service
+from services.inference.backends import Backend
 from services.inference.servicers import OPEN_INFERENCE
 from services.inference.settings import ServingSettings
 from tests.support.authority import TRUST_DOMAIN, LeafFactory
@@ -157,7 +158,14 @@ class Caller:
 class House:
     """Everything that one test talks to. `close` ends it all."""
 
-    def __init__(self, *, directory: Path, leaf: LeafFactory, serving: ServingSettings = SERVING) -> None:
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        leaf: LeafFactory,
+        serving: ServingSettings = SERVING,
+        backends: Mapping[str, Backend] | None = None,
+    ) -> None:
         self._leaf = leaf
         self._closing: list[Callable[[], None]] = []
         self._token_key = Ed25519PrivateKey.generate()
@@ -175,7 +183,7 @@ class House:
         )
         self.caller = self.client("caller")
         self.trainer = self.client("trainer")
-        self._serving = serving
+        self._serving, self._backends = serving, backends
         self._kek = directory / "kek.json"
         LocalKeyRing.create(self._kek)
         add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
@@ -211,6 +219,7 @@ class House:
             serving=self._serving,
             staleness=timedelta(hours=1),
             lame_duck=NO_WAIT,
+            backends=self._backends,
         )
         service.start()
         self._closing.append(service.stop)
