@@ -329,6 +329,29 @@ def test_a_heartbeat_makes_trust_fresh_again(auth, state, feed, changed):
     assert state.staleness(SetClock()) < before - timedelta(seconds=200)
 
 
+def test_a_stream_that_is_open_and_silent_is_cut_and_one_that_speaks_is_not(auth, state, leaf, changed):
+    source = CertificateSource(leaf("service", service="datasets"))
+    clock = SetClock()
+    with RotatingChannel(target=f"127.0.0.1:{auth.port}", service_name="auth", source=source) as channel:
+        quick = {"first_wait": timedelta(milliseconds=1), "silence": timedelta(seconds=4)}
+        feed = TrustFeed(channel, state, clock, **quick)
+        feed.start()
+        watch = auth.next()
+        watch.tell(news(everything()))
+        changed()
+        for sequence in range(2, 8):  # six words in half of the silence each
+            clock.advance(seconds=2)
+            watch.tell(news(changes=[], sequence=sequence))
+            changed()
+        assert len(auth.begun) == 1
+        clock.advance(seconds=5)  # and then none
+        again = auth.next()
+        assert again.resumes == ("one", 7)
+        again.tell(news(changes=[], sequence=8))
+        changed()
+        feed.close()
+
+
 def test_a_feed_without_auth_is_not_ready_and_closes(leaf, state):
     source = CertificateSource(leaf("service", service="datasets"))
     with RotatingChannel(target="127.0.0.1:1", service_name="auth", source=source) as channel:

@@ -29,6 +29,8 @@ _LOGGER = logging.getLogger(__name__)
 
 FIRST_WAIT: Final = timedelta(milliseconds=100)
 LONGEST_WAIT: Final = timedelta(seconds=5)
+SILENCE: Final = timedelta(seconds=10)
+"""Five heartbeats of auth."""
 
 
 class TrustFeed:
@@ -40,6 +42,8 @@ class TrustFeed:
         clock: for the age of news.
         first_wait: before the first new attempt; doubles up to `longest_wait`, with jitter.
         longest_wait: between attempts.
+        silence: after this long without a word an open stream is given up: a peer that hangs, or a
+            network that swallows, would otherwise keep us from asking another replica.
     """
 
     def __init__(
@@ -50,22 +54,27 @@ class TrustFeed:
         *,
         first_wait: timedelta = FIRST_WAIT,
         longest_wait: timedelta = LONGEST_WAIT,
+        silence: timedelta = SILENCE,
     ) -> None:
         self._stub = trust_service_pb2_grpc.TrustServiceStub(channel)
         self._state = state
         self._clock = clock
         self._first_wait_s = first_wait.total_seconds()
         self._longest_wait_s = longest_wait.total_seconds()
+        self._silence_s = silence.total_seconds()
+        self._spoke_at: float | None = None
         self._ready = threading.Event()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._call: Iterator[trust_service_pb2.WatchTrustResponse] | None = None
         self._resync = False
         self._thread = threading.Thread(target=self._run, name="trust-feed", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="trust-feed-silence", daemon=True)
 
     def start(self) -> None:
         """Begins to follow."""
         self._thread.start()
+        self._listener.start()
 
     def close(self) -> None:
         """Stops following and waits for the thread, at most five seconds."""
@@ -74,6 +83,7 @@ class TrustFeed:
             _cancel(self._call)
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+            self._listener.join(timeout=5)
 
     def wait_ready(self, timeout: timedelta) -> bool:
         """Waits for the first snapshot; False if it did not come in time."""
@@ -100,6 +110,7 @@ class TrustFeed:
                 self._resync = True
                 failures += 1
             finally:
+                self._spoke_at = None
                 _cancel(self._call)
             self._closed.wait(self._wait_s(failures))
 
@@ -111,8 +122,11 @@ class TrustFeed:
         with self._lock:
             if self._closed.is_set():
                 return
+            self._spoke_at = self._clock.monotonic()
             self._call = self._stub.WatchTrust(request)
-        yield from self._call
+        for news in self._call:
+            self._spoke_at = self._clock.monotonic()
+            yield news
 
     def _apply(self, news: trust_service_pb2.WatchTrustResponse) -> None:
         # The age counts from the read of the primary, not from when the news reached us.
@@ -132,6 +146,15 @@ class TrustFeed:
                 raise InvalidRequest("news of a kind that this version does not know")
         self._state.heard(read_at)
         self._ready.set()
+
+    def _listen(self) -> None:
+        """Cuts a stream that is open and says nothing; the following thread then asks again."""
+        while not self._closed.wait(self._silence_s / 4):
+            spoke_at = self._spoke_at
+            if spoke_at is not None and self._clock.monotonic() - spoke_at > self._silence_s:
+                _LOGGER.warning("trust feed: silent for too long; asking again")
+                self._spoke_at = None
+                _cancel(self._call)
 
     def _wait_s(self, failures: int) -> float:
         longest = min(self._longest_wait_s, self._first_wait_s * 2 ** min(failures - 1, 16)) if failures else 0.0
