@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports format lock clean bench-costs bench-sealing
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions format lock clean bench-costs bench-sealing
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ proto: .venv/dev.stamp ## Write the stubs again from protos/
 
 proto-check: proto ## Fail when the committed stubs are not what protos/ gives
 	@git diff --exit-code --stat -- 'src/casemate/*/v*/' && test -z "$$(git status --porcelain -- 'src/casemate/*/v*/')"
+
+permissions: .venv/run.stamp ## Write docs/permissions.md again from the protos' policies
+	@$(BIN)/python protos/permissions.py
 
 format: .venv/dev.stamp ## Format code and protos
 	@$(BIN)/ruff format .
