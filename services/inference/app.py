@@ -49,6 +49,7 @@ from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
 from services.inference.loader import Loader
 from services.inference.models import Models
+from services.inference.object_repository import ObjectPlace, open_object_repository
 from services.inference.predictions import Predictions
 from services.inference.preparation import Preparation, available_cores
 from services.inference.publishing import Publishing, PublishLimits
@@ -65,12 +66,12 @@ from services.inference.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import grpc
 
     from casemate.gate.core.audit import AuditSink
     from casemate.sealing.kek import KeyEncryptionKey
+    from services.inference.repository import Store
 
 COMPONENT = "inference"
 AUDIENCE = "inference"
@@ -103,7 +104,7 @@ class Service:
         dependencies: what it stands on; whoever made them closes them.
         address: `host:port`; port 0 picks a free one.
         trust_domain: of peers and of the issuer of tokens.
-        repository: folder of the sealed models.
+        repository: where the sealed models lie.
         serving: how much is served at once.
         staleness: how old the trust feed's news may be.
         lame_duck: how long calls are still taken once health says no.
@@ -116,7 +117,7 @@ class Service:
         *,
         address: str,
         trust_domain: str,
-        repository: Path,
+        repository: Store,
         serving: ServingSettings,
         staleness: timedelta,
         lame_duck: timedelta = DEFAULT_LAME_DUCK,
@@ -127,7 +128,7 @@ class Service:
         self._trust, self._staleness = dependencies.trust, staleness
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
-        vault = Vault(repository=Repository(repository), keys=self._kek)
+        vault = Vault(repository=repository, keys=self._kek)
         self.catalogue = Catalogue(trust)
         self._backends = Backends(
             backends or {}, source=dependencies.source, max_message_bytes=serving.max_message_bytes
@@ -297,7 +298,7 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
         dependencies,
         address=settings.listen.address,
         trust_domain=settings.identity.trust_domain,
-        repository=settings.repository,
+        repository=open_repository(settings),
         serving=settings.serving,
         staleness=settings.trust.staleness,
         backends=read_backends(settings.backends_file),
@@ -316,6 +317,18 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
             announced = True
             _LOGGER.info("ready: rpcs on port %d, metrics on port %d", service.port, page.port)
     _LOGGER.info("draining")
+
+
+def open_repository(settings: InferenceSettings) -> Store:
+    """Where the sealed models lie: a folder or a bucket.
+
+    Raises:
+        ConfigurationError: a bucket, and no S3 client is installed.
+    """
+    place = settings.repository
+    if isinstance(place, ObjectPlace):
+        return open_object_repository(place, address=settings.repository_endpoint)
+    return Repository(place)
 
 
 def _channel(service: str, address: str, source: CertificateSource) -> RotatingChannel:

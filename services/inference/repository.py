@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casemate.errors import FailedPrecondition, Reason
 from services.inference.names import is_name
@@ -62,6 +62,34 @@ class Slot:
     def parts(self) -> tuple[str, str, str]:
         """The directories from the repository's root down."""
         return self.tenant, self.model, str(self.number)
+
+
+class Stored(Protocol):
+    """One stored version while it is read."""
+
+    def read(self, *parts: str, limit: int) -> bytes:
+        """The bytes of one part, at most `limit`.
+
+        Raises:
+            NotStored: absent, in a form that is not read, or longer.
+        """
+        ...
+
+
+class Store(Protocol):
+    """Where sealed versions lie."""
+
+    def open(self, slot: Slot) -> contextlib.AbstractContextManager[Stored]:
+        """A version for reading, which stays the same while it is open.
+
+        Raises:
+            NotStored: there is none.
+        """
+        ...
+
+    def write(self, slot: Slot, *, manifest: bytes, wrapped_key: bytes, files: Mapping[str, Iterable[bytes]]) -> None:
+        """Stores a version durably and whole; `files` are sealed pieces by plaintext file name."""
+        ...
 
 
 class StoredVersion:

@@ -16,8 +16,18 @@ from casemate.settings import (
     path,
     setting,
 )
+from services.inference.object_repository import SCHEME, ObjectPlace, endpoint, object_place
 
 _MIB = 1024 * 1024
+
+
+def repository_place(text: str) -> Path | ObjectPlace:
+    """Parses where the sealed models lie: a folder, or `s3://bucket/path`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return object_place(text) if text.startswith(SCHEME) else path(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,12 @@ class InferenceSettings:
     datasets_address: str = setting(
         "DATASETS_ADDRESS", parse=address, default="127.0.0.1:7403", help="host:port of datasets"
     )
-    repository: Path = setting("REPOSITORY_DIR", parse=path, help="folder of the sealed models")
+    repository: Path | ObjectPlace = setting(
+        "REPOSITORY_DIR", parse=repository_place, help="folder of the sealed models, or s3://bucket/path"
+    )
+    repository_endpoint: str | None = setting(
+        "REPOSITORY_ENDPOINT", parse=endpoint, default=None, help="the S3 server, where it is not AWS's own"
+    )
     backends_file: Path | None = setting(
         "BACKENDS_FILE", parse=path, default=None, help="TOML file of the upstream back ends that models may name"
     )

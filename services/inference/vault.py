@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from casemate.sealing.keys import DataKey
     from services.inference.blocking_kek import BlockingKek
-    from services.inference.repository import Repository, StoredVersion
+    from services.inference.repository import Store, Stored
 
 MAX_MANIFEST_BYTES = 256 * 1024
 _MAX_WRAPPED_KEY_BYTES = 16 * 1024
@@ -31,7 +31,7 @@ _PIECE_BYTES = 64 * 1024
 class OpenedVersion:
     """One stored version while it is read."""
 
-    def __init__(self, stored: StoredVersion, slot: Slot, keys: BlockingKek) -> None:
+    def __init__(self, stored: Stored, slot: Slot, keys: BlockingKek) -> None:
         self._stored = stored
         self._slot = slot
         self._keys = keys
@@ -63,7 +63,7 @@ class OpenedVersion:
 class Vault:
     """The repository behind the key-encryption key."""
 
-    def __init__(self, *, repository: Repository, keys: BlockingKek) -> None:
+    def __init__(self, *, repository: Store, keys: BlockingKek) -> None:
         self._repository = repository
         self._keys = keys
 
@@ -89,7 +89,7 @@ class Vault:
 
 
 class _Reading:
-    def __init__(self, repository: Repository, slot: Slot, keys: BlockingKek) -> None:
+    def __init__(self, repository: Store, slot: Slot, keys: BlockingKek) -> None:
         self._opening = repository.open(slot)
         self._slot = slot
         self._keys = keys

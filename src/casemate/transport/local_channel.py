@@ -50,10 +50,14 @@ def require_local(target: str) -> str:
             raise ConfigurationError(f"{target!r}: a Unix socket is named by its absolute path")
         return target
     host, _, port = target.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        address = None
-    if address is None or not address.is_loopback or not (port.isascii() and port.isdigit()):
+    if not is_loopback(host) or not (port.isascii() and port.isdigit()):
         raise ConfigurationError(f"{target!r}: plaintext goes to a literal loopback address or a Unix socket alone")
     return target
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is a literal loopback address, an IPv6 one in brackets or bare. Names are not resolved."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -46,6 +46,7 @@ from casemate.transport.server import SyncServer, build_server, registered
 from casemate.transport.status import from_rpc_error
 from services.inference.app import AUDIENCE, Dependencies, Service
 from services.inference.backends import Backend
+from services.inference.repository import Repository, Store
 from services.inference.servicers import OPEN_INFERENCE
 from services.inference.settings import ServingSettings
 from tests.support.authority import TRUST_DOMAIN, LeafFactory
@@ -165,6 +166,7 @@ class House:
         leaf: LeafFactory,
         serving: ServingSettings = SERVING,
         backends: Mapping[str, Backend] | None = None,
+        store: Store | None = None,
     ) -> None:
         self._leaf = leaf
         self._closing: list[Callable[[], None]] = []
@@ -183,7 +185,7 @@ class House:
         )
         self.caller = self.client("caller")
         self.trainer = self.client("trainer")
-        self._serving, self._backends = serving, backends
+        self._serving, self._backends, self._store = serving, backends, store
         self._kek = directory / "kek.json"
         LocalKeyRing.create(self._kek)
         add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
@@ -215,7 +217,7 @@ class House:
             ),
             address="127.0.0.1:0",
             trust_domain=TRUST_DOMAIN,
-            repository=self.repository,
+            repository=self._store or Repository(self.repository),
             serving=self._serving,
             staleness=timedelta(hours=1),
             lame_duck=NO_WAIT,
