@@ -25,6 +25,7 @@ COMMANDS = {
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "model": ("casemate.cli.model", "Publish and reload signed models."),
     "token": ("casemate.cli.token", "Print a token, for grpcurl and its kin."),
+    "audit": ("casemate.cli.audit", "Whether the audit is whole, and why a call was refused."),
     "health": ("casemate.cli.health", "Ask a service whether it serves."),
 }
 """Command → module and first line: a module is loaded only when its command runs."""

@@ -1,0 +1,112 @@
+"""What a refusal means, and the command that mends it.
+
+For operators: the caller itself is told less, and a missing grant it cannot
+even tell from a missing object.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from casemate.gate.core.policy import TokenAccess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from casemate.gate.core.policy import MethodPolicy, PolicyTable
+
+_MEANINGS = {
+    "TOKEN_MISSING": ("The call carried no token.", "casemate token {audience} --as {who}"),
+    "TOKEN_INVALID": (
+        "The token does not verify: another issuer or audience, a key that is gone, or not a token of ours.",
+        "casemate token {audience} --as {who}",
+    ),
+    "TOKEN_EXPIRED": ("The token or the certificate had expired.", "casemate token {audience} --as {who}"),
+    "TOKEN_REVOKED": (
+        "The token, its session, client, subject, key or certificate was revoked. That was somebody's decision.",
+        "casemate token {audience} --as {who}",
+    ),
+    "CERTIFICATE_MISMATCH": (
+        (
+            "The token is bound to another certificate than the one that the call came with: it was copied, "
+            "or the certificate was renewed meanwhile. If nobody renewed, treat the token as stolen."
+        ),
+        "casemate token {audience} --as {who}",
+    ),
+    "PEER_REFUSED": (
+        "The certificate is outside its dates, revoked, or not one of a caller of this trust domain.",
+        "casemate pki issue {who}",
+    ),
+    "INSUFFICIENT_SCOPE": (
+        "The token lacks the scope {scope}. The client must be registered with it.",
+        "casemate client create {client} --tenant {tenant} --spiffe-id {spiffe} --audience {audience} --scope {scope}",
+    ),
+    "GRANT_MISSING": (
+        "No grant gives {verb} on {resource}, or one takes it. The caller was told NOT_FOUND.",
+        "casemate grant create --tenant {tenant} --caller {path} --verb {verb} --resource {resource}",
+    ),
+    "CALLER_NOT_ALLOWED": (
+        "The method is for services alone, and this certificate is none of theirs. There is nothing to mend.",
+        None,
+    ),
+    "RATE_LIMITED": ("Too many calls at once or too fast: the caller, its tenant, or on this resource.", None),
+    "TRUST_STALE": (
+        "The service had no news from auth for too long, and would rather refuse than guess.",
+        "casemate health auth --address HOST:PORT --identity DIRECTORY",
+    ),
+    "NOT_SERVED": ("The caller was proven; there is no such method here.", None),
+    "DEPENDENCY_UNAVAILABLE": ("Something that the call needs was down; an audited call needs the audit.", None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a call was refused, in words, and what to type; None where no command helps."""
+
+    meaning: str
+    command: str | None
+
+
+def explain(record: Mapping[str, Any], policies: PolicyTable) -> Explanation:
+    """Explains one denial of the audit.
+
+    Args:
+        record: the members of its line.
+        policies: of all methods, for the scope and verb that were asked for.
+    """
+    reason = str(record.get("reason"))
+    meaning, command = _MEANINGS.get(reason, (f"The handler answered {reason}.", None))
+    words = _words(record, policies.find(str(record.get("method"))))
+    if reason == "INSUFFICIENT_SCOPE" and words["verb"] != "VERB":
+        meaning += " It will then need a grant as well."
+    quoted = {name: word if word.isupper() else shlex.quote(word) for name, word in words.items()}
+    return Explanation(meaning.format(**words), command.format(**quoted) if command is not None else None)
+
+
+def _words(record: Mapping[str, Any], policy: MethodPolicy | None) -> dict[str, str]:
+    """What is known of the call; a name in capitals where something is not."""
+    spiffe_id = str(record.get("spiffe_id") or "SPIFFE-ID")
+    path = spiffe_id.split("/", 3)[3] if spiffe_id.count("/") > 3 else "t/TENANT/NAME"
+    access = policy.access if policy is not None else None
+    scope, verb = (access.scope, access.verb) if isinstance(access, TokenAccess) else (None, None)
+    method = str(record.get("method"))
+    return {
+        "tenant": str(record.get("tenant") or "TENANT"),
+        "client": str(record.get("client_id") or "CLIENT"),
+        "spiffe": spiffe_id,
+        "path": path,
+        "who": path.removeprefix("t/"),
+        "scope": scope or "SCOPE",
+        "verb": verb or "VERB",
+        "resource": str(record.get("resource") or "RESOURCE"),
+        "audience": _audience(method),
+    }
+
+
+def _audience(method: str) -> str:
+    for service in ("auth", "datasets", "inference"):
+        if method.startswith((f"/casemate.{service}.", f"/{service}.")):
+            return service
+    return "AUDIENCE"

@@ -1,0 +1,102 @@
+"""`casemate audit`: an operator asks whether the file is whole, and why a call was refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from datetime import UTC, datetime
+
+import pytest
+from click.testing import CliRunner
+
+from casemate.cli.explanations import _MEANINGS, explain
+from casemate.cli.main import command
+from casemate.errors import Reason
+from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.own_policies import own_policies
+from casemate.gate.core.audit import AuditEvent
+
+PULL = "/casemate.datasets.v1.DatasetService/PullDataset"
+WHO = {"tenant": "acme", "client_id": "acme-trainer", "spiffe_id": "spiffe://casemate.internal/t/acme/trainer"}
+
+
+def denied(request_id, reason, **more):
+    fields = {"method": PULL, **WHO, **more}
+    return AuditEvent(at=datetime.now(UTC), request_id=request_id, decision="denied", reason=reason, **fields)
+
+
+@pytest.fixture
+def state(tmp_path):
+    audit = AuditFile(tmp_path / "audit" / "datasets.jsonl")
+    audit.record(denied("aa11", "GRANT_MISSING", resource="dataset/my digits"))
+    for number in range(20):
+        audit.record(denied(f"bb{number}", "INSUFFICIENT_SCOPE"))
+    audit.record(
+        AuditEvent(at=datetime.now(UTC), request_id="cc", method=PULL, decision="allowed", outcome="OK", **WHO)
+    )
+    audit.close()
+    return tmp_path
+
+
+def run(state, *arguments, expect=0):
+    done = CliRunner().invoke(command, ["--state", str(state), "audit", *map(str, arguments)])
+    assert done.exit_code == expect, done.output
+    return done.output
+
+
+def test_why_says_the_true_reason_and_a_command_that_can_be_typed(state):
+    said = run(state, "why", "aa11")
+    assert "GRANT_MISSING" in said
+    assert "The caller was told NOT_FOUND" in said
+    typed = shlex.split(said.rpartition("to mend it:")[2])
+    assert typed == [
+        *("casemate", "grant", "create", "--tenant", "acme", "--caller", "t/acme/trainer"),
+        *("--verb", "read", "--resource", "dataset/my digits"),
+    ]
+
+
+def test_why_finds_a_repeat_by_its_own_identifier(state):
+    said = run(state, "why", "bb7")
+    assert "repeats     19" in said
+    assert "--scope datasets.read" in said
+    assert json.loads(run(state, "why", "bb0", "--json"))["reason"] == "INSUFFICIENT_SCOPE"
+
+
+def test_why_of_an_allowed_call_says_how_it_ended_and_of_an_unknown_one_that_it_is_not_there(state):
+    assert "allowed by datasets, and ended OK" in run(state, "why", "cc")
+    assert "not in the audit" in run(state, "why", "dd", expect=1)
+
+
+def test_verify_passes_a_whole_file_and_names_what_was_done_to_another(state):
+    file = state / "audit" / "datasets.jsonl"
+    said = run(state, "verify", file)
+    assert "4 lines, one chain, 1 checkpoints, 0 events lost" in said
+    head = said.split()[-1]
+    assert run(state, "verify", file, "--head", head)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]))
+    assert "cut off" in run(state, "verify", file, expect=1)
+    (state / "audit" / "datasets.jsonl.heads").unlink()
+    assert run(state, "verify", file)  # nothing here remembers
+    assert "cut off" in run(state, "verify", file, "--head", head, expect=1)
+    file.write_bytes(b"".join(lines).replace(b"acme-trainer", b"acme-bandit"))
+    assert "line 1 does not follow" in run(state, "verify", file, expect=1)
+    run(state, "verify", file, "--head", "4", expect=2)
+
+
+@pytest.mark.parametrize("reason", sorted(_MEANINGS))
+def test_every_reason_is_explained_in_whole_sentences(reason):
+    told = explain({"reason": reason, "method": PULL, "resource": "dataset/x", **WHO}, own_policies())
+    assert told.meaning.endswith(".")
+    assert "{" not in f"{told.meaning}{told.command}"
+    bare = explain({"reason": reason, "method": "/x/y"}, own_policies())
+    assert "{" not in f"{bare.meaning}{bare.command}"
+
+
+def test_every_refusal_of_the_gate_has_its_explanation():
+    gates = {
+        *(Reason.TOKEN_MISSING, Reason.TOKEN_INVALID, Reason.TOKEN_EXPIRED, Reason.TOKEN_REVOKED),
+        *(Reason.CERTIFICATE_MISMATCH, Reason.PEER_REFUSED, Reason.INSUFFICIENT_SCOPE, Reason.CALLER_NOT_ALLOWED),
+        *(Reason.RATE_LIMITED, Reason.TRUST_STALE, Reason.NOT_SERVED, Reason.DEPENDENCY_UNAVAILABLE),
+    }
+    assert {reason.value for reason in gates} | {"GRANT_MISSING"} == set(_MEANINGS)
