@@ -85,9 +85,15 @@ def test_what_a_call_raises_is_its_futures_and_the_thread_goes_on():
 
 def test_shutting_down_serves_what_waits_or_cancels_it_if_asked(gate):
     for cancel in (False, True):
-        opened = threading.Event()
+        opened, entered = threading.Event(), threading.Event()
         pool = FairThreadPool(1, name="test")
-        running = pool.submit(opened.wait, LIMIT_S)
+
+        def stay(opened=opened, entered=entered):
+            entered.set()
+            return opened.wait(LIMIT_S)
+
+        running = pool.submit(stay)
+        assert entered.wait(LIMIT_S)  # begun, and so no longer among what waits
         waiting = pool.submit(lambda: "served")
         pool.shutdown(wait=False, cancel_futures=cancel)
         opened.set()
@@ -112,8 +118,8 @@ def test_many_shares_from_many_threads_lose_nothing():
     for sender in senders:
         sender.join(LIMIT_S)
     assert counts == {f"share-{number}": 200 for number in range(8)}
+    pool.shutdown()  # waits for the threads, which leave their shares after their last call
     assert (pool._lines, pool._running) == ({}, {})
-    pool.shutdown()
 
 
 def test_calls_that_come_together_get_a_thread_each_although_one_was_idle(gate):

@@ -19,9 +19,9 @@ from casemate.errors import DeadlineExceeded
 from casemate.gate.adapters.caller_context import bind_caller, current_caller
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
+    RequestIds,
     auth_context,
     authorize_message,
-    new_request_id,
     no_message,
     parse_request,
     status_name,
@@ -58,6 +58,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
     ) -> None:
         self._gate = gate
+        self._request_ids = RequestIds()
         self._recheck_every_s = recheck_every.total_seconds()
         self._body_within_s = body_within.total_seconds()
 
@@ -80,7 +81,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         policy = self._gate.policies.find(method)
         if handler is not None and policy is not None and policy.unwrapped:
             return handler
-        request_id = new_request_id()
+        request_id = self._request_ids.take()
         try:
             admission = self._gate.at_headers(
                 method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None

@@ -18,9 +18,9 @@ from casemate.gate.adapters.bodies import TICK, Bodies
 from casemate.gate.adapters.caller_context import bind_caller
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
+    RequestIds,
     auth_context,
     authorize_message,
-    new_request_id,
     parse_request,
 )
 from casemate.gate.adapters.incoming import Incoming
@@ -59,6 +59,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
     ) -> None:
         self._gate = gate
+        self._request_ids = RequestIds()
         self._bodies = Bodies(clock=gate.clock, within=body_within)
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
         self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
@@ -88,7 +89,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         policy = self._gate.policies.find(method)
         if handler is not None and policy is not None and policy.unwrapped:
             return handler
-        request_id = new_request_id()
+        request_id = self._request_ids.take()
         try:
             admission = self._gate.at_headers(
                 method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None

@@ -52,10 +52,12 @@ class UnaryMethod:
         self,
         gate: Gate,
         *,
-        behavior: Callable[[Any, grpc.ServicerContext], Any],
+        behavior: Callable[[Any, grpc.ServicerContext], Any] | None,
         deserializer: Callable[[bytes], Any] | None,
         bodies: Bodies,
     ) -> None:
+        if behavior is None:
+            raise ValueError("a unary method without a behavior")
         self._gate = gate
         self._behavior = behavior
         self._deserializer = deserializer

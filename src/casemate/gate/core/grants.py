@@ -7,7 +7,7 @@ look names up inside the caller's tenant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _ANY = "*"
+_FOUND_AT_MOST = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,9 @@ class _Rule:
     caller: tuple[str, ...]
     resource: tuple[str, ...]
 
-    def means(self, caller: tuple[str, ...], verb: str, resource: tuple[str, ...], now: datetime) -> bool:
+    def means(self, caller: tuple[str, ...], verb: str, resource: tuple[str, ...]) -> bool:
+        """Whether the rule is about this; whether it is still alive, only a clock can say."""
         grant = self.grant
-        if grant.expires_at is not None and now >= grant.expires_at:
-            return False
         if grant.verb not in (verb, _ANY) or not _matches(self.resource, resource):
             return False
         if self.caller == caller:
@@ -56,6 +56,9 @@ class GrantIndex:
 
     by_id: Mapping[str, Grant]
     _by_tenant: Mapping[str, _TenantRules]
+    # What patterns mean does not change within an index, so it is found once for what is asked often. Never a
+    # decision: whether a grant has expired is judged on every call.
+    _found: dict[tuple[str, str, str, str], tuple[Grant, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def empty(cls) -> GrantIndex:
@@ -96,14 +99,28 @@ class GrantIndex:
             NotFound: the same as for a resource that does not exist.
         """
         allowed = False
-        path, wanted = tuple(caller_path.split("/")), tuple(resource.split("/"))
-        for rule in self._candidates(tenant, resource):
-            if rule.means(path, verb, wanted, now):
-                allowed = rule.grant.effect is Effect.ALLOW
-                if not allowed:
-                    break
+        grants = self._found.get((tenant, caller_path, verb, resource))
+        if grants is None:
+            grants = self._find(tenant, caller_path, verb, resource)
+        for grant in grants:
+            if grant.expires_at is not None and now >= grant.expires_at:
+                continue
+            allowed = grant.effect is Effect.ALLOW
+            if not allowed:
+                break
         if not allowed:
             raise NotFound(f"no grant of {verb} on {resource} in {tenant}")
+
+    def _find(self, tenant: str, caller_path: str, verb: str, resource: str) -> tuple[Grant, ...]:
+        """All grants that are about this, alive or not."""
+        path, wanted = tuple(caller_path.split("/")), tuple(resource.split("/"))
+        grants = tuple(rule.grant for rule in self._candidates(tenant, resource) if rule.means(path, verb, wanted))
+        # Names that nobody gave anybody are a caller's to make up, and are not kept; of the others only so many.
+        if grants:
+            if len(self._found) >= _FOUND_AT_MOST:
+                self._found.clear()
+            self._found[tenant, caller_path, verb, resource] = grants
+        return grants
 
     def _candidates(self, tenant: str, resource: str) -> tuple[_Rule, ...]:
         rules = self._by_tenant.get(tenant)
