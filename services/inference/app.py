@@ -147,7 +147,7 @@ class Service:
             trust=trust,
             loader=loader,
             catalogue=self.catalogue,
-            keep=serving.versions_kept,
+            policies=serving.versions,
             retry=serving.reload_retry,
         )
         self.publishing = Publishing(
@@ -169,6 +169,7 @@ class Service:
             publishing=self.publishing,
             clock=dependencies.clock,
             version=version("casemate"),
+            policies=serving.versions,
         )
         self.streams = Streams(limit=max(1, serving.threads // 2), idle=serving.stream_idle)
         self.predictions = Predictions(

@@ -100,11 +100,11 @@ class Catalogue:
                 ),
             )
 
-    def point(self, key: ModelKey, number: int) -> None:
-        """Makes a loaded version the current one; does nothing when it is not loaded."""
+    def point(self, key: ModelKey, number: int | None) -> None:
+        """Makes a loaded version the current one, or none; does nothing when it is not loaded."""
         with self._lock:
             entry = self.entry(key)
-            if number in entry.versions and entry.current != number:
+            if (number is None or number in entry.versions) and entry.current != number:
                 self._replace(key, replace(entry, current=number))
 
     def remove(self, key: ModelKey, number: int) -> None:

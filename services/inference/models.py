@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.inference.publishing import Publishing
     from services.inference.statistics import Duration
     from services.inference.trust_view import TrustView
+    from services.inference.version_policy import VersionPolicies, VersionPolicy
     from services.inference.watcher import Watcher
 
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
@@ -38,6 +39,7 @@ class Models:
         publishing: loads.
         clock: judges grants.
         version: of the server, as ServerMetadata tells it.
+        policies: which versions stay loaded, as ModelConfig tells it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Models:
         publishing: Publishing,
         clock: Clock,
         version: str,
+        policies: VersionPolicies,
     ) -> None:
         self._trust = trust
         self._catalogue = catalogue
@@ -56,6 +59,7 @@ class Models:
         self._publishing = publishing
         self._clock = clock
         self._version = version
+        self._policies = policies
 
     def server_live(self, _caller: Caller, _request: wire.ServerLiveRequest) -> bytes:
         """Always live: whoever is answered talks to a living process."""
@@ -95,6 +99,7 @@ class Models:
                 "manifest_sha256": loaded.manifest_sha256.hex(),
                 "number": str(loaded.slot.number),
                 "signer_key_id": loaded.signer_key_id,
+                **self._labels(loaded),
             },
         )
         for spec in loaded.instance.inputs:
@@ -109,6 +114,7 @@ class Models:
         config = wire.ModelConfig(name=request.name, platform=loaded.instance.platform)
         if isinstance(loaded.instance, OnnxInstance):
             config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
+        _tell_policy(config.version_policy, self._policies.of(loaded.slot.tenant, loaded.slot.model))
         for spec in loaded.instance.inputs:
             config.input.add(name=spec.name, data_type=spec.datatype.config, dims=spec.shape)
         for spec in loaded.instance.outputs:
@@ -193,6 +199,12 @@ class Models:
             for number in sorted(loaded):
                 yield _statistics(loaded[number])
 
+    def _labels(self, loaded: LoadedModel) -> dict[str, str]:
+        release = self._trust.release(loaded.slot.tenant, loaded.slot.model)
+        labels = sorted(release.labels) if release is not None else ()
+        named = [label for label in labels if release is not None and release.labels[label] == loaded.slot.number]
+        return {"labels": " ".join(named)} if named else {}
+
     def _index(self, release: Release, *, ready_only: bool) -> Iterator[wire.RepositoryIndexResponse.ModelIndex]:
         loaded = self._catalogue.entry((release.tenant, release.model)).versions
         for version in release.versions:
@@ -207,6 +219,15 @@ class Models:
 
 
 _NO_UPLOADS = FieldViolation("parameters", "models are loaded by name; publish a signed version instead")
+
+
+def _tell_policy(told: wire.ModelVersionPolicy, policy: VersionPolicy) -> None:
+    if policy.all:
+        told.all.SetInParent()
+    elif policy.specific:
+        told.specific.versions.extend(sorted(policy.specific))
+    else:
+        told.latest.num_versions = policy.latest
 
 
 def _duration(duration: Duration) -> wire.StatisticDuration:

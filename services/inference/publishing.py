@@ -157,11 +157,11 @@ class Publishing:
         return model_service_pb2.ReloadModelResponse(number=number).SerializeToString()
 
     def load_released(self, caller: Caller, model: str, number: int) -> int:
-        """Loads version `number` of a model of the caller's tenant, the newest for zero; its number."""
+        """Loads version `number` of a model of the caller's tenant, for zero the one that is meant; its number."""
         tenant = tenant_of(caller)
         require_name(model, field="model")
         if not number:
-            number = self._watcher.newest(tenant, model)
+            number = self._watcher.meant(tenant, model)
         self._watcher.load_and_keep(Slot(tenant, model, number))
         return number
 

@@ -17,6 +17,7 @@ from casemate.settings import (
     setting,
 )
 from services.inference.object_repository import SCHEME, ObjectPlace, endpoint, object_place
+from services.inference.version_policy import VersionPolicies, version_policies
 
 _MIB = 1024 * 1024
 
@@ -42,8 +43,11 @@ class ServingSettings:
         "MAX_MODEL_MIB", parse=integer(1, 16384), default=256, help="all files of one model version, in MiB"
     )
     uploads: int = setting("UPLOADS", parse=integer(1, 16), default=2, help="models that may be published at once")
-    versions_kept: int = setting(
-        "VERSIONS_KEPT", parse=integer(1, 64), default=2, help="newest versions of each model that stay loaded"
+    versions: VersionPolicies = setting(
+        "VERSIONS",
+        parse=version_policies,
+        default=VersionPolicies(),
+        help="versions that stay loaded: latest:N, all or 1,3; then tenant/model=… where one differs",
     )
     reload_retry: timedelta = setting(
         "RELOAD_RETRY",

@@ -1,8 +1,10 @@
 """Keeps what is loaded equal to what the feed names.
 
 One thread wakes after each change of trust, and now and then to try again what
-could not be loaded. For every release it loads the newest versions and those
-with a label, and takes out what is no longer released or no longer trusted.
+could not be loaded. For every release it loads what the operator's policy asks
+for and what has a label, and takes out what is no longer released or no longer
+trusted. A request without a version gets the one labelled `stable`, or else the
+newest: only an operator's signed label leads back to an older number.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from services.inference.catalogue import Catalogue, ModelKey
     from services.inference.loader import LoadedModel, Loader
     from services.inference.trust_view import TrustView
+    from services.inference.version_policy import VersionPolicies
+
+STABLE = "stable"
+"""The label of what a request without a version gets."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,15 +39,17 @@ class Watcher:
         trust: what may be served.
         loader: loads a version.
         catalogue: what is loaded.
-        keep: how many of the newest versions of a model stay loaded; labelled ones come on top.
+        policies: which versions stay loaded; labelled ones come on top.
         retry: how long until a version that could not be loaded is tried again.
     """
 
-    def __init__(self, *, trust: TrustView, loader: Loader, catalogue: Catalogue, keep: int, retry: timedelta) -> None:
+    def __init__(
+        self, *, trust: TrustView, loader: Loader, catalogue: Catalogue, policies: VersionPolicies, retry: timedelta
+    ) -> None:
         self._trust = trust
         self._loader = loader
         self._catalogue = catalogue
-        self._keep = keep
+        self._policies = policies
         self._retry = retry.total_seconds()
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -97,16 +105,16 @@ class Watcher:
         with self._round:
             self._asked.add(slot)
 
-    def newest(self, tenant: str, model: str) -> int:
-        """Number of the newest version that is released and trusted.
+    def meant(self, tenant: str, model: str) -> int:
+        """Number of the version that a request without one means: labelled `stable`, or the newest trusted.
 
         Raises:
             NotFound: there is none.
         """
-        newest = _newest(self._trusted(tenant, model))
-        if newest is None:
+        number = self._meant(tenant, model)
+        if number is None:
             raise NotFound("no such model")
-        return newest
+        return number
 
     def unload(self, key: ModelKey) -> None:
         """Takes a model out until it is loaded on purpose."""
@@ -141,8 +149,7 @@ class Watcher:
             if released is None or released.manifest_sha256 != loaded.manifest_sha256:
                 raise FailedPrecondition("withdrawn while it was loaded", reason=Reason.MODEL_REFUSED)
             self._trust.require_trusted(slot.tenant, released)
-            newest = _newest(self._trusted(slot.tenant, slot.model))
-            self._catalogue.put(loaded, current=newest == slot.number)
+            self._catalogue.put(loaded, current=self._meant(slot.tenant, slot.model) == slot.number)
         return loaded
 
     def _watch(self) -> None:
@@ -174,9 +181,9 @@ class Watcher:
             if number not in self._catalogue.entry(key).versions:
                 complete &= self._try(Slot(*key, number))
         with self._round:
-            newest = _newest(wanted)
-            if newest is not None:
-                self._catalogue.point(key, newest)
+            meant = self._meant(*key)
+            # What is meant and not wanted here is not replaced by something else that is.
+            self._catalogue.point(key, meant if meant in wanted else None)
             entry = self._catalogue.entry(key)
             for number, loaded in entry.versions.items():
                 # What runs stays until a newer version does.
@@ -213,10 +220,12 @@ class Watcher:
         if not (is_name(release.tenant) and is_name(release.model)):
             return {}
         trusted = self._trusted(release.tenant, release.model)
-        newest = sorted(trusted, reverse=True)[: self._keep]
-        labelled = [number for number in release.labels.values() if number in trusted and number not in newest]
-        return {number: trusted[number] for number in (*newest, *labelled)}
+        chosen = self._policies.of(release.tenant, release.model).choose(trusted)
+        labelled = [number for number in release.labels.values() if number in trusted and number not in chosen]
+        return {number: trusted[number] for number in (*chosen, *labelled)}
 
-
-def _newest(versions: dict[int, ReleasedVersion]) -> int | None:
-    return max(versions, default=None)
+    def _meant(self, tenant: str, model: str) -> int | None:
+        release = self._trust.release(tenant, model)
+        if release is not None and STABLE in release.labels:
+            return release.labels[STABLE]  # though it be withdrawn: then nothing is served in its place
+        return max(self._trusted(tenant, model), default=None)

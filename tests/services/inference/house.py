@@ -60,7 +60,6 @@ SERVING = ServingSettings(
     max_message_mib=8,
     max_model_mib=4,
     uploads=2,
-    versions_kept=2,
     reload_retry=timedelta(seconds=30),
 )
 

@@ -17,6 +17,7 @@ from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.loader import VerifiedModel
 from services.inference.repository import Slot
 from services.inference.single_flight import SingleFlight
+from services.inference.version_policy import version_policies
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import PATIENCE, SERVING, TENANT, House, signer
 from tests.support.authority import LeafFactory
@@ -134,7 +135,7 @@ def test_what_a_publisher_signed_since_its_compromise_is_unloaded(house: House, 
 
 
 def test_what_runs_stays_until_a_successor_is_loaded(tmp_path: Path, leaf: LeafFactory, digits: Digits) -> None:
-    house = House(directory=tmp_path, leaf=leaf, serving=replace(SERVING, versions_kept=1))
+    house = House(directory=tmp_path, leaf=leaf, serving=replace(SERVING, versions=version_policies("latest:1")))
     key = (TENANT, "digits")
     house.publish({"model.onnx": digits.onnx})
     house.publish({"model.onnx": digits.onnx}, number=2)
