@@ -19,6 +19,7 @@ from casemate.client.tokens import AccessToken, TokenKey, TokenSource
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.inference.v1 import model_service_pb2
+from casemate.keys.v1 import key_service_pb2
 from casemate.secret import Secret
 from casemate.transport.certificates import CertificatePair, CertificateSource, PinnedPair
 from casemate.transport.channel import RotatingChannel, idempotent_methods
@@ -28,7 +29,10 @@ ISSUE_SECONDS = 10.0
 
 _SERVICES = tuple(
     service
-    for module in (admin_service_pb2, token_service_pb2, dataset_service_pb2, log_service_pb2, model_service_pb2)
+    for module in (
+        *(admin_service_pb2, token_service_pb2, dataset_service_pb2),
+        *(log_service_pb2, model_service_pb2, key_service_pb2),
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
@@ -97,6 +101,15 @@ class Session:
     def metadata(self, audience: str) -> tuple[tuple[str, str], ...]:
         """The metadata of a call, for channels that are not ours."""
         return self._bearer(audience, self.source.current)
+
+    def present_metadata(self, audience: str) -> tuple[tuple[str, str], ...] | None:
+        """The same without asking for a token; None if there is none that is not due. Never waits."""
+        found = self._tokens.present(TokenKey(audience, (), self.source.current.thumbprint))
+        return None if found is None else (("authorization", f"Bearer {found.text.reveal()}"),)
+
+    def forget_tokens(self) -> None:
+        """Drops every token, so that the next call asks for a new one: for when one was refused."""
+        self._tokens.forget()
 
     def close(self) -> None:
         """Closes every channel; calls in flight end."""

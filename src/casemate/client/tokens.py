@@ -77,6 +77,11 @@ class TokenSource:
                     self._tokens[key] = found
         return found
 
+    def present(self, key: TokenKey) -> AccessToken | None:
+        """The token for `key` if there is one that is not due; never waits."""
+        found = self._tokens.get(key)
+        return found if found is not None and not found.due(self._clock.now()) else None
+
     def forget(self) -> None:
         """Drops every token: the next call fetches."""
         with self._lock:

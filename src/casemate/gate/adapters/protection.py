@@ -1,0 +1,133 @@
+"""The gate in front of a service that is not ours: everything that it needs, put together.
+
+A process raises the TLS floor first (`casemate.transport.floor.raise_floor`), before
+anything imports grpc; if it did not, making a server here refuses and names the
+variable to export.
+
+If this fails: see `core.gate`; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from casemate.clock import SystemClock
+from casemate.gate.adapters.asynchronous import AioGateInterceptor
+from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.feed import TrustFeed
+from casemate.gate.adapters.synchronous import GateInterceptor
+from casemate.gate.core.audit import NoAudit
+from casemate.gate.core.cache import TokenCache
+from casemate.gate.core.foreign import FOREIGN
+from casemate.gate.core.gate import Gate
+from casemate.gate.core.peer import PeerVerifier
+from casemate.gate.core.policy import MethodPolicy, PolicyTable
+from casemate.gate.core.quota import LocalQuota, Shares
+from casemate.gate.core.trust import TrustState
+from casemate.gate.core.verifier import TokenVerifier
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+from casemate.transport.registry import RegisteredService, methods_of, registered
+from casemate.transport.server import AioServer, SyncServer, build_aio_server, build_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from google.protobuf.descriptor import ServiceDescriptor
+
+__all__ = ["Protection", "registered"]
+
+_PLACES = 128
+
+
+class Protection:
+    """A gate, the trust feed that it judges by, and servers that stand behind it. Close it, or use it in `with`.
+
+    Args:
+        identity: directory with the service's `key.pem`, `cert.pem` and `ca.pem`, watched for renewal.
+        auth: `host:port` of Casemate's auth.
+        audience: that tokens must be for: the service's name.
+        services: descriptors of the services that carry our policy option.
+        policies: of methods whose protos cannot carry it; health and reflection have theirs.
+        audit_file: where decisions are written; None keeps none.
+        shares: what one caller, tenant and resource may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Path,
+        auth: str,
+        audience: str,
+        services: Iterable[ServiceDescriptor] = (),
+        policies: Iterable[MethodPolicy] = (),
+        audit_file: Path | None = None,
+        shares: Shares | None = None,
+    ) -> None:
+        clock = SystemClock()
+        self._source = CertificateSource(identity)
+        domain = self._source.current.spiffe_id.split("/")[2]
+        trust = TrustState()
+        self._audit = AuditFile(audit_file) if audit_file is not None else None
+        self._interceptors: list[GateInterceptor] = []
+        self.gate = Gate(
+            policies=PolicyTable.from_descriptors(
+                services, {**FOREIGN, **{policy.method: policy for policy in policies}}
+            ),
+            verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=audience),
+            cache=TokenCache(),
+            trust=trust,
+            peers=PeerVerifier(trust_domain=domain),
+            quota=LocalQuota(clock=clock, shares=shares or Shares(places=_PLACES)),
+            audit=self._audit or NoAudit(),
+            clock=clock,
+        )
+        self._channel = RotatingChannel(target=auth, service_name="auth", source=self._source)
+        self._feed = TrustFeed(self._channel, trust, clock)
+        self._source.start()
+        self._feed.start()
+
+    def server(self, services: Sequence[RegisteredService], *, address: str, threads: int = 16) -> SyncServer:
+        """A bound synchronous server of `services`, each call of which passes the gate first.
+
+        Raises:
+            ConfigurationError: a method has no policy, grpc was imported before the TLS floor was
+                raised, or the address cannot be bound.
+        """
+        self.gate.policies.require(methods_of(services))
+        interceptor = GateInterceptor(self.gate)
+        self._interceptors.append(interceptor)
+        return build_server(
+            source=self._source, services=services, interceptors=[interceptor], address=address, threads=threads
+        )
+
+    def aio_server(self, services: Sequence[RegisteredService], *, address: str) -> AioServer:
+        """Likewise a server of `grpc.aio`, whose handlers are coroutines; call it inside its event loop.
+
+        Raises:
+            ConfigurationError: as for `server`.
+        """
+        self.gate.policies.require(methods_of(services))
+        return build_aio_server(
+            source=self._source, services=services, interceptors=[AioGateInterceptor(self.gate)], address=address
+        )
+
+    def close(self) -> None:
+        """Ends the feed and the watchers of running calls, and writes what is left of the audit."""
+        self._feed.close()
+        self._channel.close()
+        for interceptor in self._interceptors:
+            interceptor.close()
+        self._source.close()
+        if self._audit is not None:
+            self._audit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
