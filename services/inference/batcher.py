@@ -4,7 +4,8 @@ The thread that brings a request to a free instance runs it itself: nothing is
 handed over, nothing waits. While all instances are busy, requests queue, and
 their threads sleep. A thread whose run is over makes the next one in the queue
 the leader; the leader takes along whatever may share its run, and wakes the
-others when their rows are done. So each request costs one wake-up at most.
+others when their rows are done. So each request costs one wake-up at most. What runs in less time than a wake-up takes
+is not queued at all.
 
 Requests leave the queue unstarted when their deadline passes, when their caller
 goes, or when a full queue owes the place to a caller that has less in it. A
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
     from services.inference.statistics import Statistics
     from services.inference.tensors import Array
 
+LIGHT_NS = 300_000
+"""Runs of less CPU time than this are never queued, unless the model is batched: a wake-up would cost as much."""
+
+_MEMORY = 0.05
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -90,6 +95,8 @@ class Batcher:
         self._run_time = RunTime()
         self._gatherer: tuple[Job, int] | None = None
         self._merges = self._batching is not None
+        self._light = False
+        self._cpu_ns = 2.0 * LIGHT_NS  # until runs have shown what they cost
 
     @property
     def waiting(self) -> int:
@@ -132,7 +139,7 @@ class Batcher:
             statistics,
         )
         with self._lock:
-            idle = self._free > 0
+            idle = self._free > 0 or self._light
             if idle:
                 self._free -= 1
                 self._begin(job, now, rows)
@@ -301,7 +308,7 @@ class Batcher:
             began = self._runs.pop(id(leader), None)
             if rows and began is not None:
                 self._run_time.learn(rows, now - began[0])
-            job = self._queue.take(lambda _job: True)
+            job = self._queue.take(lambda _job: True) if self._free >= 0 else None
             while job is not None:
                 self._queued_rows -= job.rows
                 if job.ends_at > now:
@@ -334,9 +341,12 @@ class Batcher:
         began = time.perf_counter_ns()
         padded = self._pad and job.rows == 1 and job.shape is not None
         inputs = {name: np.concatenate((array, array)) for name, array in job.inputs.items()} if padded else job.inputs
-        ready = time.perf_counter_ns()
+        ready, cpu = time.perf_counter_ns(), time.thread_time_ns()
         outputs = self._instance.run(inputs)
         ran = time.perf_counter_ns()
+        # Of this thread alone: on a busy machine the clock on the wall says little about a run.
+        self._cpu_ns += _MEMORY * (time.thread_time_ns() - cpu - self._cpu_ns)
+        self._light = not self._merges and self._cpu_ns < LIGHT_NS
         job.outputs = {name: array[:1] for name, array in outputs.items()} if padded else outputs
         job.infer_ns = ran - ready
         job.statistics.executed(
