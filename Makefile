@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions format lock clean bench-costs bench-sealing
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions format lock clean bench-costs bench-gate bench-sealing
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package 
 
 bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
 	@exec $(BIN)/python -m bench.costs
+
+bench-gate: .venv/run.stamp ## What each layer in front of a method costs, and what garbage does (minutes; JSON=1)
+	@exec $(BIN)/python -m bench.gate
 
 bench-sealing: .venv/run.stamp ## What sealing rows costs beside PostgreSQL, and beside pgcrypto where that is installed
 	@exec $(BIN)/python -m bench.sealing

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from casemate.gate.core.records import VerificationKey
+from casemate.gate.core.records import Grant, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot
 
 
@@ -22,9 +23,9 @@ class Mint:
         self.key = VerificationKey.load(spki)
         self.issuer = "https://auth.casemate.internal"
 
-    def snapshot(self) -> TrustSnapshot:
-        """Trust in this mint and nothing else."""
-        return TrustSnapshot.build(epoch="bench", sequence=1, issuer=self.issuer, keys=[self.key])
+    def snapshot(self, grants: Iterable[Grant] = ()) -> TrustSnapshot:
+        """Trust in this mint and these grants, and nothing else."""
+        return TrustSnapshot.build(epoch="bench", sequence=1, issuer=self.issuer, keys=[self.key], grants=grants)
 
     def issue(self, thumbprint: str, *, lifetime_seconds: int = 300) -> str:
         """A token for the holder of the certificate with this thumbprint."""
