@@ -14,18 +14,27 @@ from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason, SignatureInvalid
+from casemate.signing.keys import PublicKey
 from casemate.signing.merkle import HASH_BYTES
 
 if TYPE_CHECKING:
-    from casemate.signing.keys import PublicKey, SigningKey
+    from collections.abc import Sequence
+
+    from casemate.signing.keys import SigningKey
 
 MAXIMUM_NOTE_CHARACTERS: Final = 65_536
 MAXIMUM_SIGNATURES: Final = 100
 MAXIMUM_SIZE: Final = 2**63 - 1
 
-_ED25519_TYPE: Final = b"\x01"
+ED25519_NOTE: Final = b"\x01"
+"""The type of a key that signs notes."""
+
+ED25519_COSIGNATURE: Final = b"\x04"
+"""The type of a witness's key: c2sp.org/tlog-cosignature."""
+
 _ORIGIN: Final = re.compile(r"[!-*,-~]{1,255}")  # visible ASCII without "+", which vkeys split at
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+_ED25519_SPKI: Final = bytes.fromhex("302a300506032b6570032100")  # RFC 8410 section 4, before the 32 bytes
 _SEAL: Final = object()
 
 
@@ -103,17 +112,8 @@ def verify_note(text: str, name: str, public_key: PublicKey) -> str:
         InvalidRequest: it is not a note.
         SignatureInvalid: there is no signature of this key, or it does not verify.
     """
-    if len(text) > MAXIMUM_NOTE_CHARACTERS or _has_control_characters(text):
-        raise _malformed("not a note")
-    body, separator, signatures = text.rpartition("\n\n")
-    if not separator or not signatures.endswith("\n"):
-        raise _malformed("the note has no signatures")
-    body += "\n"
-    lines = signatures.split("\n")[:-1]
-    if len(lines) > MAXIMUM_SIGNATURES:
-        raise _malformed("the note has too many signatures")
-    wanted = note_key_hash(name, public_key)
-    found = [signature for line in lines for signature in _signature(line, name, wanted)]
+    body, lines = split_note(text)
+    found = note_signatures(lines, name, note_key_hash(name, public_key))
     if not found:
         raise SignatureInvalid("the note is not signed by this key")
     for signature in found:
@@ -121,25 +121,67 @@ def verify_note(text: str, name: str, public_key: PublicKey) -> str:
     return body
 
 
-def note_key_hash(name: str, public_key: PublicKey) -> bytes:
-    """The four bytes by which a note names an Ed25519 key: SHA-256(name ‖ LF ‖ 0x01 ‖ key), cut.
+def split_note(text: str) -> tuple[str, list[str]]:
+    """Body and signature lines of a note, none of them verified.
+
+    Raises:
+        InvalidRequest: it is not a note.
+    """
+    if len(text) > MAXIMUM_NOTE_CHARACTERS or _has_control_characters(text):
+        raise _malformed("not a note")
+    body, separator, signatures = text.rpartition("\n\n")
+    if not separator or not signatures.endswith("\n"):
+        raise _malformed("the note has no signatures")
+    lines = signatures.split("\n")[:-1]
+    if len(lines) > MAXIMUM_SIGNATURES:
+        raise _malformed("the note has too many signatures")
+    return body + "\n", lines
+
+
+def note_signatures(lines: Sequence[str], name: str, key_hash: bytes) -> list[bytes]:
+    """What this name and key signed among a note's signature lines; every line must be of the allowed form.
+
+    Raises:
+        InvalidRequest: one is not.
+    """
+    return [signature for line in lines for signature in _signature(line, name, key_hash)]
+
+
+def note_key_hash(name: str, public_key: PublicKey, kind: bytes = ED25519_NOTE) -> bytes:
+    """The four bytes by which a note names an Ed25519 key: SHA-256(name ‖ LF ‖ kind ‖ key), cut.
 
     Raises:
         InvalidRequest: the key is not Ed25519, or no note can hold the name.
     """
     if not _ORIGIN.fullmatch(name):
         raise _malformed("not the name of a key")
-    return hashlib.sha256(name.encode() + b"\n" + _ED25519_TYPE + public_key.ed25519_bytes()).digest()[:4]
+    return hashlib.sha256(name.encode() + b"\n" + kind + public_key.ed25519_bytes()).digest()[:4]
 
 
-def verification_key(name: str, public_key: PublicKey) -> str:
+def verification_key(name: str, public_key: PublicKey, kind: bytes = ED25519_NOTE) -> str:
     """The key as C2SP tools want it: `name+hash+base64`.
 
     Raises:
         InvalidRequest: the key is not Ed25519.
     """
-    encoded = base64.b64encode(_ED25519_TYPE + public_key.ed25519_bytes()).decode()
-    return f"{name}+{note_key_hash(name, public_key).hex()}+{encoded}"
+    encoded = base64.b64encode(kind + public_key.ed25519_bytes()).decode()
+    return f"{name}+{note_key_hash(name, public_key, kind).hex()}+{encoded}"
+
+
+def parse_verification_key(text: str, kind: bytes = ED25519_NOTE) -> tuple[str, PublicKey]:
+    """Name and key of what `verification_key` wrote for the same kind.
+
+    Raises:
+        InvalidRequest: it is not one, its hash is another key's, or the key is weak.
+    """
+    parts = text.strip().split("+", 2)
+    material = _base64(parts[2]) if len(parts) == 3 else b""
+    if len(material) != 33 or material[:1] != kind:
+        raise _malformed("not a verification key of this kind")
+    key = PublicKey.admit(_ED25519_SPKI + material[1:])
+    if verification_key(parts[0], key, kind) != text.strip():
+        raise _malformed("the hash of the verification key is another one's")
+    return parts[0], key
 
 
 def _signature(line: str, name: str, key_hash: bytes) -> list[bytes]:
