@@ -38,8 +38,11 @@ test: .venv/dev.stamp ## Run the tests (a real PostgreSQL and real mTLS; no set-
 	@deploy/install-softhsm
 	@exec $(BIN)/python -m pytest -q -m "not long"
 
-test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes)
-	@exec $(BIN)/python -m pytest -q -m long --timeout=3600
+test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes), and record what they came to in docs/records/
+	@mkdir -p docs/records
+	@set -o pipefail; { date -u +%F; git rev-parse --short HEAD; \
+	  $(BIN)/python -c 'from bench.report import hardware; print(hardware())'; \
+	  $(BIN)/python -m pytest -q -m long --timeout=3600 -rA --show-capture=no; } | tee docs/records/test-long.txt
 
 check: lint types imports buf proto-check ## Everything that needs no running: ruff, mypy, buf, stubs, import walls
 
