@@ -21,10 +21,13 @@ from casemate.gate.core.records import Grant, Revocation, RevocationKind
 from casemate.signing.keys import PublicKey
 from casemate.signing.signers import ROLES, Signer
 from casemate.signing.statements import verify_registration
+from services.auth.credential_records import OUR_OWN
 from services.auth.records import HOUSE_TENANT, Client, Tenant, TokenKey
+from services.auth.scopes import SCOPES_BY_AUDIENCE
 from services.auth.store.authority import AuthorityStore
+from services.auth.subjects import MAX_SUBJECT_TOKEN_LIFETIME
 from services.auth.token_issuer import MAX_LIFETIME
-from services.auth.validation import VERBS, FieldChecks
+from services.auth.validation import VERBS, FieldChecks, is_identifier
 
 DEFAULT_SIGNER_LIFETIME: Final = timedelta(days=365)
 FROM_THE_BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,6 +40,7 @@ _TOKENS_ARE_DEAD_AFTER: Final = MAX_LIFETIME + _ISSUING_TAKES_AT_MOST
 _CERTIFICATES_ARE_DEAD_AFTER: Final = timedelta(days=398)
 """Longer than any leaf that a CA should issue; ours live a day."""
 _MAX_VALUE_LENGTH: Final = 2048
+_RESERVED: Final = frozenset({*SCOPES_BY_AUDIENCE, OUR_OWN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +101,13 @@ class Administration:
         checks.spiffe_id_within(
             "client.spiffe_id", client.spiffe_id, trust_domain=self._trust_domain, tenant=client.tenant
         )
-        checks.audiences("client.audiences", client.audiences)
+        checks.that("client.client_id", "is a service's name", holds=client.client_id not in _RESERVED)
+        speakers = [name for name in client.audiences if name not in SCOPES_BY_AUDIENCE and is_identifier(name)]
+        known = [name for name in speakers if await self._is_client_of(name, client.tenant)]
+        checks.audiences("client.audiences", client.audiences, clients=known)
         checks.scopes("client.scopes", client.scopes)
         checks.raise_if_any()
-        _require_reach(admin, client.tenant)
+        require_reach(admin, client.tenant)
         await self._store.add_client(
             replace(
                 client,
@@ -111,6 +118,11 @@ class Administration:
             )
         )
 
+    async def _is_client_of(self, name: str, tenant: str) -> bool:
+        """Whether an audience is a client of the tenant, which may then speak for the new one."""
+        found = await self._store.client(name)
+        return found is not None and found.tenant == tenant
+
     async def disable_client(self, admin: str, client_id: str) -> None:
         """Disables a client; what it holds is refused within a second. Raises NotFound."""
         checks = FieldChecks()
@@ -120,7 +132,7 @@ class Administration:
         now = self._clock.now()
         reach = now + _ISSUING_TAKES_AT_MOST
         revocation = replace(self._revocation(RevocationKind.CLIENT, client_id), not_before=reach)
-        await self._store.disable_client(client_id, within=_reach(admin), revocation=revocation, now=now)
+        await self._store.disable_client(client_id, within=reach_of(admin), revocation=revocation, now=now)
 
     async def create_grant(self, admin: str, grant: Grant) -> str:
         """Creates a grant under a new identifier, which is returned.
@@ -136,8 +148,8 @@ class Administration:
         ahead = grant.expires_at is None or grant.expires_at > self._clock.now()
         checks.that("grant.expires_at", "must lie ahead", holds=ahead)
         checks.raise_if_any()
-        _require_reach(admin, grant.tenant)
-        created = replace(grant, id=_new_identifier("grant"))
+        require_reach(admin, grant.tenant)
+        created = replace(grant, id=new_identifier("grant"))
         await self._store.add_grant(created)
         return created.id
 
@@ -146,14 +158,14 @@ class Administration:
         checks = FieldChecks()
         checks.identifier("id", grant_id)
         checks.raise_if_any()
-        await self._store.delete_grant(grant_id, within=_reach(admin))
+        await self._store.delete_grant(grant_id, within=reach_of(admin))
 
     async def list_grants(self, admin: str, tenant: str) -> list[Grant]:
         """The live grants on a tenant's resources, by identifier. Raises NotFound outside of reach."""
         checks = FieldChecks()
         checks.tenant("tenant", tenant)
         checks.raise_if_any()
-        _require_reach(admin, tenant)
+        require_reach(admin, tenant)
         now = self._clock.now()
         grants = await self._store.grants_of(tenant)
         return [grant for grant in grants if grant.expires_at is None or grant.expires_at > now]
@@ -172,7 +184,7 @@ class Administration:
         checks.that("role", "must be supplier or publisher", holds=request.role in ROLES)
         checks.that("valid_until", "must lie ahead", holds=valid_until > now)
         checks.raise_if_any()
-        _require_reach(admin, request.tenant)
+        require_reach(admin, request.tenant)
         role = next(role for role in ROLES if role == request.role)
         public_key = PublicKey.admit(request.public_key_der)
         proven = verify_registration(
@@ -198,7 +210,7 @@ class Administration:
         checks = FieldChecks()
         checks.identifier("key_id", key_id)
         checks.raise_if_any()
-        await self._store.revoke_signer(key_id, since=since or FROM_THE_BEGINNING, within=_reach(admin))
+        await self._store.revoke_signer(key_id, since=since or FROM_THE_BEGINNING, within=reach_of(admin))
 
     async def revoke(self, admin: str, kind: RevocationKind, value: str) -> str:
         """Revokes tokens or certificates; returns the revocation's identifier.
@@ -214,10 +226,7 @@ class Administration:
         checks.that("value", "must be 1 to 2048 printable ASCII characters", holds=well_formed)
         checks.raise_if_any()
         if kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT):
-            # Tokens are about clients themselves so far, so a subject is a client's identifier.
-            client = await self._store.client(value)
-            if client is None or _reach(admin) not in (None, client.tenant):
-                raise NotFound(f"{kind.value} to revoke")
+            await self._require_subject_reach(admin, kind, value)
         elif kind is RevocationKind.SPIFFE_ID:
             self._require_spiffe_reach(admin, value)
         else:
@@ -231,6 +240,17 @@ class Administration:
     async def revoke_own_token(self, token_id: str) -> None:
         """Revokes one token whose identifier was proven to be its client's own."""
         await self._store.revoke(self._revocation(RevocationKind.TOKEN, token_id), now=self._clock.now())
+
+    async def _require_subject_reach(self, admin: str, kind: RevocationKind, value: str) -> None:
+        """A subject is a client's identifier, or `<issuer>:<sub>` of an external issuer."""
+        issuer, external, _ = value.partition(":")
+        if kind is RevocationKind.SUBJECT and external:
+            tenant = await self._store.tenant_of_issuer(issuer)
+        else:
+            client = await self._store.client(value)
+            tenant = None if client is None else client.tenant
+        if tenant is None or reach_of(admin) not in (None, tenant):
+            raise NotFound(f"{kind.value} to revoke")
 
     def _require_spiffe_reach(self, admin: str, spiffe_id: str) -> None:
         if not spiffe_id.startswith(f"spiffe://{self._trust_domain}/"):
@@ -247,23 +267,28 @@ class Administration:
         elif kind is RevocationKind.SPIFFE_ID:
             # A name, not a certificate: whoever is issued a new one under it would be let in again.
             expires_at = None
+        elif kind is RevocationKind.SUBJECT:
+            # What an external issuer said of it before must not begin a session after.
+            expires_at = now + MAX_SUBJECT_TOKEN_LIFETIME + _ISSUING_TAKES_AT_MOST
         before = now if kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT) else None
         return Revocation(
-            id=_new_identifier("revocation"), kind=kind, value=value, not_before=before, expires_at=expires_at
+            id=new_identifier("revocation"), kind=kind, value=value, not_before=before, expires_at=expires_at
         )
 
 
-def _new_identifier(kind: str) -> str:
+def new_identifier(kind: str) -> str:
+    """A new identifier that says what it is of."""
     return f"{kind}-{secrets.token_hex(12)}"
 
 
-def _reach(admin: str) -> str | None:
+def reach_of(admin: str) -> str | None:
     """The one tenant that an administrator may act on; None: every tenant."""
     return None if admin == HOUSE_TENANT else admin
 
 
-def _require_reach(admin: str, tenant: str) -> None:
-    if _reach(admin) not in (None, tenant):
+def require_reach(admin: str, tenant: str) -> None:
+    """Raises NotFound unless the administrator may act on the tenant."""
+    if reach_of(admin) not in (None, tenant):
         raise NotFound("tenant outside of reach")
 
 

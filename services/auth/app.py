@@ -12,8 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from casemate.auth.v1 import admin_service_pb2, release_service_pb2, token_service_pb2, trust_service_pb2
+from casemate.auth.v1 import (
+    admin_service_pb2,
+    credential_service_pb2,
+    release_service_pb2,
+    token_service_pb2,
+    trust_service_pb2,
+)
 from casemate.auth.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from casemate.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
 from casemate.auth.v1.release_service_pb2_grpc import add_ReleaseServiceServicer_to_server
 from casemate.auth.v1.token_service_pb2_grpc import add_TokenServiceServicer_to_server
 from casemate.auth.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_server
@@ -43,17 +50,18 @@ from casemate.transport.registry import RegisteredService, methods_of, registere
 from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
-from services.auth.families import Families
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.key_ring import TokenKeyRing
-from services.auth.refresh_tokens import RefreshTokens
 from services.auth.releases import Releases
+from services.auth.server_metadata import ServerMetadata
 from services.auth.servicer_admin import AdminServicer
+from services.auth.servicer_credentials import CredentialServicer
 from services.auth.servicer_releases import ReleaseServicer
 from services.auth.servicer_tokens import TokenServicer
 from services.auth.servicer_trust import TrustServicer
 from services.auth.settings import AuthSettings
 from services.auth.store.authority import AuthorityStore
+from services.auth.store.credentials import CredentialStore
 from services.auth.store.families import FamilyStore
 from services.auth.store.news import NewsReader
 from services.auth.store.table import Alarms
@@ -73,6 +81,7 @@ _CLOSE_SECONDS: Final = 10.0
 _PLACES: Final = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS: Final = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    credential_service_pb2.DESCRIPTOR.services_by_name["CredentialService"],
     release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
     trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
@@ -209,7 +218,7 @@ async def serving(
         )
         await publisher.refresh()
         report.looked(trust.staleness(clock))
-        services = _services(settings, authority, ring, publisher, clock=clock)
+        services = _services(settings, authority, ring, publisher, trust=trust, clock=clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
@@ -272,29 +281,31 @@ def _services(
     ring: TokenKeyRing,
     publisher: TrustPublisher,
     *,
+    trust: TrustState,
     clock: Clock,
 ) -> list[RegisteredService]:
     store = authority.store
     administration = Administration(
         store=store, new_token_key=ring.new_key, trust_domain=settings.identity.trust_domain, clock=clock
     )
-    identifiers = TokenIdentifiers(key=authority.key)
-    issuer = TokenIssuer(issuer=settings.issuer, signing_key=ring.active, identifiers=identifiers, clock=clock)
-    metrics = authority.metrics
-    metrics.counter("refresh_total", "Refresh tokens presented, by outcome.", ("outcome",))
-    families = Families(
-        store=FamilyStore(pool=authority.pool, tables=authority.tables),
-        tokens=RefreshTokens(key=authority.key),
-        issuer=issuer,
+    parts = TokenParts(
+        families=FamilyStore(pool=authority.pool, tables=authority.tables),
+        credentials=CredentialStore(pool=authority.pool, tables=authority.tables),
+        key=authority.key,
+        issuer=settings.issuer,
+        signing_key=ring.active,
+        trust=lambda: trust.current,
+        administration=administration,
+        metrics=authority.metrics,
         clock=clock,
-        observe=lambda outcome: metrics.increment("refresh_total", outcome=outcome),
     )
-    tokens = Tokens(
-        store=store, issuer=issuer, identifiers=identifiers, administration=administration, families=families
-    )
+    tokens = TokenServicer(tokens=build_tokens(parts), metadata=ServerMetadata(issuer=parts.issuer, trust=parts.trust))
+    credentials = CredentialServicer(credentials=build_credentials(parts))
     releases = Releases(store=store, clock=clock)
+    wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
     return [
-        registered(add_TokenServiceServicer_to_server, TokenServicer(tokens=tokens)),
+        registered(add_TokenServiceServicer_to_server, tokens),
+        registered(add_CredentialServiceServicer_to_server, credentials),
         registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
         registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
         registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases)),

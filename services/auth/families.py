@@ -13,7 +13,7 @@ a thief who also holds a certificate of the very SPIFFE ID.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -84,6 +84,7 @@ class Families:
         issuer: issues the access tokens.
         clock: says when now is.
         limits: how long a family lasts.
+        allowed: the scopes that an operator still lets a client have for a family's subject.
         observe: told the outcome of every presented token.
     """
 
@@ -94,6 +95,7 @@ class Families:
         tokens: RefreshTokens,
         issuer: TokenIssuer,
         clock: Clock,
+        allowed: Callable[[Client, Family], Awaitable[frozenset[str]]],
         limits: FamilyLimits | None = None,
         observe: Callable[[str], None] = lambda _outcome: None,
     ) -> None:
@@ -102,6 +104,7 @@ class Families:
         self._issuer = issuer
         self._clock = clock
         self._limits = limits or FamilyLimits()
+        self._allowed = allowed
         self._observe = observe
 
     async def begin(self, entitlement: Entitlement, *, spiffe_id: str) -> tuple[Family, Secret[str]]:
@@ -168,7 +171,7 @@ class Families:
             if outcome not in (RefreshOutcome.ROTATED, RefreshOutcome.RETRIED) or client is None:
                 self._observe(outcome)
                 raise invalid_grant(f"family {family.id}: {outcome.value}")
-            entitlement = _entitlement(family, client, scopes)
+            entitlement = _entitlement(family, client, scopes, allowed=await self._allowed(client, family))
             if outcome is RefreshOutcome.ROTATED:
                 successor = self._rotated(family)
                 if not await self._store.swap(family, successor):
@@ -258,10 +261,10 @@ def judge(family: Family, generation: int, *, spiffe_id: str, now: datetime, ret
     return RefreshOutcome.REUSED
 
 
-def _entitlement(family: Family, client: Client, scopes: Sequence[str]) -> Entitlement:
+def _entitlement(family: Family, client: Client, scopes: Sequence[str], *, allowed: frozenset[str]) -> Entitlement:
     if family.client_id != client.client_id:
         raise invalid_grant("the certificate's client is not the family's")
-    if not frozenset(scopes) <= frozenset(family.scopes):
+    if not frozenset(scopes or family.scopes) <= allowed & frozenset(family.scopes):
         raise PermissionDenied("wider than the family", reason=Reason.SCOPE_NOT_GRANTED)
     granted = grantable(client, family.audience, tuple(scopes) or family.scopes)
     return Entitlement(

@@ -13,6 +13,10 @@ TokenKeyState: TypeAlias = Literal["active", "retiring", "revoked"]
 """Signs and verifies; verifies only; neither."""
 
 
+Authentication: TypeAlias = Literal["certificate", "private_key_jwt", "client_secret"]
+"""Nothing else; an assertion signed by a key of its own; a generated secret."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """An organisation."""
@@ -23,7 +27,11 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """Who may ask for tokens, and for which."""
+    """Who may ask for tokens, and for which.
+
+    Its certificate has to be the one of `spiffe_id` in any case; `authentication` says what
+    else it has to show.
+    """
 
     client_id: str
     tenant: str
@@ -32,6 +40,7 @@ class Client:
     scopes: tuple[str, ...]
     enabled: bool
     created_at: datetime
+    authentication: Authentication = "certificate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from casemate.gate.adapters.caller_context import current_caller
 from casemate.gate.adapters.records import grant_to_message
 from casemate.gate.core.records import Effect, Grant, RevocationKind
 from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
-from services.auth.records import Client
+from services.auth.records import Authentication, Client
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -34,6 +35,13 @@ _KINDS = {
     trust_pb2.REVOCATION_KIND_SPIFFE_ID: RevocationKind.SPIFFE_ID,
 }
 
+_METHODS: Mapping[int, Authentication] = {
+    messages.CLIENT_AUTHENTICATION_UNSPECIFIED: "certificate",
+    messages.CLIENT_AUTHENTICATION_CERTIFICATE: "certificate",
+    messages.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: "private_key_jwt",
+    messages.CLIENT_AUTHENTICATION_SECRET: "client_secret",
+}
+
 
 class AdminServicer(AdminServiceServicer):
     """Translates; `Administration` decides. The administrator is the tenant of the verified token."""
@@ -45,13 +53,16 @@ class AdminServicer(AdminServiceServicer):
         self, request: messages.CreateTenantRequest, _context: Context
     ) -> messages.CreateTenantResponse:
         """Creates a tenant."""
-        await self._administration.create_tenant(_admin(), request.tenant)
+        await self._administration.create_tenant(administrator(), request.tenant)
         return messages.CreateTenantResponse()
 
     async def CreateClient(  # noqa: N802
         self, request: messages.CreateClientRequest, _context: Context
     ) -> messages.CreateClientResponse:
         """Registers a client."""
+        method = _METHODS.get(request.client.authentication)
+        if method is None:
+            raise _invalid("client.authentication", "is not one that exists")
         client = Client(
             client_id=request.client.client_id,
             tenant=request.client.tenant,
@@ -60,15 +71,16 @@ class AdminServicer(AdminServiceServicer):
             scopes=tuple(request.client.scopes),
             enabled=True,
             created_at=FROM_THE_BEGINNING,
+            authentication=method,
         )
-        await self._administration.create_client(_admin(), client)
+        await self._administration.create_client(administrator(), client)
         return messages.CreateClientResponse()
 
     async def DisableClient(  # noqa: N802
         self, request: messages.DisableClientRequest, _context: Context
     ) -> messages.DisableClientResponse:
         """Disables a client."""
-        await self._administration.disable_client(_admin(), request.client_id)
+        await self._administration.disable_client(administrator(), request.client_id)
         return messages.DisableClientResponse()
 
     async def CreateGrant(  # noqa: N802
@@ -88,22 +100,22 @@ class AdminServicer(AdminServiceServicer):
             verb=wanted.verb,
             resource=wanted.resource,
             effect=effect,
-            expires_at=_moment(wanted, "expires_at", "grant.expires_at"),
+            expires_at=moment(wanted, "expires_at", "grant.expires_at"),
         )
-        return messages.CreateGrantResponse(id=await self._administration.create_grant(_admin(), grant))
+        return messages.CreateGrantResponse(id=await self._administration.create_grant(administrator(), grant))
 
     async def DeleteGrant(  # noqa: N802
         self, request: messages.DeleteGrantRequest, _context: Context
     ) -> messages.DeleteGrantResponse:
         """Removes a grant."""
-        await self._administration.delete_grant(_admin(), request.id)
+        await self._administration.delete_grant(administrator(), request.id)
         return messages.DeleteGrantResponse()
 
     async def ListGrants(  # noqa: N802
         self, request: messages.ListGrantsRequest, _context: Context
     ) -> messages.ListGrantsResponse:
         """Lists a tenant's live grants."""
-        grants = await self._administration.list_grants(_admin(), request.tenant)
+        grants = await self._administration.list_grants(administrator(), request.tenant)
         return messages.ListGrantsResponse(grants=[grant_to_message(grant) for grant in grants])
 
     async def RegisterSigner(  # noqa: N802
@@ -115,16 +127,18 @@ class AdminServicer(AdminServiceServicer):
             role=_ROLES.get(request.role, ""),
             public_key_der=request.public_key,
             proof=request.proof,
-            valid_until=_moment(request, "valid_until", "valid_until"),
+            valid_until=moment(request, "valid_until", "valid_until"),
         )
-        return messages.RegisterSignerResponse(key_id=await self._administration.register_signer(_admin(), wanted))
+        return messages.RegisterSignerResponse(
+            key_id=await self._administration.register_signer(administrator(), wanted)
+        )
 
     async def RevokeSigner(  # noqa: N802
         self, request: messages.RevokeSignerRequest, _context: Context
     ) -> messages.RevokeSignerResponse:
         """Revokes a signer."""
-        since = _moment(request, "compromised_since", "compromised_since")
-        await self._administration.revoke_signer(_admin(), request.key_id, since=since)
+        since = moment(request, "compromised_since", "compromised_since")
+        await self._administration.revoke_signer(administrator(), request.key_id, since=since)
         return messages.RevokeSignerResponse()
 
     async def Revoke(  # noqa: N802
@@ -134,17 +148,18 @@ class AdminServicer(AdminServiceServicer):
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise _invalid("kind", "must be set")
-        return messages.RevokeResponse(id=await self._administration.revoke(_admin(), kind, request.value))
+        return messages.RevokeResponse(id=await self._administration.revoke(administrator(), kind, request.value))
 
 
-def _admin() -> str:
+def administrator() -> str:
+    """The tenant that administers: of the verified token."""
     tenant = current_caller().tenant
     if tenant is None:
         raise PermissionDenied("administration without a token")
     return tenant
 
 
-def _moment(message: Message, name: str, field: str) -> datetime | None:
+def moment(message: Message, name: str, field: str) -> datetime | None:
     """A timestamp of a request, None if it is not set."""
     if not message.HasField(name):
         return None

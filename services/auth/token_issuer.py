@@ -203,6 +203,23 @@ def _claims(entitlement: Entitlement, thumbprint: str) -> dict[str, Any]:
     return claims
 
 
+def known_scopes(client: Client, audience: str) -> frozenset[str]:
+    """The scopes that tokens of a client may carry at an audience; none if it may not have the audience.
+
+    An audience is a service, or another client that may speak for this one: such a
+    token may pass on any scope of the client, since only an exchange gives it a service.
+
+    Raises:
+        InvalidRequest: there is no such audience.
+    """
+    if audience in SCOPES_BY_AUDIENCE:
+        mine = audience in client.audiences
+        return SCOPES_BY_AUDIENCE[audience] & frozenset(client.scopes) if mine else frozenset()
+    if audience in client.audiences:
+        return frozenset(client.scopes)
+    raise InvalidRequest("unknown audience", violations=(FieldViolation("audience", "is not a known audience"),))
+
+
 def grantable(client: Client, audience: str, scopes: Sequence[str]) -> tuple[str, ...]:
     """The scopes that a token for this audience carries, sorted; never wider than asked for.
 
@@ -210,10 +227,7 @@ def grantable(client: Client, audience: str, scopes: Sequence[str]) -> tuple[str
         InvalidRequest: there is no such audience.
         PermissionDenied: `SCOPE_NOT_GRANTED`.
     """
-    known = SCOPES_BY_AUDIENCE.get(audience)
-    if known is None:
-        raise InvalidRequest("unknown audience", violations=(FieldViolation("audience", "is not a known audience"),))
-    allowed = known & frozenset(client.scopes) if audience in client.audiences else frozenset()
+    allowed = known_scopes(client, audience)
     wanted = frozenset(scopes) or allowed
     if not wanted or not wanted <= allowed:
         raise PermissionDenied("scope or audience not granted", reason=Reason.SCOPE_NOT_GRANTED)

@@ -1,95 +1,150 @@
-"""Tokens by certificate: who asks is whom the certificate names, and nobody else has to be believed."""
+"""The token service, whatever carries it: whom a certificate and a credential prove, and what it gets.
+
+Every attempt counts against the certificate that made it (`slowing`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from casemate.errors import PermissionDenied, Reason, Unauthenticated
+from casemate.errors import PermissionDenied, Unauthenticated
 from services.auth.administration import Administration
+from services.auth.client_authentication import ClientAuthenticator, Credential
+from services.auth.exchange import Exchange, Exchanged, Wish
 from services.auth.families import Families, Refreshed
+from services.auth.introspection import Introspection, LiveToken
 from services.auth.records import Client
-from services.auth.store.authority import AuthorityStore
+from services.auth.slowing import Slowing
 from services.auth.token_issuer import IssuedToken, TokenIdentifiers, TokenIssuer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applicant:
+    """Who asks: a certificate that the gate has proven, and what was shown besides.
+
+    Attributes:
+        spiffe_id: the certificate's one name.
+        thumbprint: base64url SHA-256 of the leaf.
+        not_after: when the leaf ends.
+        credential: what was shown besides.
+        service: the service that the certificate is of, if it is one's.
+    """
+
+    spiffe_id: str
+    thumbprint: str
+    not_after: datetime
+    credential: Credential = field(default_factory=Credential)
+    service: str | None = None
+
+
 class Tokens:
-    """Issues tokens to clients and revokes their own."""
+    """Issues, exchanges, refreshes, introspects and revokes."""
 
     def __init__(
         self,
         *,
-        store: AuthorityStore,
+        authenticator: ClientAuthenticator,
+        slowing: Slowing,
         issuer: TokenIssuer,
+        exchange: Exchange,
+        families: Families,
+        introspection: Introspection,
         identifiers: TokenIdentifiers,
         administration: Administration,
-        families: Families,
     ) -> None:
-        self._store = store
+        self._authenticator = authenticator
+        self._slowing = slowing
         self._issuer = issuer
+        self._exchange = exchange
+        self._families = families
+        self._introspection = introspection
         self._identifiers = identifiers
         self._administration = administration
-        self._families = families
 
-    async def issue(
-        self, *, spiffe_id: str, thumbprint: str, not_after: datetime, audience: str, scopes: Sequence[str]
-    ) -> IssuedToken:
-        """A token for the client that a proven certificate names. Costs one read and one signature.
+    async def issue(self, applicant: Applicant, *, audience: str, scopes: Sequence[str]) -> IssuedToken:
+        """A token by client credentials (RFC 6749 section 4.4). One read and one signature for a certificate alone.
 
         Raises:
-            Unauthenticated: `CLIENT_UNKNOWN`: no client, a disabled one, or one whose row does not verify.
+            Unauthenticated: `CLIENT_UNKNOWN`, whatever is wrong with who asks.
             InvalidRequest: there is no such audience.
             PermissionDenied: `SCOPE_NOT_GRANTED`.
+            Exhausted: it failed too often lately.
         """
-        client = await self._client(spiffe_id)
-        return self._issuer.issue(client, audience=audience, scopes=scopes, thumbprint=thumbprint, not_after=not_after)
+        with self._slowing.attempt(applicant.spiffe_id):
+            client = await self._client(applicant)
+            return self._issuer.issue(
+                client,
+                audience=audience,
+                scopes=scopes,
+                thumbprint=applicant.thumbprint,
+                not_after=applicant.not_after,
+            )
 
-    async def refresh(
-        self, text: str, *, spiffe_id: str, thumbprint: str, not_after: datetime, scopes: Sequence[str]
-    ) -> Refreshed:
+    async def exchange(self, applicant: Applicant, wish: Wish) -> Exchanged:
+        """A token about a subject; see `Exchange.exchange` for what it raises, `issue` for the rest."""
+        with self._slowing.attempt(applicant.spiffe_id):
+            client = await self._client(applicant)
+            return await self._exchange.exchange(
+                client, wish, thumbprint=applicant.thumbprint, not_after=applicant.not_after
+            )
+
+    async def refresh(self, applicant: Applicant, text: str, *, scopes: Sequence[str]) -> Refreshed:
         """The successor of a refresh token, and an access token.
 
         Raises:
             Unauthenticated: `GRANT_INVALID`, also for callers that are no client.
             PermissionDenied: `SCOPE_NOT_GRANTED`.
+            Exhausted: it failed too often lately.
         """
-        client = await self._store.client_of(spiffe_id)
-        return await self._families.refresh(
-            text,
-            client=client if client is not None and client.enabled else None,
-            spiffe_id=spiffe_id,
-            thumbprint=thumbprint,
-            not_after=not_after,
-            scopes=scopes,
-        )
+        with self._slowing.attempt(applicant.spiffe_id):
+            try:
+                client: Client | None = await self._client(applicant)
+            except Unauthenticated:
+                client = None  # the token is judged all the same: in these hands it may be a stolen one
+            return await self._families.refresh(
+                text,
+                client=client,
+                spiffe_id=applicant.spiffe_id,
+                thumbprint=applicant.thumbprint,
+                not_after=applicant.not_after,
+                scopes=scopes,
+            )
 
-    async def revoke_own_family(self, *, spiffe_id: str, refresh_token: str) -> None:
-        """Ends the family of a refresh token of the client itself; other texts have no effect.
+    async def introspect(self, applicant: Applicant, text: str) -> LiveToken | None:
+        """What a token says, if it is live and concerns whoever asks.
 
         Raises:
             Unauthenticated: `CLIENT_UNKNOWN`.
+            Exhausted: it failed too often lately.
         """
-        client = await self._client(spiffe_id)
-        try:
-            await self._families.end_own(refresh_token, client=client)
-        except Unauthenticated:
-            return
+        if applicant.service is not None:
+            return await self._introspection.look(text, audience=applicant.service, client_id=None)
+        with self._slowing.attempt(applicant.spiffe_id):
+            client = await self._client(applicant)
+        return await self._introspection.look(text, audience=client.client_id, client_id=client.client_id)
 
-    async def revoke_own(self, *, spiffe_id: str, token_id: str) -> None:
-        """Revokes a token of the client itself; other identifiers have no effect (RFC 7009 section 2.2).
+    async def revoke_own(self, applicant: Applicant, *, token_id: str = "", refresh_token: str = "") -> None:
+        """Revokes tokens of the client itself; others have no effect (RFC 7009 section 2.2).
 
         Raises:
             Unauthenticated: `CLIENT_UNKNOWN`.
+            Exhausted: it failed too often lately.
         """
-        client = await self._client(spiffe_id)
-        try:
-            proven = self._identifiers.verify(token_id, client.client_id)
-        except PermissionDenied:
-            return
-        await self._administration.revoke_own_token(proven)
+        with self._slowing.attempt(applicant.spiffe_id):
+            client = await self._client(applicant)
+        if refresh_token:
+            try:
+                await self._families.end_own(refresh_token, client=client)
+            except Unauthenticated:
+                return
+        if token_id:
+            try:
+                proven = self._identifiers.verify(token_id, client.client_id)
+            except PermissionDenied:
+                return
+            await self._administration.revoke_own_token(proven)
 
-    async def _client(self, spiffe_id: str) -> Client:
-        client = await self._store.client_of(spiffe_id)
-        if client is None or not client.enabled:
-            raise Unauthenticated(f"no enabled client is {spiffe_id}", reason=Reason.CLIENT_UNKNOWN)
-        return client
+    async def _client(self, applicant: Applicant) -> Client:
+        return await self._authenticator.authenticate(spiffe_id=applicant.spiffe_id, credential=applicant.credential)

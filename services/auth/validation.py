@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from casemate.errors import FieldViolation, InvalidRequest
 from services.auth.scopes import SCOPES, SCOPES_BY_AUDIENCE
 
-VERBS: Final = ("push", "read", "publish", "infer", "describe", "*")
+VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "*")
 """What a grant may give or take; `*` is all of them."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -17,6 +17,11 @@ _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _MAX_SPIFFE_ID_BYTES: Final = 2048
 _MAX_SEGMENTS: Final = 16
+
+
+def is_identifier(value: str) -> bool:
+    """Whether a text could be the identifier of a client, so that it may be looked up."""
+    return _IDENTIFIER.fullmatch(value) is not None
 
 
 class FieldChecks:
@@ -42,7 +47,7 @@ class FieldChecks:
         self.that(
             field,
             "must be 1 to 128 letters, digits, '.', '_', '@' or '-'",
-            holds=_IDENTIFIER.fullmatch(value) is not None,
+            holds=is_identifier(value),
         )
 
     def segment(self, field: str, value: str) -> None:
@@ -59,10 +64,10 @@ class FieldChecks:
         holds = holds and all(_SEGMENT.fullmatch(segment) for segment in segments)
         self.that(field, "must be inside the tenant's path, spiffe://<domain>/t/<tenant>/", holds=holds)
 
-    def audiences(self, field: str, values: Iterable[str]) -> None:
-        """One or more known audiences."""
+    def audiences(self, field: str, values: Iterable[str], *, clients: Collection[str] = ()) -> None:
+        """One or more known audiences, of which `clients` are known besides."""
         chosen = list(values)
-        holds = bool(chosen) and all(value in SCOPES_BY_AUDIENCE for value in chosen)
+        holds = bool(chosen) and all(value in SCOPES_BY_AUDIENCE or value in clients for value in chosen)
         self.that(field, "must name known audiences: auth, datasets, inference", holds=holds)
 
     def scopes(self, field: str, values: Iterable[str]) -> None:

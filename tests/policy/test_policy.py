@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from casemate.auth.v1 import admin_service_pb2, release_service_pb2, token_service_pb2, trust_service_pb2
+from casemate.auth.v1 import (
+    admin_service_pb2,
+    credential_service_pb2,
+    release_service_pb2,
+    token_service_pb2,
+    trust_service_pb2,
+)
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError, InvalidRequest, NotServed
 from casemate.gate.core.policy import FOREIGN, PolicyTable, ResourceSelector, TokenAccess
@@ -18,6 +24,7 @@ from casemate.policy.v1 import policy_pb2
 GOLDEN = Path(__file__).parent / "golden.txt"
 FILES = (
     admin_service_pb2,
+    credential_service_pb2,
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,

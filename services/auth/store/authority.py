@@ -19,7 +19,7 @@ from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
 from services.auth.records import Client, ReleaseHead, Tenant, TokenKey
 from services.auth.store.changes import Change, EventKind, begin_change
-from services.auth.store.families import end_families
+from services.auth.store.families import end_families, session_revocation
 from services.auth.store.layouts import VersionRow
 from services.auth.store.revoking import add_revocation
 from services.auth.store.tables import AuthorityTables
@@ -54,16 +54,16 @@ class AuthorityStore:
         async with self._reading() as connection, begin_change(connection) as change:
             yield change
 
-    async def client_of(self, spiffe_id: str) -> Client | None:
-        """The client with this SPIFFE ID, if its row verifies. One read."""
-        async with self._reading() as connection:
-            found = await self._tables.clients.matching(connection, spiffe_id=spiffe_id)
-        return found[0] if found else None
-
     async def client(self, client_id: str) -> Client | None:
         """The client with this identifier."""
         async with self._reading() as connection:
             return await self._tables.clients.get(connection, client_id)
+
+    async def tenant_of_issuer(self, name: str) -> str | None:
+        """The tenant of the external issuer with this name."""
+        async with self._reading() as connection:
+            issuer = await self._tables.external_issuers.get(connection, name)
+        return None if issuer is None else issuer.tenant
 
     async def grants_of(self, tenant: str) -> list[Grant]:
         """The grants on a tenant's resources, by identifier."""
@@ -166,6 +166,9 @@ class AuthorityStore:
             column = _FAMILY_COLUMNS.get(revocation.kind)
             if column is not None:
                 await end_families(self._tables, change, now=now, **{column: revocation.value})
+            if revocation.kind is RevocationKind.TOKEN:
+                # What was exchanged for a token without a session has that token for its session.
+                await add_revocation(self._tables, change, session_revocation(revocation.value, now))
             return await add_revocation(self._tables, change, revocation)
 
     async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from casemate.gate.core.records import Effect, Grant, ReleasedVersion, Revocation, RevocationKind
@@ -32,7 +33,7 @@ TENANTS: Final[Layout[Tenant]] = Layout(
 CLIENTS: Final[Layout[Client]] = Layout(
     table="client",
     key=("client_id",),
-    columns=("client_id", "tenant", "spiffe_id", "audiences", "scopes", "enabled", "created_at"),
+    columns=("client_id", "tenant", "spiffe_id", "audiences", "scopes", "enabled", "created_at", "authentication"),
     to_columns=lambda client: (
         client.client_id,
         client.tenant,
@@ -41,8 +42,10 @@ CLIENTS: Final[Layout[Client]] = Layout(
         client.scopes,
         client.enabled,
         client.created_at,
+        client.authentication,
     ),
     from_columns=lambda row: Client(**row),
+    later=MappingProxyType({"authentication": "certificate"}),
 )
 
 GRANTS: Final[Layout[Grant]] = Layout(

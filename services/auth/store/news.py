@@ -108,6 +108,7 @@ class NewsReader:
         """Deletes revocations and refresh families that ended before a moment; nothing of theirs is alive."""
         with storage_errors():
             await self._pool.execute("DELETE FROM revocation WHERE expires_at < $1", before)
+            await self._pool.execute("DELETE FROM used_assertion WHERE expires_at < $1", before)
             await self._pool.execute(
                 "DELETE FROM refresh_family WHERE idle_expires_at < $1 OR expires_at < $1 OR ended_at < $1", before
             )

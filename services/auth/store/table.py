@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from casemate.errors import AlreadyExists, CasemateError, StoredDataUnreadable
@@ -46,7 +47,9 @@ class Layout(Generic[R]):
     """How one kind of record lies in its table.
 
     The names are constants of this package; statements are built from them once.
-    Values travel as parameters only.
+    Values travel as parameters only. `later` holds columns that a migration added and
+    their defaults: at its default such a column is left out of the MAC, so that rows from
+    before it still verify. A row's MAC counts its columns, so none can be left out unseen.
     """
 
     table: str
@@ -54,6 +57,7 @@ class Layout(Generic[R]):
     columns: tuple[str, ...]
     to_columns: Callable[[R], tuple[Canonical, ...]]
     from_columns: Callable[[Mapping[str, Any]], R]
+    later: Mapping[str, Canonical] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class AuthorityTable(Generic[R]):
@@ -61,6 +65,7 @@ class AuthorityTable(Generic[R]):
 
     def __init__(self, layout: Layout[R], *, key: AuthorityKey, alarms: Alarms) -> None:
         self._layout = layout
+        self._later = layout.later
         self._key = key
         self._alarms = alarms
         names = ", ".join((*layout.columns, "mac"))
@@ -143,7 +148,7 @@ class AuthorityTable(Generic[R]):
         columns = {name: _canonical(row[name]) for name in self._layout.columns}
         identity = self._identity(columns)
         try:
-            self._key.verify(self._layout.table, identity, columns, row["mac"])
+            self._key.verify(self._layout.table, identity, self._signed(columns), row["mac"])
             return self._layout.from_columns(columns)
         except (CasemateError, TypeError, ValueError) as error:
             # Also what has no canonical form, such as a moment at infinity: only SQL writes that.
@@ -152,7 +157,12 @@ class AuthorityTable(Generic[R]):
 
     def _mac(self, values: tuple[Canonical, ...]) -> bytes:
         columns = dict(zip(self._layout.columns, values, strict=True))
-        return self._key.mac(self._layout.table, self._identity(columns), columns)
+        return self._key.mac(self._layout.table, self._identity(columns), self._signed(columns))
+
+    def _signed(self, columns: Mapping[str, Canonical]) -> Mapping[str, Canonical]:
+        if not self._later:
+            return columns
+        return {name: value for name, value in columns.items() if name not in self._later or value != self._later[name]}
 
     def _identity(self, columns: Mapping[str, Canonical]) -> str:
         # The key's columns are also among the columns, so a separator inside a value could not confuse two rows.

@@ -8,7 +8,7 @@ from casemate.errors import StoredDataUnreadable
 from casemate.gate.core.records import Release
 from casemate.sealing.authority_rows import AuthorityKey
 from services.auth.records import ReleaseHead
-from services.auth.store import layouts
+from services.auth.store import credential_layouts, layouts
 from services.auth.store.layouts import VersionRow
 from services.auth.store.table import Alarms, AuthorityTable
 
@@ -30,6 +30,10 @@ class AuthorityTables:
         self.releases = AuthorityTable(layouts.RELEASES, key=key, alarms=alarms)
         self.versions = AuthorityTable(layouts.VERSIONS, key=key, alarms=alarms)
         self.token_keys = AuthorityTable(layouts.TOKEN_KEYS, key=key, alarms=alarms)
+        self.client_secrets = AuthorityTable(credential_layouts.CLIENT_SECRETS, key=key, alarms=alarms)
+        self.client_keys = AuthorityTable(credential_layouts.CLIENT_KEYS, key=key, alarms=alarms)
+        self.external_issuers = AuthorityTable(credential_layouts.EXTERNAL_ISSUERS, key=key, alarms=alarms)
+        self.exchange_grants = AuthorityTable(credential_layouts.EXCHANGE_GRANTS, key=key, alarms=alarms)
         self.families = AuthorityTable(layouts.FAMILIES, key=key, alarms=alarms)
         self.revocations = AuthorityTable(layouts.REVOCATIONS, key=key, alarms=alarms)
 

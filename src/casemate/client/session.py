@@ -13,7 +13,7 @@ from datetime import UTC
 
 import grpc
 
-from casemate.auth.v1 import admin_service_pb2, token_service_pb2
+from casemate.auth.v1 import admin_service_pb2, credential_service_pb2, token_service_pb2
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.client.tokens import AccessToken, TokenKey, TokenSource
 from casemate.clock import Clock, SystemClock
@@ -30,7 +30,7 @@ ISSUE_SECONDS = 10.0
 _SERVICES = tuple(
     service
     for module in (
-        *(admin_service_pb2, token_service_pb2, dataset_service_pb2),
+        *(admin_service_pb2, credential_service_pb2, token_service_pb2, dataset_service_pb2),
         *(log_service_pb2, model_service_pb2, key_service_pb2),
     )
     for service in module.DESCRIPTOR.services_by_name.values()

@@ -17,7 +17,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from casemate.auth.v1 import admin_service_pb2, release_service_pb2, token_service_pb2, trust_service_pb2
+from casemate.auth.v1 import (
+    admin_service_pb2,
+    credential_service_pb2,
+    release_service_pb2,
+    token_service_pb2,
+    trust_service_pb2,
+)
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError
 from casemate.inference.v1 import model_service_pb2
@@ -31,6 +37,7 @@ SERVICE_NAME = "grpc.reflection.v1alpha.ServerReflection"
 
 _FILES = (
     admin_service_pb2,
+    credential_service_pb2,
     dataset_service_pb2,
     health_pb2,
     log_service_pb2,

@@ -87,6 +87,10 @@ class Line:
         return token
 
 
+async def _all_of_it(_client: Client, family: Family) -> frozenset[str]:
+    return frozenset(family.scopes)
+
+
 async def enlist(shelf: Shelf) -> None:
     await shelf.store.add_tenant(Tenant(name="acme", created_at=START))
     await shelf.store.add_client(GATEWAY)
@@ -106,6 +110,7 @@ async def begin_line(shelf: Shelf, clock: HandClock | None = None) -> Line:
         tokens=RefreshTokens(key=shelf.key),
         issuer=issuer,
         clock=clock,
+        allowed=_all_of_it,
         observe=outcomes.append,
     )
     entitlement = Entitlement(

@@ -23,7 +23,7 @@ async def _bootstrap(shelf, client_id="operator", name="operator", tenant="casem
 
 async def test_the_first_operator_belongs_to_the_house_and_may_read_nobodys_data(shelf):
     await _bootstrap(shelf)
-    operator = await shelf.store.client_of(spiffe_id("casemate", "operator"))
+    operator = await shelf.store.client("operator")
     assert operator.tenant == "casemate"
     assert operator.enabled
     assert operator.scopes == ("admin", "log.read", "reflection")

@@ -6,37 +6,39 @@ import asyncio
 import signal
 from dataclasses import replace
 
+from casemate.auth.v1 import credential_service_pb2 as credentials
 from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.auth.v1.admin_service_pb2 import DisableClientRequest, ListGrantsRequest
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.clock import SystemClock
 from casemate.errors import CasemateError, PermissionDenied, Reason, Unauthenticated, Unavailable
-from services.auth.token_issuer import Entitlement
+from services.auth.credential_records import ExchangeGrant
+from services.auth.store.credentials import CredentialStore
+from tests.services.auth.identities import Signatory, exchange_grant, issuer_message
 from tests.services.auth.lines import begin_line, enlist
 from tests.services.auth.processes import build_environment, port_of, start_process
-from tests.services.auth.world import World, failure, open_shelf, ours, spiffe_id
+from tests.services.auth.world import World, failure, open_shelf, ours
 
 
-async def _family(world, tmp_path, *, audience="inference", scopes=("models.infer",)):
-    """A registered client, and the first refresh token of a family of its own."""
+async def _family(world, *, audience="inference", scopes=("models.infer",)):
+    """A client that an exchange has given a refresh token."""
     operator = world.operator()
     caller = await world.enlist(operator, "acme", "gateway", audiences=(audience,), scopes=scopes)
-    async with open_shelf(world.settings.database, tmp_path) as shelf:
-        line = await begin_line(shelf, SystemClock())
-        entitlement = Entitlement(
-            tenant="acme",
-            client_id="acme-gateway",
-            subject="idp:alice",
-            audience=audience,
-            scopes=scopes,
-            actors=("acme-gateway",),
-        )
-        _, first = await line.families.begin(entitlement, spiffe_id=spiffe_id("acme", "gateway"))
-    return caller, first.reveal()
+    idp = Signatory(kid="k1")
+    register = credentials.RegisterIssuerRequest(issuer=issuer_message(idp))
+    await operator.administer("RegisterIssuer", register)
+    await operator.administer("CreateExchangeGrant", exchange_grant(audience=audience, scopes=scopes))
+    request = tokens.ExchangeTokenRequest(
+        subject_token=idp.about(),
+        subject_token_type=tokens.SUBJECT_TOKEN_TYPE_JWT,
+        audience=audience,
+        request_refresh_token=True,
+    )
+    return caller, (await caller.ask("ExchangeToken", request)).refresh_token
 
 
-async def test_a_refresh_over_the_wire_is_bound_to_the_present_certificate(world, tmp_path):
-    caller, first = await _family(world, tmp_path)
+async def test_a_refresh_over_the_wire_is_bound_to_the_present_certificate(world):
+    caller, first = await _family(world)
     one = await caller.refresh(first)
     renewed = world.client("acme", "gateway")  # another certificate of the same name
     two = await renewed.refresh(one.refresh_token)
@@ -47,8 +49,8 @@ async def test_a_refresh_over_the_wire_is_bound_to_the_present_certificate(world
     assert isinstance(error, PermissionDenied)
 
 
-async def test_reuse_ends_a_live_access_token_within_a_second(world, tmp_path):
-    caller, first = await _family(world, tmp_path, audience="auth", scopes=("admin",))
+async def test_reuse_ends_a_live_access_token_within_a_second(world):
+    caller, first = await _family(world, audience="auth", scopes=("admin",))
     one = await caller.refresh(first)
     two = await caller.refresh(one.refresh_token)
     request = tokens.RefreshTokenRequest(refresh_token=first)
@@ -67,8 +69,8 @@ async def test_reuse_ends_a_live_access_token_within_a_second(world, tmp_path):
     assert world.running.metrics.value("refresh_total", outcome="reused") == 1
 
 
-async def test_a_client_ends_its_own_family_by_its_refresh_token(world, tmp_path):
-    caller, first = await _family(world, tmp_path)
+async def test_a_client_ends_its_own_family_by_its_refresh_token(world):
+    caller, first = await _family(world)
     revoke = tokens.RevokeTokenRequest(refresh_token=first)
     stranger = await world.enlist(world.operator(), "acme", "other", audiences=("inference",), scopes=("models.infer",))
     await ours(TokenServiceStub(stranger.channel).RevokeToken(revoke))
@@ -78,8 +80,8 @@ async def test_a_client_ends_its_own_family_by_its_refresh_token(world, tmp_path
     assert (await failure(caller.refresh(current))).reason is Reason.GRANT_INVALID
 
 
-async def test_what_hangs_on_a_disabled_client_is_not_refreshed(world, tmp_path):
-    caller, first = await _family(world, tmp_path)
+async def test_what_hangs_on_a_disabled_client_is_not_refreshed(world):
+    caller, first = await _family(world)
     current = (await caller.refresh(first)).refresh_token
     await world.operator().administer("DisableClient", DisableClientRequest(client_id="acme-gateway"))
     assert (await failure(caller.refresh(current))).reason is Reason.GRANT_INVALID
@@ -90,6 +92,16 @@ async def test_r7_after_a_kill_between_commit_and_reply_the_retry_gets_the_same_
     async with open_shelf(database, tmp_path) as shelf:
         await enlist(shelf)
         line = await begin_line(shelf, SystemClock())
+        grant = ExchangeGrant(
+            id="exchange-1",
+            tenant="acme",
+            client_id="acme-gateway",
+            source="idp",
+            audience="inference",
+            scopes=("models.infer", "reflection"),
+            refresh=True,
+        )
+        await CredentialStore(pool=shelf.pool, tables=shelf.tables).add_exchange_grant(grant, within=None)
     environment = build_environment(database, leaf("service", service="auth"), tmp_path)
     outside = World(None, None, leaf)
     directory = leaf("client", tenant="acme", name="gateway")

@@ -15,6 +15,7 @@ from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.auth.v1 import trust_pb2
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceStub
+from casemate.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceStub
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.auth.v1.trust_service_pb2_grpc import TrustServiceStub
@@ -75,16 +76,24 @@ class Caller:
     channel: grpc.aio.Channel
     held: dict[str, tokens.IssueTokenResponse] = field(default_factory=dict)
 
-    async def token(self, audience: str = "auth", scopes: tuple[str, ...] = ()) -> tokens.IssueTokenResponse:
-        request = tokens.IssueTokenRequest(audience=audience, scopes=scopes)
+    async def token(
+        self, audience: str = "auth", scopes: tuple[str, ...] = (), **credential: str
+    ) -> tokens.IssueTokenResponse:
+        shown = tokens.ClientCredential(**credential)
+        request = tokens.IssueTokenRequest(audience=audience, scopes=scopes, credential=shown)
         return await ours(TokenServiceStub(self.channel).IssueToken(request))
+
+    async def ask(self, name: str, request: object) -> Any:
+        """Another rpc of the token service."""
+        return await ours(getattr(TokenServiceStub(self.channel), name)(request))
 
     async def administer(self, name: str, request: object, *, token: str | None = None) -> Any:
         if token is None:
             if "auth" not in self.held:
                 self.held["auth"] = await self.token("auth", ("admin",))
             token = self.held["auth"].access_token
-        method = getattr(AdminServiceStub(self.channel), name)
+        stubs = (AdminServiceStub(self.channel), CredentialServiceStub(self.channel))
+        method = next(getattr(stub, name) for stub in stubs if hasattr(stub, name))
         return await ours(method(request, metadata=(("authorization", f"Bearer {token}"),)))
 
     async def revoke_own(self, token_id: str) -> None:
@@ -150,7 +159,14 @@ class World:
         return self.client("casemate", "operator")
 
     async def enlist(
-        self, operator: Caller, tenant: str, name: str, *, audiences: tuple[str, ...], scopes: tuple[str, ...]
+        self,
+        operator: Caller,
+        tenant: str,
+        name: str,
+        *,
+        audiences: tuple[str, ...],
+        scopes: tuple[str, ...],
+        authentication: int = 0,
     ) -> Caller:
         """A caller whose client is registered; its tenant is made when it is new."""
         error = None
@@ -159,9 +175,9 @@ class World:
         except CasemateError as raised:
             error = raised
         assert error is None or error.reason.value == "ALREADY_EXISTS"
-        await operator.administer(
-            "CreateClient", admin.CreateClientRequest(client=client_message(tenant, name, audiences, scopes))
-        )
+        client = client_message(tenant, name, audiences, scopes)
+        client.authentication = authentication
+        await operator.administer("CreateClient", admin.CreateClientRequest(client=client))
         return self.client(tenant, name)
 
     def verified(self, token: str, audience: str) -> VerifiedToken:

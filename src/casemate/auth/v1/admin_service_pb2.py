@@ -27,7 +27,7 @@ from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_poli
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/admin_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x13\x43reateTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14\x43reateTenantResponse\"a\n\x06\x43lient\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x11\n\taudiences\x18\x04 \x03(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\"?\n\x13\x43reateClientRequest\x12(\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x18.casemate.auth.v1.Client\"\x16\n\x14\x43reateClientResponse\")\n\x14\x44isableClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"\x17\n\x15\x44isableClientResponse\"<\n\x12\x43reateGrantRequest\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.casemate.auth.v1.Grant\"!\n\x13\x43reateGrantResponse\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x44\x65leteGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGrantResponse\"#\n\x11ListGrantsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"=\n\x12ListGrantsResponse\x12\'\n\x06grants\x18\x01 \x03(\x0b\x32\x17.casemate.auth.v1.Grant\"\xa7\x01\n\x15RegisterSignerRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12*\n\x04role\x18\x02 \x01(\x0e\x32\x1c.casemate.auth.v1.SignerRole\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12/\n\x0bvalid_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x16RegisterSignerResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\\\n\x13RevokeSignerRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x35\n\x11\x63ompromised_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x16\n\x14RevokeSignerResponse\"N\n\rRevokeRequest\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .casemate.auth.v1.RevocationKind\x12\r\n\x05value\x18\x02 \x01(\t\"\x1c\n\x0eRevokeResponse\x12\n\n\x02id\x18\x01 \x01(\t2\x81\x08\n\x0c\x41\x64minService\x12p\n\x0c\x43reateTenant\x12%.casemate.auth.v1.CreateTenantRequest\x1a&.casemate.auth.v1.CreateTenantResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12p\n\x0c\x43reateClient\x12%.casemate.auth.v1.CreateClientRequest\x1a&.casemate.auth.v1.CreateClientResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12u\n\rDisableClient\x12&.casemate.auth.v1.DisableClientRequest\x1a\'.casemate.auth.v1.DisableClientResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12m\n\x0b\x43reateGrant\x12$.casemate.auth.v1.CreateGrantRequest\x1a%.casemate.auth.v1.CreateGrantResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12o\n\x0b\x44\x65leteGrant\x12$.casemate.auth.v1.DeleteGrantRequest\x1a%.casemate.auth.v1.DeleteGrantResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12h\n\nListGrants\x12#.casemate.auth.v1.ListGrantsRequest\x1a$.casemate.auth.v1.ListGrantsResponse\"\x0f\xaa\xd4\x18\x0b\x12\x07\n\x05\x61\x64min \x01\x12v\n\x0eRegisterSigner\x12\'.casemate.auth.v1.RegisterSignerRequest\x1a(.casemate.auth.v1.RegisterSignerResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12r\n\x0cRevokeSigner\x12%.casemate.auth.v1.RevokeSignerRequest\x1a&.casemate.auth.v1.RevokeSignerResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12`\n\x06Revoke\x12\x1f.casemate.auth.v1.RevokeRequest\x1a .casemate.auth.v1.RevokeResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/admin_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x13\x43reateTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x16\n\x14\x43reateTenantResponse\"\xa1\x01\n\x06\x43lient\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x11\n\taudiences\x18\x04 \x03(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12>\n\x0e\x61uthentication\x18\x06 \x01(\x0e\x32&.casemate.auth.v1.ClientAuthentication\"?\n\x13\x43reateClientRequest\x12(\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x18.casemate.auth.v1.Client\"\x16\n\x14\x43reateClientResponse\")\n\x14\x44isableClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\"\x17\n\x15\x44isableClientResponse\"<\n\x12\x43reateGrantRequest\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.casemate.auth.v1.Grant\"!\n\x13\x43reateGrantResponse\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x44\x65leteGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGrantResponse\"#\n\x11ListGrantsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"=\n\x12ListGrantsResponse\x12\'\n\x06grants\x18\x01 \x03(\x0b\x32\x17.casemate.auth.v1.Grant\"\xa7\x01\n\x15RegisterSignerRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12*\n\x04role\x18\x02 \x01(\x0e\x32\x1c.casemate.auth.v1.SignerRole\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12/\n\x0bvalid_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x16RegisterSignerResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\\\n\x13RevokeSignerRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x35\n\x11\x63ompromised_since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x16\n\x14RevokeSignerResponse\"N\n\rRevokeRequest\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .casemate.auth.v1.RevocationKind\x12\r\n\x05value\x18\x02 \x01(\t\"\x1c\n\x0eRevokeResponse\x12\n\n\x02id\x18\x01 \x01(\t*\xb1\x01\n\x14\x43lientAuthentication\x12%\n!CLIENT_AUTHENTICATION_UNSPECIFIED\x10\x00\x12%\n!CLIENT_AUTHENTICATION_CERTIFICATE\x10\x01\x12)\n%CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT\x10\x02\x12 \n\x1c\x43LIENT_AUTHENTICATION_SECRET\x10\x03\x32\x81\x08\n\x0c\x41\x64minService\x12p\n\x0c\x43reateTenant\x12%.casemate.auth.v1.CreateTenantRequest\x1a&.casemate.auth.v1.CreateTenantResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12p\n\x0c\x43reateClient\x12%.casemate.auth.v1.CreateClientRequest\x1a&.casemate.auth.v1.CreateClientResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12u\n\rDisableClient\x12&.casemate.auth.v1.DisableClientRequest\x1a\'.casemate.auth.v1.DisableClientResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12m\n\x0b\x43reateGrant\x12$.casemate.auth.v1.CreateGrantRequest\x1a%.casemate.auth.v1.CreateGrantResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12o\n\x0b\x44\x65leteGrant\x12$.casemate.auth.v1.DeleteGrantRequest\x1a%.casemate.auth.v1.DeleteGrantResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12h\n\nListGrants\x12#.casemate.auth.v1.ListGrantsRequest\x1a$.casemate.auth.v1.ListGrantsResponse\"\x0f\xaa\xd4\x18\x0b\x12\x07\n\x05\x61\x64min \x01\x12v\n\x0eRegisterSigner\x12\'.casemate.auth.v1.RegisterSignerRequest\x1a(.casemate.auth.v1.RegisterSignerResponse\"\x11\xaa\xd4\x18\r\x12\x07\n\x05\x61\x64min\x18\x01(\x01\x12r\n\x0cRevokeSigner\x12%.casemate.auth.v1.RevokeSignerRequest\x1a&.casemate.auth.v1.RevokeSignerResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12`\n\x06Revoke\x12\x1f.casemate.auth.v1.RevokeRequest\x1a .casemate.auth.v1.RevokeResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,44 +52,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMINSERVICE'].methods_by_name['RevokeSigner']._serialized_options = b'\252\324\030\017\022\007\n\005admin\030\001 \001(\001'
   _globals['_ADMINSERVICE'].methods_by_name['Revoke']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['Revoke']._serialized_options = b'\252\324\030\017\022\007\n\005admin\030\001 \001(\001'
+  _globals['_CLIENTAUTHENTICATION']._serialized_start=1233
+  _globals['_CLIENTAUTHENTICATION']._serialized_end=1410
   _globals['_CREATETENANTREQUEST']._serialized_start=154
   _globals['_CREATETENANTREQUEST']._serialized_end=191
   _globals['_CREATETENANTRESPONSE']._serialized_start=193
   _globals['_CREATETENANTRESPONSE']._serialized_end=215
-  _globals['_CLIENT']._serialized_start=217
-  _globals['_CLIENT']._serialized_end=314
-  _globals['_CREATECLIENTREQUEST']._serialized_start=316
-  _globals['_CREATECLIENTREQUEST']._serialized_end=379
-  _globals['_CREATECLIENTRESPONSE']._serialized_start=381
-  _globals['_CREATECLIENTRESPONSE']._serialized_end=403
-  _globals['_DISABLECLIENTREQUEST']._serialized_start=405
-  _globals['_DISABLECLIENTREQUEST']._serialized_end=446
-  _globals['_DISABLECLIENTRESPONSE']._serialized_start=448
-  _globals['_DISABLECLIENTRESPONSE']._serialized_end=471
-  _globals['_CREATEGRANTREQUEST']._serialized_start=473
-  _globals['_CREATEGRANTREQUEST']._serialized_end=533
-  _globals['_CREATEGRANTRESPONSE']._serialized_start=535
-  _globals['_CREATEGRANTRESPONSE']._serialized_end=568
-  _globals['_DELETEGRANTREQUEST']._serialized_start=570
-  _globals['_DELETEGRANTREQUEST']._serialized_end=602
-  _globals['_DELETEGRANTRESPONSE']._serialized_start=604
-  _globals['_DELETEGRANTRESPONSE']._serialized_end=625
-  _globals['_LISTGRANTSREQUEST']._serialized_start=627
-  _globals['_LISTGRANTSREQUEST']._serialized_end=662
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=664
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=725
-  _globals['_REGISTERSIGNERREQUEST']._serialized_start=728
-  _globals['_REGISTERSIGNERREQUEST']._serialized_end=895
-  _globals['_REGISTERSIGNERRESPONSE']._serialized_start=897
-  _globals['_REGISTERSIGNERRESPONSE']._serialized_end=937
-  _globals['_REVOKESIGNERREQUEST']._serialized_start=939
-  _globals['_REVOKESIGNERREQUEST']._serialized_end=1031
-  _globals['_REVOKESIGNERRESPONSE']._serialized_start=1033
-  _globals['_REVOKESIGNERRESPONSE']._serialized_end=1055
-  _globals['_REVOKEREQUEST']._serialized_start=1057
-  _globals['_REVOKEREQUEST']._serialized_end=1135
-  _globals['_REVOKERESPONSE']._serialized_start=1137
-  _globals['_REVOKERESPONSE']._serialized_end=1165
-  _globals['_ADMINSERVICE']._serialized_start=1168
-  _globals['_ADMINSERVICE']._serialized_end=2193
+  _globals['_CLIENT']._serialized_start=218
+  _globals['_CLIENT']._serialized_end=379
+  _globals['_CREATECLIENTREQUEST']._serialized_start=381
+  _globals['_CREATECLIENTREQUEST']._serialized_end=444
+  _globals['_CREATECLIENTRESPONSE']._serialized_start=446
+  _globals['_CREATECLIENTRESPONSE']._serialized_end=468
+  _globals['_DISABLECLIENTREQUEST']._serialized_start=470
+  _globals['_DISABLECLIENTREQUEST']._serialized_end=511
+  _globals['_DISABLECLIENTRESPONSE']._serialized_start=513
+  _globals['_DISABLECLIENTRESPONSE']._serialized_end=536
+  _globals['_CREATEGRANTREQUEST']._serialized_start=538
+  _globals['_CREATEGRANTREQUEST']._serialized_end=598
+  _globals['_CREATEGRANTRESPONSE']._serialized_start=600
+  _globals['_CREATEGRANTRESPONSE']._serialized_end=633
+  _globals['_DELETEGRANTREQUEST']._serialized_start=635
+  _globals['_DELETEGRANTREQUEST']._serialized_end=667
+  _globals['_DELETEGRANTRESPONSE']._serialized_start=669
+  _globals['_DELETEGRANTRESPONSE']._serialized_end=690
+  _globals['_LISTGRANTSREQUEST']._serialized_start=692
+  _globals['_LISTGRANTSREQUEST']._serialized_end=727
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=729
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=790
+  _globals['_REGISTERSIGNERREQUEST']._serialized_start=793
+  _globals['_REGISTERSIGNERREQUEST']._serialized_end=960
+  _globals['_REGISTERSIGNERRESPONSE']._serialized_start=962
+  _globals['_REGISTERSIGNERRESPONSE']._serialized_end=1002
+  _globals['_REVOKESIGNERREQUEST']._serialized_start=1004
+  _globals['_REVOKESIGNERREQUEST']._serialized_end=1096
+  _globals['_REVOKESIGNERRESPONSE']._serialized_start=1098
+  _globals['_REVOKESIGNERRESPONSE']._serialized_end=1120
+  _globals['_REVOKEREQUEST']._serialized_start=1122
+  _globals['_REVOKEREQUEST']._serialized_end=1200
+  _globals['_REVOKERESPONSE']._serialized_start=1202
+  _globals['_REVOKERESPONSE']._serialized_end=1230
+  _globals['_ADMINSERVICE']._serialized_start=1413
+  _globals['_ADMINSERVICE']._serialized_end=2438
 # @@protoc_insertion_point(module_scope)

@@ -4,12 +4,24 @@ from casemate.auth.v1 import trust_pb2 as _trust_pb2
 from casemate.policy.v1 import policy_pb2 as _policy_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class ClientAuthentication(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLIENT_AUTHENTICATION_UNSPECIFIED: _ClassVar[ClientAuthentication]
+    CLIENT_AUTHENTICATION_CERTIFICATE: _ClassVar[ClientAuthentication]
+    CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: _ClassVar[ClientAuthentication]
+    CLIENT_AUTHENTICATION_SECRET: _ClassVar[ClientAuthentication]
+CLIENT_AUTHENTICATION_UNSPECIFIED: ClientAuthentication
+CLIENT_AUTHENTICATION_CERTIFICATE: ClientAuthentication
+CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: ClientAuthentication
+CLIENT_AUTHENTICATION_SECRET: ClientAuthentication
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -22,18 +34,20 @@ class CreateTenantResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Client(_message.Message):
-    __slots__ = ("client_id", "tenant", "spiffe_id", "audiences", "scopes")
+    __slots__ = ("client_id", "tenant", "spiffe_id", "audiences", "scopes", "authentication")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
     AUDIENCES_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
+    AUTHENTICATION_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     tenant: str
     spiffe_id: str
     audiences: _containers.RepeatedScalarFieldContainer[str]
     scopes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, client_id: _Optional[str] = ..., tenant: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., audiences: _Optional[_Iterable[str]] = ..., scopes: _Optional[_Iterable[str]] = ...) -> None: ...
+    authentication: ClientAuthentication
+    def __init__(self, client_id: _Optional[str] = ..., tenant: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., audiences: _Optional[_Iterable[str]] = ..., scopes: _Optional[_Iterable[str]] = ..., authentication: _Optional[_Union[ClientAuthentication, str]] = ...) -> None: ...
 
 class CreateClientRequest(_message.Message):
     __slots__ = ("client",)

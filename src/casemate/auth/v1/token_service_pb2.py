@@ -26,7 +26,7 @@ from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_poli
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/token_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"|\n\x12IssueTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"<\n\x13RefreshTokenRequest\x12\x15\n\rrefresh_token\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"\xcd\x01\n\x14RefreshTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x15\n\rrefresh_token\x18\x05 \x01(\t\x12\x36\n\x12refresh_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x15\n\rrefresh_token\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse2\xc8\x02\n\x0cTokenService\x12\x63\n\nIssueToken\x12#.casemate.auth.v1.IssueTokenRequest\x1a$.casemate.auth.v1.IssueTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x12k\n\x0cRefreshToken\x12%.casemate.auth.v1.RefreshTokenRequest\x1a&.casemate.auth.v1.RefreshTokenResponse\"\x0c\xaa\xd4\x18\x08\n\x00\x18\x01 \x01(\x01\x12\x66\n\x0bRevokeToken\x12$.casemate.auth.v1.RevokeTokenRequest\x1a%.casemate.auth.v1.RevokeTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/token_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n\x10\x43lientCredential\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x13\n\tassertion\x18\x02 \x01(\tH\x00\x12\x10\n\x06secret\x18\x03 \x01(\tH\x00\x42\x07\n\x05proof\"m\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x36\n\ncredential\x18\x03 \x01(\x0b\x32\".casemate.auth.v1.ClientCredential\"|\n\x12IssueTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"t\n\x13RefreshTokenRequest\x12\x15\n\rrefresh_token\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x36\n\ncredential\x18\x03 \x01(\x0b\x32\".casemate.auth.v1.ClientCredential\"\xcd\x01\n\x14RefreshTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x15\n\rrefresh_token\x18\x05 \x01(\t\x12\x36\n\x12refresh_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"u\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x15\n\rrefresh_token\x18\x02 \x01(\t\x12\x36\n\ncredential\x18\x03 \x01(\x0b\x32\".casemate.auth.v1.ClientCredential\"\x15\n\x13RevokeTokenResponse\"\xe6\x01\n\x14\x45xchangeTokenRequest\x12\x15\n\rsubject_token\x18\x01 \x01(\t\x12>\n\x12subject_token_type\x18\x02 \x01(\x0e\x32\".casemate.auth.v1.SubjectTokenType\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12\x1d\n\x15request_refresh_token\x18\x05 \x01(\x08\x12\x36\n\ncredential\x18\x06 \x01(\x0b\x32\".casemate.auth.v1.ClientCredential\"\xce\x01\n\x15\x45xchangeTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x15\n\rrefresh_token\x18\x05 \x01(\t\x12\x36\n\x12refresh_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x16IntrospectTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x36\n\ncredential\x18\x02 \x01(\x0b\x32\".casemate.auth.v1.ClientCredential\"\xb4\x02\n\x17IntrospectTokenResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x10\n\x08\x61udience\x18\x06 \x01(\t\x12-\n\tissued_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x1e\n\x16\x63\x65rtificate_thumbprint\x18\x0b \x01(\t\x12\x0e\n\x06issuer\x18\x0c \x01(\t\"\x1a\n\x18GetServerMetadataRequest\"\x81\x02\n\x19GetServerMetadataResponse\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x1d\n\x15grant_types_supported\x18\x02 \x03(\t\x12-\n%token_endpoint_auth_methods_supported\x18\x03 \x03(\t\x12\x38\n0token_endpoint_auth_signing_alg_values_supported\x18\x04 \x03(\t\x12\x18\n\x10scopes_supported\x18\x05 \x03(\t\x12\x32\n*tls_client_certificate_bound_access_tokens\x18\x06 \x01(\x08\"\x19\n\x17GetJsonWebKeySetRequest\"_\n\x18GetJsonWebKeySetResponse\x12*\n\x04keys\x18\x01 \x03(\x0b\x32\x1c.casemate.auth.v1.JsonWebKey\x12\x17\n\x0fmax_age_seconds\x18\x02 \x01(\r\"c\n\nJsonWebKey\x12\x0b\n\x03kty\x18\x01 \x01(\t\x12\x0b\n\x03\x63rv\x18\x02 \x01(\t\x12\t\n\x01x\x18\x03 \x01(\t\x12\t\n\x01y\x18\x04 \x01(\t\x12\x0b\n\x03kid\x18\x05 \x01(\t\x12\x0b\n\x03\x61lg\x18\x06 \x01(\t\x12\x0b\n\x03use\x18\x07 \x01(\t*w\n\x10SubjectTokenType\x12\"\n\x1eSUBJECT_TOKEN_TYPE_UNSPECIFIED\x10\x00\x12#\n\x1fSUBJECT_TOKEN_TYPE_ACCESS_TOKEN\x10\x01\x12\x1a\n\x16SUBJECT_TOKEN_TYPE_JWT\x10\x02\x32\x97\x06\n\x0cTokenService\x12\x63\n\nIssueToken\x12#.casemate.auth.v1.IssueTokenRequest\x1a$.casemate.auth.v1.IssueTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x12l\n\rExchangeToken\x12&.casemate.auth.v1.ExchangeTokenRequest\x1a\'.casemate.auth.v1.ExchangeTokenResponse\"\n\xaa\xd4\x18\x06\n\x00\x18\x01(\x01\x12k\n\x0cRefreshToken\x12%.casemate.auth.v1.RefreshTokenRequest\x1a&.casemate.auth.v1.RefreshTokenResponse\"\x0c\xaa\xd4\x18\x08\n\x00\x18\x01 \x01(\x01\x12\x66\n\x0bRevokeToken\x12$.casemate.auth.v1.RevokeTokenRequest\x1a%.casemate.auth.v1.RevokeTokenResponse\"\n\xaa\xd4\x18\x06\n\x00 \x01(\x01\x12r\n\x0fIntrospectToken\x12(.casemate.auth.v1.IntrospectTokenRequest\x1a).casemate.auth.v1.IntrospectTokenResponse\"\n\xaa\xd4\x18\x06\n\x00\x18\x01 \x01\x12v\n\x11GetServerMetadata\x12*.casemate.auth.v1.GetServerMetadataRequest\x1a+.casemate.auth.v1.GetServerMetadataResponse\"\x08\xaa\xd4\x18\x04\n\x00 \x01\x12s\n\x10GetJsonWebKeySet\x12).casemate.auth.v1.GetJsonWebKeySetRequest\x1a*.casemate.auth.v1.GetJsonWebKeySetResponse\"\x08\xaa\xd4\x18\x04\n\x00 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['IssueToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['IssueToken']._serialized_options = b'\252\324\030\006\n\000 \001(\001'
+  _globals['_TOKENSERVICE'].methods_by_name['ExchangeToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['ExchangeToken']._serialized_options = b'\252\324\030\006\n\000\030\001(\001'
   _globals['_TOKENSERVICE'].methods_by_name['RefreshToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['RefreshToken']._serialized_options = b'\252\324\030\010\n\000\030\001 \001(\001'
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\252\324\030\006\n\000 \001(\001'
-  _globals['_ISSUETOKENREQUEST']._serialized_start=124
-  _globals['_ISSUETOKENREQUEST']._serialized_end=177
-  _globals['_ISSUETOKENRESPONSE']._serialized_start=179
-  _globals['_ISSUETOKENRESPONSE']._serialized_end=303
-  _globals['_REFRESHTOKENREQUEST']._serialized_start=305
-  _globals['_REFRESHTOKENREQUEST']._serialized_end=365
-  _globals['_REFRESHTOKENRESPONSE']._serialized_start=368
-  _globals['_REFRESHTOKENRESPONSE']._serialized_end=573
-  _globals['_REVOKETOKENREQUEST']._serialized_start=575
-  _globals['_REVOKETOKENREQUEST']._serialized_end=636
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=638
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=659
-  _globals['_TOKENSERVICE']._serialized_start=662
-  _globals['_TOKENSERVICE']._serialized_end=990
+  _globals['_TOKENSERVICE'].methods_by_name['IntrospectToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['IntrospectToken']._serialized_options = b'\252\324\030\006\n\000\030\001 \001'
+  _globals['_TOKENSERVICE'].methods_by_name['GetServerMetadata']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['GetServerMetadata']._serialized_options = b'\252\324\030\004\n\000 \001'
+  _globals['_TOKENSERVICE'].methods_by_name['GetJsonWebKeySet']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['GetJsonWebKeySet']._serialized_options = b'\252\324\030\004\n\000 \001'
+  _globals['_SUBJECTTOKENTYPE']._serialized_start=2279
+  _globals['_SUBJECTTOKENTYPE']._serialized_end=2398
+  _globals['_CLIENTCREDENTIAL']._serialized_start=124
+  _globals['_CLIENTCREDENTIAL']._serialized_end=209
+  _globals['_ISSUETOKENREQUEST']._serialized_start=211
+  _globals['_ISSUETOKENREQUEST']._serialized_end=320
+  _globals['_ISSUETOKENRESPONSE']._serialized_start=322
+  _globals['_ISSUETOKENRESPONSE']._serialized_end=446
+  _globals['_REFRESHTOKENREQUEST']._serialized_start=448
+  _globals['_REFRESHTOKENREQUEST']._serialized_end=564
+  _globals['_REFRESHTOKENRESPONSE']._serialized_start=567
+  _globals['_REFRESHTOKENRESPONSE']._serialized_end=772
+  _globals['_REVOKETOKENREQUEST']._serialized_start=774
+  _globals['_REVOKETOKENREQUEST']._serialized_end=891
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=893
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=914
+  _globals['_EXCHANGETOKENREQUEST']._serialized_start=917
+  _globals['_EXCHANGETOKENREQUEST']._serialized_end=1147
+  _globals['_EXCHANGETOKENRESPONSE']._serialized_start=1150
+  _globals['_EXCHANGETOKENRESPONSE']._serialized_end=1356
+  _globals['_INTROSPECTTOKENREQUEST']._serialized_start=1358
+  _globals['_INTROSPECTTOKENREQUEST']._serialized_end=1453
+  _globals['_INTROSPECTTOKENRESPONSE']._serialized_start=1456
+  _globals['_INTROSPECTTOKENRESPONSE']._serialized_end=1764
+  _globals['_GETSERVERMETADATAREQUEST']._serialized_start=1766
+  _globals['_GETSERVERMETADATAREQUEST']._serialized_end=1792
+  _globals['_GETSERVERMETADATARESPONSE']._serialized_start=1795
+  _globals['_GETSERVERMETADATARESPONSE']._serialized_end=2052
+  _globals['_GETJSONWEBKEYSETREQUEST']._serialized_start=2054
+  _globals['_GETJSONWEBKEYSETREQUEST']._serialized_end=2079
+  _globals['_GETJSONWEBKEYSETRESPONSE']._serialized_start=2081
+  _globals['_GETJSONWEBKEYSETRESPONSE']._serialized_end=2176
+  _globals['_JSONWEBKEY']._serialized_start=2178
+  _globals['_JSONWEBKEY']._serialized_end=2277
+  _globals['_TOKENSERVICE']._serialized_start=2401
+  _globals['_TOKENSERVICE']._serialized_end=3192
 # @@protoc_insertion_point(module_scope)

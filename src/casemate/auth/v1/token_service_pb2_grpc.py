@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class TokenServiceStub(object):
-    """TokenService issues access tokens to those whom their certificate names.
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
     """
 
     def __init__(self, channel):
@@ -40,6 +44,11 @@ class TokenServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.FromString,
                 _registered_method=True)
+        self.ExchangeToken = channel.unary_unary(
+                '/casemate.auth.v1.TokenService/ExchangeToken',
+                request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenResponse.FromString,
+                _registered_method=True)
         self.RefreshToken = channel.unary_unary(
                 '/casemate.auth.v1.TokenService/RefreshToken',
                 request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RefreshTokenRequest.SerializeToString,
@@ -50,10 +59,29 @@ class TokenServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenResponse.FromString,
                 _registered_method=True)
+        self.IntrospectToken = channel.unary_unary(
+                '/casemate.auth.v1.TokenService/IntrospectToken',
+                request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenResponse.FromString,
+                _registered_method=True)
+        self.GetServerMetadata = channel.unary_unary(
+                '/casemate.auth.v1.TokenService/GetServerMetadata',
+                request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataResponse.FromString,
+                _registered_method=True)
+        self.GetJsonWebKeySet = channel.unary_unary(
+                '/casemate.auth.v1.TokenService/GetJsonWebKeySet',
+                request_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetResponse.FromString,
+                _registered_method=True)
 
 
 class TokenServiceServicer(object):
-    """TokenService issues access tokens to those whom their certificate names.
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
     """
 
     def IssueToken(self, request, context):
@@ -61,8 +89,22 @@ class TokenServiceServicer(object):
         (RFC 8705 section 3), for one audience.
 
         Costs one signature. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN (no enabled
-        client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
+        client has this SPIFFE ID and credential), RESOURCE_EXHAUSTED / RATE_LIMITED
+        (this certificate failed too often lately), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
         INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeToken(self, request, context):
+        """Exchanges a subject token for one that the caller holds (RFC 8693): the caller
+        then acts for the subject. An operator's exchange grant has to allow it.
+
+        The result is bound to the caller's certificate, carries the subject's session,
+        and is never wider than the grant, the caller or the subject, nor longer than
+        the subject token. Errors: UNAUTHENTICATED / GRANT_INVALID (the subject token),
+        PERMISSION_DENIED / SCOPE_NOT_GRANTED, INVALID_ARGUMENT / INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +133,30 @@ class TokenServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IntrospectToken(self, request, context):
+        """Says whether a token is live (RFC 7662): to a service, of tokens that are for
+        it; to a client, of tokens that are its own or for it. Of every other text it
+        says that it is not active. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServerMetadata(self, request, context):
+        """Describes this token service (RFC 8414).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJsonWebKeySet(self, request, context):
+        """Gives the keys that verify access tokens (RFC 7517), those that will sign soon
+        among them. Our own services have them by the trust feed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TokenServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +164,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.IssueToken,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.SerializeToString,
+            ),
+            'ExchangeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeToken,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenResponse.SerializeToString,
             ),
             'RefreshToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshToken,
@@ -109,6 +180,21 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenResponse.SerializeToString,
             ),
+            'IntrospectToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IntrospectToken,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenResponse.SerializeToString,
+            ),
+            'GetServerMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerMetadata,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataResponse.SerializeToString,
+            ),
+            'GetJsonWebKeySet': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJsonWebKeySet,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'casemate.auth.v1.TokenService', rpc_method_handlers)
@@ -118,7 +204,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenService(object):
-    """TokenService issues access tokens to those whom their certificate names.
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
     """
 
     @staticmethod
@@ -138,6 +228,33 @@ class TokenService(object):
             '/casemate.auth.v1.TokenService/IssueToken',
             casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_token__service__pb2.IssueTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.TokenService/ExchangeToken',
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.ExchangeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -192,6 +309,87 @@ class TokenService(object):
             '/casemate.auth.v1.TokenService/RevokeToken',
             casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_token__service__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IntrospectToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.TokenService/IntrospectToken',
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.IntrospectTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.TokenService/GetServerMetadata',
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.GetServerMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJsonWebKeySet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.TokenService/GetJsonWebKeySet',
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_token__service__pb2.GetJsonWebKeySetResponse.FromString,
             options,
             channel_credentials,
             insecure,

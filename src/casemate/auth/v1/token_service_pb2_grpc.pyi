@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenServiceStub:
-    """TokenService issues access tokens to those whom their certificate names."""
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,8 +43,18 @@ class TokenServiceStub:
     (RFC 8705 section 3), for one audience.
 
     Costs one signature. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN (no enabled
-    client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
+    client has this SPIFFE ID and credential), RESOURCE_EXHAUSTED / RATE_LIMITED
+    (this certificate failed too often lately), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
     INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
+    """
+    ExchangeToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.ExchangeTokenRequest, _token_service_pb2.ExchangeTokenResponse]
+    """Exchanges a subject token for one that the caller holds (RFC 8693): the caller
+    then acts for the subject. An operator's exchange grant has to allow it.
+
+    The result is bound to the caller's certificate, carries the subject's session,
+    and is never wider than the grant, the caller or the subject, nor longer than
+    the subject token. Errors: UNAUTHENTICATED / GRANT_INVALID (the subject token),
+    PERMISSION_DENIED / SCOPE_NOT_GRANTED, INVALID_ARGUMENT / INVALID_FIELD.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RefreshTokenRequest, _token_service_pb2.RefreshTokenResponse]
     """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
@@ -56,10 +71,26 @@ class TokenServiceStub:
     (`jti`), or a refresh token and with it its family. Unknown ones are accepted
     without effect, as RFC 7009 section 2.2 asks.
     """
+    IntrospectToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.IntrospectTokenRequest, _token_service_pb2.IntrospectTokenResponse]
+    """Says whether a token is live (RFC 7662): to a service, of tokens that are for
+    it; to a client, of tokens that are its own or for it. Of every other text it
+    says that it is not active. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN.
+    """
+    GetServerMetadata: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.GetServerMetadataRequest, _token_service_pb2.GetServerMetadataResponse]
+    """Describes this token service (RFC 8414)."""
+    GetJsonWebKeySet: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.GetJsonWebKeySetRequest, _token_service_pb2.GetJsonWebKeySetResponse]
+    """Gives the keys that verify access tokens (RFC 7517), those that will sign soon
+    among them. Our own services have them by the trust feed.
+    """
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
-    """TokenService issues access tokens to those whom their certificate names."""
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.IssueTokenRequest, _token_service_pb2.IssueTokenResponse]  # type: ignore[assignment]
@@ -67,8 +98,18 @@ class TokenServiceAsyncStub(TokenServiceStub):
     (RFC 8705 section 3), for one audience.
 
     Costs one signature. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN (no enabled
-    client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
+    client has this SPIFFE ID and credential), RESOURCE_EXHAUSTED / RATE_LIMITED
+    (this certificate failed too often lately), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
     INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
+    """
+    ExchangeToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.ExchangeTokenRequest, _token_service_pb2.ExchangeTokenResponse]  # type: ignore[assignment]
+    """Exchanges a subject token for one that the caller holds (RFC 8693): the caller
+    then acts for the subject. An operator's exchange grant has to allow it.
+
+    The result is bound to the caller's certificate, carries the subject's session,
+    and is never wider than the grant, the caller or the subject, nor longer than
+    the subject token. Errors: UNAUTHENTICATED / GRANT_INVALID (the subject token),
+    PERMISSION_DENIED / SCOPE_NOT_GRANTED, INVALID_ARGUMENT / INVALID_FIELD.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RefreshTokenRequest, _token_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
     """Gives the successor of a refresh token (RFC 6749 section 6, RFC 9700 section
@@ -85,9 +126,25 @@ class TokenServiceAsyncStub(TokenServiceStub):
     (`jti`), or a refresh token and with it its family. Unknown ones are accepted
     without effect, as RFC 7009 section 2.2 asks.
     """
+    IntrospectToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.IntrospectTokenRequest, _token_service_pb2.IntrospectTokenResponse]  # type: ignore[assignment]
+    """Says whether a token is live (RFC 7662): to a service, of tokens that are for
+    it; to a client, of tokens that are its own or for it. Of every other text it
+    says that it is not active. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN.
+    """
+    GetServerMetadata: _aio.UnaryUnaryMultiCallable[_token_service_pb2.GetServerMetadataRequest, _token_service_pb2.GetServerMetadataResponse]  # type: ignore[assignment]
+    """Describes this token service (RFC 8414)."""
+    GetJsonWebKeySet: _aio.UnaryUnaryMultiCallable[_token_service_pb2.GetJsonWebKeySetRequest, _token_service_pb2.GetJsonWebKeySetResponse]  # type: ignore[assignment]
+    """Gives the keys that verify access tokens (RFC 7517), those that will sign soon
+    among them. Our own services have them by the trust feed.
+    """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TokenService issues access tokens to those whom their certificate names."""
+    """TokenService issues access tokens to those whom their certificate names, and
+    says of tokens what may be said.
+
+    A client's certificate is needed in every case. A client that registered an
+    assertion key or a secret shows that besides (`credential`).
+    """
 
     @_abc_1.abstractmethod
     def IssueToken(
@@ -99,8 +156,24 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         (RFC 8705 section 3), for one audience.
 
         Costs one signature. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN (no enabled
-        client has this SPIFFE ID), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
+        client has this SPIFFE ID and credential), RESOURCE_EXHAUSTED / RATE_LIMITED
+        (this certificate failed too often lately), PERMISSION_DENIED / SCOPE_NOT_GRANTED,
         INVALID_ARGUMENT / INVALID_FIELD (unknown audience).
+        """
+
+    @_abc_1.abstractmethod
+    def ExchangeToken(
+        self,
+        request: _token_service_pb2.ExchangeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.ExchangeTokenResponse, _abc.Awaitable[_token_service_pb2.ExchangeTokenResponse]]:
+        """Exchanges a subject token for one that the caller holds (RFC 8693): the caller
+        then acts for the subject. An operator's exchange grant has to allow it.
+
+        The result is bound to the caller's certificate, carries the subject's session,
+        and is never wider than the grant, the caller or the subject, nor longer than
+        the subject token. Errors: UNAUTHENTICATED / GRANT_INVALID (the subject token),
+        PERMISSION_DENIED / SCOPE_NOT_GRANTED, INVALID_ARGUMENT / INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
@@ -128,6 +201,35 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """Revokes one of the caller's own tokens: an access token by its identifier
         (`jti`), or a refresh token and with it its family. Unknown ones are accepted
         without effect, as RFC 7009 section 2.2 asks.
+        """
+
+    @_abc_1.abstractmethod
+    def IntrospectToken(
+        self,
+        request: _token_service_pb2.IntrospectTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.IntrospectTokenResponse, _abc.Awaitable[_token_service_pb2.IntrospectTokenResponse]]:
+        """Says whether a token is live (RFC 7662): to a service, of tokens that are for
+        it; to a client, of tokens that are its own or for it. Of every other text it
+        says that it is not active. Errors: UNAUTHENTICATED / CLIENT_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetServerMetadata(
+        self,
+        request: _token_service_pb2.GetServerMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.GetServerMetadataResponse, _abc.Awaitable[_token_service_pb2.GetServerMetadataResponse]]:
+        """Describes this token service (RFC 8414)."""
+
+    @_abc_1.abstractmethod
+    def GetJsonWebKeySet(
+        self,
+        request: _token_service_pb2.GetJsonWebKeySetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.GetJsonWebKeySetResponse, _abc.Awaitable[_token_service_pb2.GetJsonWebKeySetResponse]]:
+        """Gives the keys that verify access tokens (RFC 7517), those that will sign soon
+        among them. Our own services have them by the trust feed.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from casemate.auth.v1 import admin_service_pb2, release_service_pb2, token_service_pb2, trust_service_pb2
+from casemate.auth.v1 import (
+    admin_service_pb2,
+    credential_service_pb2,
+    release_service_pb2,
+    token_service_pb2,
+    trust_service_pb2,
+)
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.gate.core.foreign import FOREIGN
 from casemate.gate.core.policy import PolicyTable
@@ -10,6 +16,7 @@ from casemate.inference.v1 import model_service_pb2
 
 _FILES = (
     admin_service_pb2,
+    credential_service_pb2,
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,

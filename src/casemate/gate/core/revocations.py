@@ -67,6 +67,15 @@ class RevocationIndex:
         if revoked:
             raise Unauthenticated("the token is revoked", reason=Reason.TOKEN_REVOKED)
 
+    def check_subject(self, subject: str, issued_at: datetime, now: datetime) -> None:
+        """Refuses to speak for a subject by what another house said of it before it was revoked.
+
+        Raises:
+            Unauthenticated: TOKEN_REVOKED.
+        """
+        if self._matches(RevocationKind.SUBJECT, subject, now, issued_at):
+            raise Unauthenticated("the subject is revoked", reason=Reason.TOKEN_REVOKED)
+
     def check_peer(self, spiffe_id: str, thumbprint: str, now: datetime) -> None:
         """Refuses a certificate that any live revocation matches.
 
