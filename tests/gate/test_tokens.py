@@ -346,6 +346,34 @@ def test_memory_is_bounded_and_idle_entries_leave_it():
     assert len(lookup.cache._by_client) == 1
 
 
+def test_when_room_is_made_an_entry_in_use_stays_and_an_unused_one_goes():
+    lookup = Lookup(max_entries=2)
+    used, unused = (lookup.token(client_id=name) for name in ("used", "unused"))
+    for token in (used, unused, used):
+        lookup.look(token)
+    lookup.look(lookup.token(client_id="new"))
+    before = lookup.verified
+    lookup.look(used)
+    assert lookup.verified == before
+    lookup.look(unused)
+    assert lookup.verified == before + 1
+    assert len(lookup.cache) == 2
+
+
+def test_entries_that_are_all_in_use_do_not_keep_a_new_one_out():
+    lookup = Lookup(max_entries=100)
+    for number in range(100):
+        token = lookup.token(client_id=f"client-{number}")
+        lookup.look(token)
+        lookup.look(token)
+    new = lookup.token(client_id="new")
+    lookup.look(new)
+    before = lookup.verified
+    lookup.look(new)
+    assert lookup.verified == before
+    assert len(lookup.cache) == 100
+
+
 def test_a_thousand_first_uses_at_once_verify_once():
     lookup = Lookup()
     token = lookup.token()

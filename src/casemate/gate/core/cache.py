@@ -30,6 +30,10 @@ MAX_IDLE_S: Final = 120.0
 """Seconds without use after which an entry may leave memory."""
 
 
+_SPARED_AT_MOST: Final = 64
+"""Entries in use that are passed over when room is made; bounds what one new token costs."""
+
+
 class CacheObserver(Protocol):
     """Counts what the cache does."""
 
@@ -44,6 +48,7 @@ class _Entry:
     verified_at: float
     key_epoch: int
     last_used: float
+    used: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +100,19 @@ class TokenCache:
         """
         # A digest and not the text: a dump of this memory then holds no bearer of anything.
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        # Without the lock, which costs a call more than the look: what is read of an entry never changes, and its
+        # place in the order is settled when room is needed. Everything else is found out below, one at a time.
+        entry = self._entries.get(key)
+        if (
+            entry is not None
+            and entry.key_epoch == key_epoch
+            and 0 <= monotonic - entry.verified_at < MAX_TRUST_S
+            and entry.token.valid_from <= now < entry.token.expires_at
+        ):
+            entry.last_used = monotonic
+            entry.used = True
+            self._observe("hit")
+            return entry.token
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -105,7 +123,7 @@ class TokenCache:
                     raise Unauthenticated("token has expired", reason=Reason.TOKEN_EXPIRED)
                 if entry.key_epoch == key_epoch and 0 <= monotonic - entry.verified_at < MAX_TRUST_S:
                     entry.last_used = monotonic
-                    self._entries.move_to_end(key)
+                    entry.used = True
                     self._observe("hit")
                     return entry.token
             flight = self._flights.get(key)
@@ -156,13 +174,24 @@ class TokenCache:
             # A client's tokens push out only its own, so that nobody can empty the others' share.
             self._drop(next(iter(own)))
             own = self._by_client.setdefault(entry.token.client_id, OrderedDict())
+        self._make_room(monotonic)
         self._entries[key] = entry
-        own[key] = None
+        self._by_client.setdefault(entry.token.client_id, own)[key] = None
+
+    def _make_room(self, monotonic: float) -> None:
+        """Drops the idle, and if that is not enough the first that was not used since it was last looked at here."""
+        spared = 0
         while self._entries:
-            oldest, candidate = next(iter(self._entries.items()))
-            if len(self._entries) <= self._max_entries and monotonic - candidate.last_used < MAX_IDLE_S:
+            key, entry = next(iter(self._entries.items()))
+            idle = monotonic - entry.last_used >= MAX_IDLE_S
+            if entry.used and not idle and spared < _SPARED_AT_MOST:
+                entry.used = False
+                self._entries.move_to_end(key)
+                spared += 1
+                continue
+            if not idle and len(self._entries) < self._max_entries:
                 break
-            self._drop(oldest)
+            self._drop(key)
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
