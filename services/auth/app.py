@@ -67,8 +67,7 @@ from services.auth.store.news import NewsReader
 from services.auth.store.table import Alarms
 from services.auth.store.tables import AuthorityTables
 from services.auth.store.wake import WakeListener
-from services.auth.token_issuer import TokenIdentifiers, TokenIssuer
-from services.auth.tokens import Tokens
+from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
 
 if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
