@@ -301,7 +301,6 @@ def _services(
     tokens = TokenServicer(tokens=build_tokens(parts), metadata=ServerMetadata(issuer=parts.issuer, trust=parts.trust))
     credentials = CredentialServicer(credentials=build_credentials(parts))
     releases = Releases(store=store, clock=clock)
-    wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
     return [
         registered(add_TokenServiceServicer_to_server, tokens),
         registered(add_CredentialServiceServicer_to_server, credentials),
