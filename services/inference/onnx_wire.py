@@ -31,6 +31,13 @@ _DATA_LOCATION = 14  # TensorProto.data_location; 0 is DEFAULT
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
+INLINE_IT = (
+    "save it with all data inside: "
+    "python -c \"import onnx; onnx.save_model(onnx.load('model.onnx'), 'whole.onnx', save_as_external_data=False)\""
+)
+"""What a publisher does about external data."""
+
+
 @dataclass(frozen=True, slots=True)
 class GraphLimits:
     """Caps on what a model may consist of."""
@@ -84,7 +91,7 @@ class _Walk:
             number, wire_type = tag >> 3, tag & 7
             value, start, position = self._field(wire_type, position, end)
             if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
-                raise _invalid("names external data; save it with all data inside")
+                raise _invalid(f"names external data; {INLINE_IT}")
             if number in nested and wire_type == _LENGTH:
                 self.message(nested[number], start, position, depth + 1)
 

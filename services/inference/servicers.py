@@ -14,6 +14,7 @@ from casemate.transport.registry import RegisteredService
 from services.inference.batch_jobs import CallerLeft
 from services.inference.predictions import Patience
 from services.inference.tracing import Sampler, begin
+from services.inference.wire_guard import parse_infer_request, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,10 +76,10 @@ def open_inference_service(
             raise grpc.RpcError from None
 
     handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
-        infer, request_deserializer=wire.ModelInferRequest.FromString, response_serializer=None
+        infer, request_deserializer=parse_infer_request, response_serializer=None
     )
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        stream, request_deserializer=wire.ModelInferRequest.FromString, response_serializer=None
+        stream, request_deserializer=parse_infer_request, response_serializer=None
     )
     return RegisteredService(OPEN_INFERENCE, handlers)
 
@@ -107,7 +108,9 @@ def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMeth
         _remaining(context)
         return method(current_caller(), message)
 
-    return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=None)
+    return grpc.unary_unary_rpc_method_handler(
+        call, request_deserializer=small(request.FromString), response_serializer=None
+    )
 
 
 def _patience(context: grpc.ServicerContext, sampler: Sampler) -> Patience:
