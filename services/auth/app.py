@@ -36,9 +36,10 @@ from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
-from casemate.sealing.authority_rows import AuthorityKey
+from casemate.keys.v1 import key_service_pb2
+from casemate.sealing.authority_rows import AuthorityKey, AuthorityKeyFile
 from casemate.sealing.kek import KeyEncryptionKey
-from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.provider import load_kek
 from casemate.settings import load_settings
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_pool
@@ -68,6 +69,9 @@ from services.auth.store.table import Alarms
 from services.auth.store.tables import AuthorityTables
 from services.auth.store.wake import WakeListener
 from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
+from services.auth.token_wraps import TokenKeyWraps
+from services.keys.operations import KeyOperations
+from services.keys.servicer import key_service
 
 if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
@@ -84,6 +88,7 @@ _DESCRIPTORS: Final = (
     release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
     trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
+    key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
 )
 
 _log = logging.getLogger(__name__)
@@ -266,12 +271,23 @@ async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics:
     pool = await open_pool(settings.database)
     stack.push_async_callback(_close, pool)
     await migrate(pool, _SCHEMA)
-    kek = LocalKeyRing.load(settings.kek_file)
+    kek = await open_kek(settings, stack, metrics)
     key = await AuthorityKey.load_or_create(kek, settings.authority_key)
     alarms = Alarms(count=lambda: metrics.increment("authority_alarms_total"))
     tables = AuthorityTables(key=key, alarms=alarms)
     store = AuthorityStore(pool=pool, tables=tables)
     return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store, metrics=metrics)
+
+
+async def open_kek(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> KeyEncryptionKey:
+    """The key-encryption key, until `stack` ends.
+
+    Raises:
+        ConfigurationError: as `load_kek`.
+    """
+    settings.kek.require("auth")
+    failed = metrics.counting("kek_reload_failed_total")
+    return await stack.enter_async_context(load_kek(settings.kek, clock=SystemClock(), reload_failed=failed))
 
 
 def _services(
@@ -301,12 +317,14 @@ def _services(
     tokens = TokenServicer(tokens=build_tokens(parts), metadata=ServerMetadata(issuer=parts.issuer, trust=parts.trust))
     credentials = CredentialServicer(credentials=build_credentials(parts))
     releases = Releases(store=store, clock=clock)
+    wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
     return [
         registered(add_TokenServiceServicer_to_server, tokens),
         registered(add_CredentialServiceServicer_to_server, credentials),
         registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
         registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
         registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases)),
+        key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
     ]
 
 

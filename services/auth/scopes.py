@@ -8,8 +8,8 @@ from typing import Final
 SCOPES_BY_AUDIENCE: Final = MappingProxyType(
     {
         "auth": frozenset({"admin", "reflection"}),
-        "datasets": frozenset({"datasets.write", "datasets.read", "log.read", "reflection"}),
-        "inference": frozenset({"models.infer", "models.publish", "reflection"}),
+        "datasets": frozenset({"admin", "datasets.write", "datasets.read", "log.read", "reflection"}),
+        "inference": frozenset({"admin", "models.infer", "models.publish", "reflection"}),
     }
 )
 """Audiences that exist, each with the scopes that its methods ask for."""

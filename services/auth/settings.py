@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.errors import ConfigurationError
+from casemate.sealing.provider import KekSettings
 from casemate.settings import DatabaseSettings, IdentitySettings, ListenSettings, TrustSettings, path, setting
 
 
@@ -17,7 +19,7 @@ class AuthSettings:
         identity: its certificate and the trust domain.
         trust: how old the last read of the primary may be.
         database: the authority.
-        kek_file: the key-encryption key.
+        kek: the key-encryption key.
         authority_key_file: the key of the MACs on rows of authority, sealed under the
             KEK; made at the first start.
         audit_file: where decisions are written, one JSON object a line.
@@ -27,7 +29,7 @@ class AuthSettings:
     identity: IdentitySettings
     trust: TrustSettings
     database: DatabaseSettings
-    kek_file: Path = setting("KEK_FILE", parse=path, help="file of the key-encryption key, mode 0600")
+    kek: KekSettings
     authority_key_file: Path | None = setting(
         "AUTHORITY_KEY_FILE",
         parse=path,
@@ -38,8 +40,15 @@ class AuthSettings:
 
     @property
     def authority_key(self) -> Path:
-        """Where the sealed MAC key is."""
-        return self.authority_key_file or self.kek_file.with_suffix(".authority.json")
+        """Where the sealed MAC key is.
+
+        Raises:
+            ConfigurationError: it is not said, and there is no file that it could lie beside.
+        """
+        file = self.authority_key_file or self.kek.beside(".authority.json")
+        if file is None:
+            raise ConfigurationError("CASEMATE_AUTH_AUTHORITY_KEY_FILE is needed: the key-encryption key is in no file")
+        return file
 
     @property
     def issuer(self) -> str:

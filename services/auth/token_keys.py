@@ -44,7 +44,7 @@ async def generate(kek: KeyEncryptionKey, *, now: datetime) -> TokenKey:
     private_key = Ed25519PrivateKey.generate()
     kid = key_thumbprint(private_key.public_key())
     seed = DataKey(private_key.private_bytes_raw())
-    wrapped = await kek.wrap(seed, _context(kid))
+    wrapped = await kek.wrap(seed, wrap_context(kid))
     public_key = private_key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -58,13 +58,18 @@ async def generate(kek: KeyEncryptionKey, *, now: datetime) -> TokenKey:
     )
 
 
+def wrap_context(kid: str) -> KeyContext:
+    """What the private half of a token key is bound to."""
+    return KeyContext(purpose=_PURPOSE, tenant="", name=kid, version=1)
+
+
 async def open_key(kek: KeyEncryptionKey, record: TokenKey) -> SigningTokenKey:
     """The private half of a stored key. Costs one unwrap.
 
     Raises:
         StoredDataUnreadable: it does not unwrap under its own `kid`, or belongs to another public key.
     """
-    seed = await kek.unwrap(WrappedKey.parse(record.sealed_private_key), _context(record.kid))
+    seed = await kek.unwrap(WrappedKey.parse(record.sealed_private_key), wrap_context(record.kid))
     private_key = Ed25519PrivateKey.from_private_bytes(seed.reveal())
     if record.algorithm != EDDSA or key_thumbprint(private_key.public_key()) != record.kid:
         raise StoredDataUnreadable(f"token key {record.kid} is not the key that its row names")

@@ -28,8 +28,10 @@ from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
-from casemate.sealing.authority_rows import AuthorityKey
-from casemate.sealing.local import LocalKeyRing
+from casemate.keys.v1 import key_service_pb2
+from casemate.sealing.authority_rows import AuthorityKey, AuthorityKeyFile
+from casemate.sealing.key_ring import KekWatch
+from casemate.sealing.provider import load_kek
 from casemate.settings import load_settings
 from casemate.signing.checkpoint import verification_key
 from casemate.signing.keys import SigningKey
@@ -51,13 +53,18 @@ from services.datasets.log_store import LogStore
 from services.datasets.pull import Reader
 from services.datasets.push import Intake
 from services.datasets.settings import DatasetsSettings
+from services.datasets.shred import Shredder
 from services.datasets.store import VersionStore
+from services.keys.operations import KeyOperations
+from services.keys.servicer import key_service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from datetime import timedelta
 
     from casemate.gate.core.audit import AuditSink
+    from casemate.sealing.kek import KeyEncryptionKey
+    from casemate.sealing.key_ring import DataKeyRing
     from casemate.signing.keys import PublicKey
     from casemate.signing.signers import Signer
     from casemate.storage.pool import Pool
@@ -73,24 +80,31 @@ _PLACES = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS = (
     dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
     log_service_pb2.DESCRIPTOR.services_by_name["LogService"],
+    key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service that takes calls. `log_key` verifies the log's checkpoints."""
+    """A service that takes calls.
+
+    `log_key` verifies the log's checkpoints and the receipts of shredding; `ring` holds
+    the data keys that are unwrapped now.
+    """
 
     port: int
     metrics_port: int
     metrics: Metrics
     health: HealthState
     log_key: PublicKey
+    ring: DataKeyRing
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
     """Everything that the servicers stand on."""
 
+    kek: KeyEncryptionKey
     versions: VersionStore
     keys: DataKeyStore
     log: LogStore
@@ -143,11 +157,12 @@ async def serving(
         source = CertificateSource(settings.identity.directory, metrics=metrics)
         source.start()
         stack.callback(source.close)
-        stores, signing_key = await _open_stores(settings, stack, metrics, clock)
+        stores, signing_key = await open_stores(settings, stack, metrics, clock)
         if trust is None:
             trust = TrustState(staleness=settings.trust.staleness)
             _follow(settings, stack, source, trust, clock)
-        services = _services(settings, stores, signing_key, trust, clock)
+        shredder = open_shredder(settings, stores, signing_key, clock)
+        services = _services(settings, stores, signing_key, trust=trust, clock=clock, shredder=shredder)
         health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit = _open_audit(settings, stack)
@@ -176,20 +191,31 @@ async def serving(
         await probe.look()
         await server.start()
         stack.push_async_callback(server.stop)
-        stack.push_async_callback(_cancel, asyncio.create_task(probe.watch()))
-        yield Running(server.port, metrics_server.port, metrics, health, signing_key.public)
+        watch = KekWatch(kek=stores.kek, rings=(stores.keys.ring,))
+        for work in (probe.watch(), shredder.run(), watch.run()):
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        yield Running(server.port, metrics_server.port, metrics, health, signing_key.public, stores.keys.ring)
 
 
-async def _open_stores(
+async def open_stores(
     settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics, clock: Clock
 ) -> tuple[Stores, SigningKey]:
+    """Opens keys and databases until `stack` ends; gives the stores and the log's key.
+
+    Raises:
+        ConfigurationError: a file, a login or a migration.
+        StoredDataUnreadable: a key is not under this key-encryption key.
+        Unavailable: a database, or the key-encryption key, does not answer.
+    """
+    settings.kek.require(AUDIENCE)
+    failed = metrics.counting("kek_reload_failed_total")
+    kek = await stack.enter_async_context(load_kek(settings.kek, clock=clock, reload_failed=failed))
     pool = await open_pool(settings.database)
     stack.push_async_callback(_close, pool)
     key_pool = await open_pool(settings.data_keys)
     stack.push_async_callback(_close, key_pool)
     await migrate(pool, _HERE / "schema")
     await migrate(key_pool, _HERE / "datakeys_schema")
-    kek = LocalKeyRing.load(settings.kek_file)
     authority = await AuthorityKey.load_or_create(kek, settings.authority_key)
     alarms = Alarms(metrics.increment)
     log = LogStore(pool=pool, authority=authority, alarms=alarms, clock=clock)
@@ -197,6 +223,7 @@ async def _open_stores(
     keys = DataKeyStore(pool=key_pool, kek=kek, clock=clock)
     seed = await keys.log_seed()
     stores = Stores(
+        kek=kek,
         versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         keys=keys,
         log=log,
@@ -205,8 +232,26 @@ async def _open_stores(
     return stores, SigningKey(Ed25519PrivateKey.from_private_bytes(seed.reveal()))
 
 
+def open_shredder(settings: DatasetsSettings, stores: Stores, log_key: SigningKey, clock: Clock) -> Shredder:
+    """What shreds, and hears of shreddings."""
+    return Shredder(
+        versions=stores.versions,
+        keys=stores.keys,
+        log=log_origin(settings.identity.trust_domain),
+        log_key=log_key,
+        retention=settings.backup_retention,
+        clock=clock,
+    )
+
+
 def _services(
-    settings: DatasetsSettings, stores: Stores, log_key: SigningKey, trust: TrustState, clock: Clock
+    settings: DatasetsSettings,
+    stores: Stores,
+    log_key: SigningKey,
+    *,
+    trust: TrustState,
+    clock: Clock,
+    shredder: Shredder,
 ) -> list[RegisteredService]:
     def resolve(key_id: str) -> Signer | None:
         return trust.current.signers.get(key_id)
@@ -215,9 +260,14 @@ def _services(
     intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
     reader = Reader(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
     origin = log_origin(settings.identity.trust_domain)
+    datasets = DatasetServicer(
+        intake=intake, reader=reader, shredder=shredder, log_key=verification_key(origin, log_key.public)
+    )
+    operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
     return [
-        registered(add_DatasetServiceServicer_to_server, DatasetServicer(intake=intake, reader=reader)),
+        registered(add_DatasetServiceServicer_to_server, datasets),
         registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, key=log_key, origin=origin)),
+        key_service(operations),
     ]
 
 

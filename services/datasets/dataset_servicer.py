@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 
     from services.datasets.pull import ReadableVersion, Reader
     from services.datasets.push import Intake, OpenUpload
+    from services.datasets.shred import Shredder
     from services.datasets.upload import Upload
 
 MAXIMUM_ROOTS = 1000
+MAXIMUM_VERSION = 2**63 - 1
 
 
 class DatasetServicer(stubs.DatasetServiceServicer):
-    """Push, describe, pull, check."""
+    """Push, describe, pull, shred, check."""
 
-    def __init__(self, *, intake: Intake, reader: Reader) -> None:
+    def __init__(self, *, intake: Intake, reader: Reader, shredder: Shredder, log_key: str) -> None:
         self._intake = intake
         self._reader = reader
+        self._shredder = shredder
+        self._log_key = log_key
 
     async def PushDataset(  # noqa: N802  # the protocol's name
         self, request_iterator: AsyncIterator[messages.PushDatasetRequest], _context: object
@@ -74,7 +78,7 @@ class DatasetServicer(stubs.DatasetServiceServicer):
         self, request: messages.PullDatasetRequest, _context: object
     ) -> AsyncIterator[messages.PullDatasetResponse]:
         """The description, then batch after batch, each verified before it is sent."""
-        readable = await self._reader.describe(tenant=_tenant(), dataset=request.dataset, version=request.version)
+        readable = await self._reader.readable(tenant=_tenant(), dataset=request.dataset, version=request.version)
         yield messages.PullDatasetResponse(description=_description(readable))
         async for batch in self._reader.batches(readable):
             yield messages.PullDatasetResponse(
@@ -85,6 +89,15 @@ class DatasetServicer(stubs.DatasetServiceServicer):
                     inclusion_proof=batch.inclusion_proof,
                 )
             )
+
+    async def ShredVersion(  # noqa: N802
+        self, request: messages.ShredVersionRequest, _context: object
+    ) -> messages.ShredVersionResponse:
+        """Destroys a version's data key, and answers with the receipt."""
+        if not 0 < request.version <= MAXIMUM_VERSION:
+            raise _invalid("version", "required: shredding has no latest")
+        receipt = await self._shredder.shred(tenant=_tenant(), dataset=request.dataset, version=request.version)
+        return messages.ShredVersionResponse(receipt=receipt, log_key=self._log_key)
 
     async def CheckRoots(  # noqa: N802
         self, request: messages.CheckRootsRequest, _context: object
@@ -118,6 +131,10 @@ def _description(readable: ReadableVersion) -> messages.GetVersionResponse:
     upload = readable.upload
     promoted_at = Timestamp()
     promoted_at.FromDatetime(readable.promoted_at)
+    shredded_at = None
+    if readable.shredded_at is not None:
+        shredded_at = Timestamp()
+        shredded_at.FromDatetime(readable.shredded_at)
     return messages.GetVersionResponse(
         version=upload.version,
         manifest=readable.manifest.envelope,
@@ -125,6 +142,7 @@ def _description(readable: ReadableVersion) -> messages.GetVersionResponse:
         rows=upload.row_count,
         promoted_at=promoted_at,
         signer_key_id=upload.signer_key_id,
+        shredded_at=shredded_at,
     )
 
 

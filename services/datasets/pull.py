@@ -18,10 +18,10 @@ from casemate.errors import InvalidRequest, NotFound, PermissionDenied, StoredDa
 from casemate.sealing.rows import open_batch
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
-from services.datasets.key_store import rows_context
+from services.datasets.key_store import DataKeyGone, rows_context
 from services.datasets.push import batch_context
 from services.datasets.records import join_records
-from services.datasets.upload import ChunkPlan
+from services.datasets.upload import ChunkPlan, UploadState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -41,11 +41,15 @@ _LARGEST_VERSION: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ReadableVersion:
-    """A promoted version whose row, manifest and signer were verified; only `Reader` makes one."""
+    """A promoted version whose row, manifest and signer were verified; only `Reader` makes one.
+
+    `shredded_at` is None while its rows can be read.
+    """
 
     upload: Upload
     promoted_at: datetime
     manifest: VerifiedManifest
+    shredded_at: datetime | None
     _seal: InitVar[object] = None
 
     def __post_init__(self, _seal: object) -> None:
@@ -76,7 +80,7 @@ class Reader:
         self._alarms = alarms
 
     async def describe(self, *, tenant: str, dataset: str, version: int) -> ReadableVersion:
-        """A version by number; zero is the latest.
+        """A version by number; zero is the latest. A shredded one can still be described.
 
         Raises:
             NotFound: it is absent, not promoted, or signed by a key that is
@@ -93,26 +97,50 @@ class Reader:
             raise NotFound(f"no version {version or 'at all'} of {tenant}/{dataset}")
         self.require_trusted(upload)
         verified = await self._verified(upload, upload.promoted_at)
-        return ReadableVersion(upload, upload.promoted_at, verified, _SEAL)
+        shredded = upload.state is UploadState.SHREDDED
+        shredded_at = (await self._store.shredding(upload)).shredded_at if shredded else None
+        return ReadableVersion(upload, upload.promoted_at, verified, shredded_at, _SEAL)
+
+    async def readable(self, *, tenant: str, dataset: str, version: int) -> ReadableVersion:
+        """As `describe`, of a version whose rows can be read.
+
+        Raises:
+            NotFound: also if it was shredded, the latest version included: an older one is another version.
+        """
+        described = await self.describe(tenant=tenant, dataset=dataset, version=version)
+        if described.shredded_at is not None:
+            raise NotFound(f"version {described.upload.version} of {tenant}/{dataset} was shredded")
+        return described
 
     async def batches(self, readable: ReadableVersion) -> AsyncIterator[OpenedBatch]:
         """All batches in order. Memory: the manifest's tree and one chunk.
 
         Raises:
             StoredDataUnreadable: a batch does not open, or is not the signed chunk.
-            NotFound: the signer's key was declared compromised meanwhile.
+            NotFound: the signer's key was declared compromised, or the version shredded, meanwhile.
+            Unavailable, FailedPrecondition: the key is not in memory, and cannot be unwrapped now.
         """
         upload, manifest = readable.upload, readable.manifest.manifest
         plan = ChunkPlan(manifest.chunks)
         tree = await asyncio.to_thread(merkle.MerkleTree, [chunk.leaf_hash for chunk in manifest.chunks])
-        with self._alarms.on_integrity():
-            key = await self._keys.open(upload.data_key, rows_context(upload.tenant, upload.dataset, upload.version))
         for chunk in map(plan.number, range(len(manifest.chunks))):
             self.require_trusted(upload)
             with self._alarms.on_integrity():
+                key = await self._key(upload, use_bytes=chunk.digest.bytes)
                 sealed = await self._store.batch(upload, chunk.number)
                 records = await asyncio.to_thread(_open, key, manifest, chunk, sealed)
             yield OpenedBatch(chunk.number, chunk.first_ordinal, records, tree.inclusion_proof(chunk.number))
+
+    async def _key(self, upload: Upload, *, use_bytes: int) -> DataKey:
+        """The data key, asked for with every batch: it is dropped while a long reading goes on."""
+        context = rows_context(upload.tenant, upload.dataset, upload.version)
+        try:
+            return await self._keys.open(upload.data_key, context, use_bytes=use_bytes)
+        except DataKeyGone:
+            now = await self._store.version(upload.tenant, upload.dataset, upload.version)
+            if now is not None and now.state is UploadState.SHREDDED:
+                raise NotFound(f"upload {upload.id} was shredded") from None
+            raise
 
     async def refused_roots(self, *, tenant: str, roots: Sequence[bytes]) -> list[bytes]:
         """Those of the roots that no readable version of the tenant has."""

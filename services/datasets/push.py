@@ -10,10 +10,11 @@ when it is read, and again by the reader.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from casemate.errors import Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
+from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
 from casemate.sealing.rows import BatchContext, SealedBatch, seal_batch
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
@@ -30,6 +31,7 @@ from services.datasets.upload import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from casemate.clock import Clock
@@ -57,7 +59,8 @@ class Intake:
 
         Raises:
             SignatureInvalid, InvalidRequest, PermissionDenied: by `verify_dataset_manifest`.
-            AlreadyExists, InvalidRequest: the version is not the next one of its dataset.
+            AlreadyExists, InvalidRequest: the version is not the next one of its dataset,
+                or this upload became one that was shredded.
             Conflict: EQUIVOCATION, another manifest came under this upload id, or
                 the upload is quarantined.
         """
@@ -78,16 +81,19 @@ class Intake:
         if upload.manifest_sha256 != verified.payload_sha256:
             raise Conflict(f"another manifest under upload id {manifest.upload_id}", reason=Reason.EQUIVOCATION)
         require_not_quarantined(upload)
-        key = await self._keys.open(upload.data_key, rows_context(tenant, dataset, manifest.version))
+        if upload.state is UploadState.SHREDDED:
+            raise AlreadyExists(f"version {manifest.version} of {dataset} was shredded")
+        key_of = partial(self._keys.open, upload.data_key, rows_context(tenant, dataset, manifest.version))
+        await key_of()  # before a chunk is sent, so that a key that does not open is known at once
         return OpenUpload(
-            store=self._store, resolve=self._resolve, clock=self._clock, manifest=verified, upload=upload, key=key
+            store=self._store, resolve=self._resolve, clock=self._clock, manifest=verified, upload=upload, key_of=key_of
         )
 
     async def _begin(self, verified: VerifiedManifest) -> Upload:
         manifest = verified.manifest
         # First the key, durable in the other database: rows must never be without one.
         # A crash in between leaves a key without rows, which opens nothing.
-        data_key, _ = await self._keys.create(rows_context(manifest.tenant, manifest.dataset, manifest.version))
+        data_key = await self._keys.create(rows_context(manifest.tenant, manifest.dataset, manifest.version))
         upload = Upload(
             id=uuid4(),
             tenant=manifest.tenant,
@@ -122,7 +128,7 @@ class OpenUpload:
         clock: Clock,
         manifest: VerifiedManifest,
         upload: Upload,
-        key: DataKey,
+        key_of: Callable[..., Awaitable[DataKey]],
     ) -> None:
         self._store = store
         self._resolve = resolve
@@ -130,7 +136,7 @@ class OpenUpload:
         self._verified = manifest
         self._plan = ChunkPlan(manifest.manifest.chunks)
         self._upload = upload
-        self._key = key
+        self._key_of = key_of
 
     @property
     def next_offset(self) -> int:
@@ -153,7 +159,8 @@ class OpenUpload:
             self._upload = await self._store.quarantine(self._upload.id, why="equivocation")
             raise Conflict(f"other bytes at offset {offset}", reason=Reason.EQUIVOCATION)
         if verdict is Verdict.APPEND:
-            batch = await asyncio.to_thread(_seal, self._key, self._verified.manifest, chunk, data)
+            key = await self._key_of(use_bytes=len(data))
+            batch = await asyncio.to_thread(_seal, key, self._verified.manifest, chunk, data)
             self._upload = await self._store.append(self._upload.id, chunk, batch)
             require_not_quarantined(self._upload)
         # What the database said: behind this chunk, or further if another writer of the same bytes was faster.

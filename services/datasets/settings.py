@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+from casemate.errors import ConfigurationError
+from casemate.sealing.provider import KekSettings
 from casemate.settings import (
     DatabaseSettings,
     IdentitySettings,
     ListenSettings,
     TrustSettings,
     address,
+    duration,
     nested,
     path,
     setting,
@@ -28,21 +32,23 @@ class DatasetsSettings:
         database: versions, sealed rows and the log.
         data_keys: the other database, which holds wrapped data keys alone.
         auth_address: where the trust feed is, `host:port` or any target of gRPC.
-        kek_file: the key-encryption key.
+        kek: the key-encryption key.
         authority_key_file: the key of the MACs on rows of authority, sealed under the
             KEK; made at the first start.
+        backup_retention: how long a backup of the data keys, and its WAL, is kept at most.
+            Receipts of shredding rely on it.
         audit_file: where decisions are written, one JSON object a line.
     """
 
     listen: ListenSettings
     identity: IdentitySettings
     trust: TrustSettings
+    kek: KekSettings
     database: DatabaseSettings
     data_keys: DatabaseSettings = nested("DATAKEYS_")
     auth_address: str = setting(
         "AUTH_ADDRESS", parse=address, default="127.0.0.1:7401", help="host:port of the auth service"
     )
-    kek_file: Path = setting("KEK_FILE", parse=path, help="file of the key-encryption key, mode 0600")
     authority_key_file: Path | None = setting(
         "AUTHORITY_KEY_FILE",
         parse=path,
@@ -50,8 +56,22 @@ class DatasetsSettings:
         help="file of the sealed MAC key; beside the key-encryption key if not set",
     )
     audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")
+    backup_retention: timedelta = setting(
+        "DATAKEYS_BACKUP_RETENTION",
+        parse=duration,
+        default=timedelta(days=30),
+        help="longest time that a backup of the data-keys database is kept",
+    )
 
     @property
     def authority_key(self) -> Path:
-        """Where the sealed MAC key is."""
-        return self.authority_key_file or self.kek_file.with_suffix(".authority.json")
+        """Where the sealed MAC key is.
+
+        Raises:
+            ConfigurationError: it is not said, and there is no file that it could lie beside.
+        """
+        file = self.authority_key_file or self.kek.beside(".authority.json")
+        if file is None:
+            name = "CASEMATE_DATASETS_AUTHORITY_KEY_FILE"
+            raise ConfigurationError(f"{name} is needed: the key-encryption key is in no file")
+        return file

@@ -16,9 +16,18 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, Reason, StoredDataUnreadable
+from casemate.errors import (
+    AlreadyExists,
+    Conflict,
+    FieldViolation,
+    InvalidRequest,
+    NotFound,
+    Reason,
+    StoredDataUnreadable,
+)
 from casemate.sealing.rows import SealedBatch
 from services.datasets.database import connected, transaction
+from services.datasets.shreddings import Shredding, ShreddingTable
 from services.datasets.upload import StoredBatch, Upload, UploadState, require_complete, require_stored
 
 if TYPE_CHECKING:
@@ -49,7 +58,10 @@ _UPDATE = (
     "UPDATE uploads SET state = $2, next_offset = $3, next_batch = $4, next_ordinal = $5, promoted_at = $6, "
     "log_index = $7, mac = $8 WHERE id = $1"
 )
-_LATEST = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND state = 'promoted' ORDER BY version DESC LIMIT 1"
+_LATEST = (
+    _SELECT + " WHERE tenant = $1 AND dataset = $2 AND state IN ('promoted', 'shredded') ORDER BY version DESC LIMIT 1"
+)
+_ATTEMPTS = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 ORDER BY id FOR UPDATE"
 # Serializes promotions of one dataset; released with the transaction.
 _LOCK_DATASET = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
 
@@ -61,6 +73,7 @@ class VersionStore:
         self._pool = pool
         self._authority = authority
         self._log = log
+        self._shreddings = ShreddingTable(authority=authority, alarms=alarms)
         self._alarms = alarms
         self._clock = clock
 
@@ -70,12 +83,12 @@ class VersionStore:
         return await self._fetch(query, tenant, dataset, version, upload_id)
 
     async def version(self, tenant: str, dataset: str, version: int) -> Upload | None:
-        """The promoted attempt of a version."""
-        query = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND state = 'promoted'"
+        """The promoted attempt of a version, shredded or not."""
+        query = _SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND state IN ('promoted', 'shredded')"
         return await self._fetch(query, tenant, dataset, version)
 
     async def latest(self, tenant: str, dataset: str) -> Upload | None:
-        """The promoted attempt of the highest version."""
+        """The promoted attempt of the highest version, shredded or not."""
         return await self._fetch(_LATEST, tenant, dataset)
 
     async def with_roots(self, tenant: str, roots: Sequence[bytes]) -> list[Upload]:
@@ -83,13 +96,7 @@ class VersionStore:
         query = _SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state = 'promoted'"
         async with connected(self._pool) as connection:
             records = await connection.fetch(query, tenant, list(roots))
-        found = []
-        for record in records:
-            try:
-                found.append(self._verified(record))
-            except StoredDataUnreadable:  # refused by being left out; the alarm has sounded
-                continue
-        return found
+        return self._readable(records)
 
     async def begin(self, upload: Upload, manifest: VerifiedManifest) -> Upload:
         """Stores a new attempt with its envelope, or gives the one that was there first.
@@ -171,6 +178,8 @@ class VersionStore:
             upload = await self._locked(connection, upload_id)
             if upload.state is UploadState.PROMOTED:
                 return upload
+            if upload.state is UploadState.SHREDDED:
+                raise AlreadyExists(f"version {upload.version} of {upload.dataset} was shredded")
             if upload.state is UploadState.QUARANTINED or upload.manifest_sha256 != manifest.payload_sha256:
                 raise Conflict(f"upload {upload_id} may not be promoted", reason=Reason.EQUIVOCATION)
             require_complete(upload)
@@ -184,6 +193,58 @@ class VersionStore:
             upload = upload.promoted(at=now, log_index=index)
             await self._update(connection, upload)
             return upload
+
+    async def shred(self, *, tenant: str, dataset: str, version: int) -> tuple[Upload, Shredding]:
+        """Bars a promoted version from being read, and logs it, in one transaction. Repeated, it changes nothing.
+
+        Other attempts to push the version are quarantined: they hold the same rows.
+
+        Raises:
+            NotFound: no such version is promoted.
+        """
+        async with transaction(self._pool) as connection:
+            attempts = self._readable(await connection.fetch(_ATTEMPTS, tenant, dataset, version))
+            for upload in attempts:
+                if upload.state is UploadState.SHREDDED:
+                    return upload, await self._shreddings.get(connection, upload.id)
+            found = [upload for upload in attempts if upload.state is UploadState.PROMOTED]
+            if not found:
+                raise NotFound(f"no version {version} of {tenant}/{dataset}")
+            for upload in attempts:
+                if upload.state is UploadState.RECEIVING:
+                    await self._update(connection, upload.quarantined())
+            upload = found[0].shredded()
+            index = await self._log.append(connection, "shred", _entry_body(upload), by="datasets")
+            shredding = Shredding(upload=upload.id, log_index=index, shredded_at=self._clock.now())
+            await self._update(connection, upload)
+            await self._shreddings.insert(connection, shredding)
+            return upload, shredding
+
+    async def finish_shredding(self, shredding: Shredding) -> Shredding:
+        """Notes that the key is gone; gives what was noted first."""
+        async with transaction(self._pool) as connection:
+            await self._shreddings.finish(connection, shredding)
+            return await self._shreddings.get(connection, shredding.upload)
+
+    async def shredding(self, upload: Upload) -> Shredding:
+        """What is known of the shredding of an upload."""
+        async with connected(self._pool) as connection:
+            return await self._shreddings.get(connection, upload.id)
+
+    async def shredded_after(self, log_index: int) -> list[tuple[Upload, Shredding]]:
+        """Versions shredded later in the log, and all whose key may still be there."""
+        async with connected(self._pool) as connection:
+            news = await self._shreddings.news(connection, after=log_index)
+            records = await connection.fetch(
+                _SELECT + " WHERE id = ANY($1::uuid[]) AND state = 'shredded'", [found.upload for found in news]
+            )
+        uploads = {upload.id: upload for upload in self._readable(records)}
+        return [(uploads[found.upload], found) for found in news if found.upload in uploads]
+
+    async def shredded(self) -> list[Upload]:
+        """Every version that was shredded. Rows that do not verify alarm and are left out."""
+        async with connected(self._pool) as connection:
+            return self._readable(await connection.fetch(_SELECT + " WHERE state = 'shredded'"))
 
     async def envelope(self, upload: Upload) -> bytes:
         """The signed envelope of an attempt."""
@@ -243,6 +304,15 @@ class VersionStore:
             *(upload.id, upload.state.value, upload.next_offset, upload.next_batch, upload.next_ordinal),
             *(upload.promoted_at, upload.log_index, self._mac(upload)),
         )
+
+    def _readable(self, records: Sequence[asyncpg.Record]) -> list[Upload]:
+        found = []
+        for record in records:
+            try:
+                found.append(self._verified(record))
+            except StoredDataUnreadable:  # refused by being left out; the alarm has sounded
+                continue
+        return found
 
     def _mac(self, upload: Upload) -> bytes:
         return self._authority.mac("uploads", str(upload.id), _authority_columns(upload))

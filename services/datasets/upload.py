@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 class UploadState(StrEnum):
-    """Where an upload stands. Only the promoted are readable."""
+    """Where an upload stands. Only the promoted are readable; the shredded were, and keep their number."""
 
     RECEIVING = "receiving"
     PROMOTED = "promoted"
     QUARANTINED = "quarantined"
+    SHREDDED = "shredded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ class Upload:
     def quarantined(self) -> Upload:
         """The upload once it may never be promoted."""
         return replace(self, state=UploadState.QUARANTINED)
+
+    def shredded(self) -> Upload:
+        """The upload once its key is to be destroyed."""
+        return replace(self, state=UploadState.SHREDDED)
 
     def promoted(self, *, at: datetime, log_index: int) -> Upload:
         """The upload once it is the version."""

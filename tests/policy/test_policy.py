@@ -18,6 +18,7 @@ from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError, InvalidRequest, NotServed
 from casemate.gate.core.policy import FOREIGN, PolicyTable, ResourceSelector, TokenAccess
 from casemate.inference.v1 import model_service_pb2
+from casemate.keys.v1 import key_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2
 from casemate.policy.v1 import policy_pb2
 
@@ -31,6 +32,7 @@ FILES = (
     dataset_service_pb2,
     log_service_pb2,
     model_service_pb2,
+    key_service_pb2,
 )
 SERVICES = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]

@@ -21,6 +21,8 @@ from casemate.signing.keys import SigningKey
 from casemate.signing.registration import sign_registration
 from casemate.signing.signers import Role
 
+VERBS = ("push", "read", "publish", "infer", "describe", "shred", "*")
+
 
 @click.group("operator")
 def operator_command() -> None:
@@ -101,7 +103,7 @@ def grant_command() -> None:
 @grant_command.command("create")
 @click.option("--tenant", required=True, help="Whose resources it is about.")
 @click.option("--caller", required=True, help="t/TENANT/NAME, or t/TENANT/*.")
-@click.option("--verb", required=True, type=click.Choice(["push", "read", "publish", "infer", "describe", "*"]))
+@click.option("--verb", required=True, type=click.Choice(VERBS))
 @click.option("--resource", required=True, help="dataset/NAME or model/NAME; * for a whole segment.")
 @with_session
 def create_grant(session: Session, tenant: str, caller: str, verb: str, resource: str) -> None:

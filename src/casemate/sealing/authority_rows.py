@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import struct
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from casemate.sealing.encoding import length_prefixed
 from casemate.sealing.kek import KeyEncryptionKey
 from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
 from casemate.sealing.private_files import read_private, write_file
+from casemate.sealing.rewrapping import StoredWrap
 
 Canonical: TypeAlias = bool | int | str | bytes | datetime | tuple[str, ...] | None
 """What a column may hold. A datetime is aware; a list from the database becomes a tuple first."""
@@ -114,6 +115,34 @@ class AuthorityKey:
         if mac is None or not hmac.compare_digest(self.mac(table, primary_key, columns), mac):
             raise StoredDataUnreadable(f"row {primary_key!r} of {table} was not written by this service")
         return VerifiedRow(table=table, primary_key=primary_key, columns=MappingProxyType(dict(columns)), seal=_SEAL)
+
+
+class AuthorityKeyFile:
+    """The file of the wrapped key, for rewrapping. Implements `rewrapping.WrapStore`."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def count(self) -> int:
+        """See `rewrapping.WrapStore`."""
+        return 1
+
+    async def pages(self) -> AsyncIterator[Sequence[StoredWrap]]:
+        """See `rewrapping.WrapStore`."""
+        yield [StoredWrap(identifier=str(self._path), context=_CONTEXT, stored=await self._read())]
+
+    async def replace(self, changes: Sequence[tuple[StoredWrap, bytes]]) -> int:
+        """See `rewrapping.WrapStore`. The key inside never changes, so of two writers either may win."""
+        for wrap, new in changes:
+            if await self._read() == wrap.stored:
+                await asyncio.to_thread(write_file, self._path, new)
+                return 1
+        return 0
+
+    async def _read(self) -> bytes:
+        return await asyncio.to_thread(read_private, self._path, what=_WHAT)
 
 
 def _encode_row(table: str, primary_key: str, columns: Mapping[str, Canonical]) -> bytes:

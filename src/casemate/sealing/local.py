@@ -75,7 +75,7 @@ class LocalKeyRing:
     def rotate(cls, path: Path) -> LocalKeyRing:
         """The ring in `path` with one version more, which wraps from now on.
 
-        A running process keeps the ring it loaded: restart it, then rewrap.
+        A process that uses `watched_ring.WatchedKeyRing` takes it up by itself; then rewrap.
 
         Raises:
             ConfigurationError: as `load`.
@@ -104,6 +104,10 @@ class LocalKeyRing:
 
     async def state(self) -> KekState:
         """See `kek.KeyEncryptionKey`. A local key is always enabled: deleting the file is how to stop it."""
+        return self.describe()
+
+    def describe(self) -> KekState:
+        """What `state` says, without waiting: it is in memory."""
         return KekState(kek_id=self._kek_id, current_version=self._current, status=KekStatus.ENABLED)
 
     def seal_secret(self, secret: Secret[bytes], context: KeyContext) -> bytes:

@@ -8,7 +8,7 @@ written as RFC 7512 has it. The setting holds no secret: a PIN stands in a file.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from casemate.clock import Clock
 from casemate.errors import ConfigurationError
 from casemate.sealing.breaker import GuardedKek
 from casemate.sealing.kek import KeyEncryptionKey
-from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.private_files import read_private
+from casemate.sealing.watched_ring import WatchedKeyRing
 from casemate.secret import Secret
 from casemate.settings import path, setting
 
@@ -95,12 +95,35 @@ class KekSettings:
             raise ConfigurationError("the key-encryption key is named by one of the settings KEK and KEK_FILE")
         return self.kek if self.kek is not None else FileKek(path=self.kek_file or Path())
 
+    def require(self, component: str) -> None:
+        """Returns if exactly one setting is given.
+
+        Raises:
+            ConfigurationError: otherwise; names the variables as `component` has them.
+        """
+        if (self.kek is None) == (self.kek_file is None):
+            name = f"CASEMATE_{component.upper()}_KEK"
+            raise ConfigurationError(f"the key-encryption key is named by one of {name} and {name}_FILE")
+
+    def beside(self, suffix: str) -> Path | None:
+        """A file that is named like the local ring but for its suffix; None if the key is in no file."""
+        location = self.location()
+        return location.path.with_suffix(suffix) if isinstance(location, FileKek) else None
+
 
 @asynccontextmanager
-async def load_kek(settings: KekSettings, *, clock: Clock) -> AsyncIterator[KeyEncryptionKey]:
+async def load_kek(
+    settings: KekSettings, *, clock: Clock, reload_failed: Callable[[], None] = lambda: None
+) -> AsyncIterator[KeyEncryptionKey]:
     """The key-encryption key that `settings` name, usable within the block and its event loop.
 
     One that is reached over a network or a device is left alone for a while when it does not answer.
+    A local ring is read again when its file changes.
+
+    Args:
+        settings: which key.
+        clock: for ages and pauses.
+        reload_failed: called when a local ring's new file is refused, and the old one stays.
 
     Raises:
         ConfigurationError: no key is named, its file or token is not as it must be, or its
@@ -109,7 +132,7 @@ async def load_kek(settings: KekSettings, *, clock: Clock) -> AsyncIterator[KeyE
     """
     location = settings.location()
     if isinstance(location, FileKek):
-        yield LocalKeyRing.load(location.path)
+        yield WatchedKeyRing(location.path, reload_failed=reload_failed)
     elif isinstance(location, AwsKmsKek):
         async with _open_aws_kms(location, clock) as kek:
             yield GuardedKek(kek, clock=clock)

@@ -30,6 +30,7 @@ COUNTERS: Final = {
     "calls_total": ("Calls answered, by method and status code.", ("method", "code")),
     "denied_total": ("Calls refused by the gate, by reason.", ("reason",)),
     "certificate_reload_failed_total": ("New certificates that were refused; the old one stayed.", ()),
+    "kek_reload_failed_total": ("New files of a key-encryption key that were refused; the old one stayed.", ()),
     "integrity_failures_total": ("Stored or sent bytes that failed their integrity check.", ()),
     "token_cache_total": ("Tokens looked up in the cache, by outcome.", ("outcome",)),
     "authority_alarms_total": ("Rows of authority whose MAC does not verify.", ()),

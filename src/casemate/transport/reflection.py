@@ -27,6 +27,7 @@ from casemate.auth.v1 import (
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError
 from casemate.inference.v1 import model_service_pb2
+from casemate.keys.v1 import key_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2
 from casemate.transport.registry import RegisteredService, registered
 
@@ -40,6 +41,7 @@ _FILES = (
     credential_service_pb2,
     dataset_service_pb2,
     health_pb2,
+    key_service_pb2,
     log_service_pb2,
     model_service_pb2,
     reflection_pb2,

@@ -24,6 +24,7 @@ from casemate.errors import CasemateError
 from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.provider import KekSettings
 from casemate.settings import DatabaseSettings, IdentitySettings, ListenSettings, TrustSettings
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_connection, open_pool
@@ -224,7 +225,7 @@ def build_settings(database: DatabaseSettings, identity: Path, state: Path) -> A
         identity=IdentitySettings(directory=identity, trust_domain=TRUST_DOMAIN),
         trust=TrustSettings(),
         database=database,
-        kek_file=state / "kek.json",
+        kek=KekSettings(kek_file=state / "kek.json"),
         audit_file=state / "audit.jsonl",
     )
 

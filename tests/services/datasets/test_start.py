@@ -55,7 +55,7 @@ def _environment(world, identity: Path) -> dict[str, str]:
         "CASEMATE_DATASETS_METRICS_LISTEN": "127.0.0.1:0",
         "CASEMATE_DATASETS_IDENTITY_DIR": str(identity),
         "CASEMATE_DATASETS_AUTH_ADDRESS": "127.0.0.1:1",
-        "CASEMATE_DATASETS_KEK_FILE": str(world.settings.kek_file),
+        "CASEMATE_DATASETS_KEK_FILE": str(world.settings.kek.kek_file),
         "CASEMATE_DATASETS_AUDIT_FILE": str(world.settings.audit_file),
     }
     for prefix, database in (("", world.settings.database), ("DATAKEYS_", world.settings.data_keys)):

@@ -23,6 +23,7 @@ from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
 from casemate.gate.core.records import Grant, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot, TrustState
 from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.provider import KekSettings
 from casemate.secret import Secret
 from casemate.settings import DatabaseSettings, IdentitySettings, ListenSettings, TrustSettings
 from casemate.signing import merkle
@@ -274,7 +275,7 @@ def build_settings(
         database=database,
         data_keys=data_keys,
         auth_address="127.0.0.1:1",
-        kek_file=state / "kek" / "datasets.json",
+        kek=KekSettings(kek_file=state / "kek" / "datasets.json"),
         audit_file=state / "audit.jsonl",
     )
 

@@ -26,7 +26,7 @@ from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_poli
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*casemate/datasets/v1/dataset_service.proto\x12\x14\x63\x61semate.datasets.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n\x12PushDatasetRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x12\n\x08manifest\x18\x02 \x01(\x0cH\x00\x12,\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1b.casemate.datasets.v1.ChunkH\x00\x12.\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.casemate.datasets.v1.FinishH\x00\x42\x06\n\x04step\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x08\n\x06\x46inish\"c\n\x13PushDatasetResponse\x12\x13\n\x0bnext_offset\x18\x01 \x01(\x04\x12\x37\n\x08promoted\x18\x02 \x01(\x0b\x32%.casemate.datasets.v1.PromotedVersion\"Q\n\x0fPromotedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x11\n\tlog_index\x18\x04 \x01(\x04\"B\n\x11GetVersionRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x9b\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12/\n\x0bpromoted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsigner_key_id\x18\x06 \x01(\t\"C\n\x12PullDatasetRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x8d\x01\n\x13PullDatasetResponse\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32(.casemate.datasets.v1.GetVersionResponseH\x00\x12,\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.casemate.datasets.v1.BatchH\x00\x42\x07\n\x05piece\"X\n\x05\x42\x61tch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x15\n\rfirst_ordinal\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\x17\n\x0finclusion_proof\x18\x04 \x03(\x0c\"2\n\x11\x43heckRootsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\x0c\"%\n\x12\x43heckRootsResponse\x12\x0f\n\x07refused\x18\x01 \x03(\x0c\x32\x9b\x04\n\x0e\x44\x61tasetService\x12\x88\x01\n\x0bPushDataset\x12(.casemate.datasets.v1.PushDatasetRequest\x1a).casemate.datasets.v1.PushDatasetResponse\" \xaa\xd4\x18\x1c\x12\x16\n\x0e\x64\x61tasets.write\x12\x04push\x18\x01(\x01(\x01\x30\x01\x12~\n\nGetVersion\x12\'.casemate.datasets.v1.GetVersionRequest\x1a(.casemate.datasets.v1.GetVersionResponse\"\x1d\xaa\xd4\x18\x19\x12\x15\n\rdatasets.read\x12\x04read \x01\x12\x87\x01\n\x0bPullDataset\x12(.casemate.datasets.v1.PullDatasetRequest\x1a).casemate.datasets.v1.PullDatasetResponse\"!\xaa\xd4\x18\x1d\x12\x15\n\rdatasets.read\x12\x04read\x18\x01 \x01(\x01\x30\x01\x12t\n\nCheckRoots\x12\'.casemate.datasets.v1.CheckRootsRequest\x1a(.casemate.datasets.v1.CheckRootsResponse\"\x13\xaa\xd4\x18\x0f\n\x0b\n\tinference \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*casemate/datasets/v1/dataset_service.proto\x12\x14\x63\x61semate.datasets.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n\x12PushDatasetRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x12\n\x08manifest\x18\x02 \x01(\x0cH\x00\x12,\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1b.casemate.datasets.v1.ChunkH\x00\x12.\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.casemate.datasets.v1.FinishH\x00\x42\x06\n\x04step\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x08\n\x06\x46inish\"c\n\x13PushDatasetResponse\x12\x13\n\x0bnext_offset\x18\x01 \x01(\x04\x12\x37\n\x08promoted\x18\x02 \x01(\x0b\x32%.casemate.datasets.v1.PromotedVersion\"Q\n\x0fPromotedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x11\n\tlog_index\x18\x04 \x01(\x04\"B\n\x11GetVersionRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xcc\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12/\n\x0bpromoted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsigner_key_id\x18\x06 \x01(\t\x12/\n\x0bshredded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x12PullDatasetRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x8d\x01\n\x13PullDatasetResponse\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32(.casemate.datasets.v1.GetVersionResponseH\x00\x12,\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.casemate.datasets.v1.BatchH\x00\x42\x07\n\x05piece\"X\n\x05\x42\x61tch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x15\n\rfirst_ordinal\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\x17\n\x0finclusion_proof\x18\x04 \x03(\x0c\"D\n\x13ShredVersionRequest\x12\x1c\n\x07\x64\x61taset\x18\x01 \x01(\tB\x0b\xb2\xd4\x18\x07\x64\x61taset\x12\x0f\n\x07version\x18\x02 \x01(\x04\"8\n\x14ShredVersionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x0f\n\x07log_key\x18\x02 \x01(\t\"2\n\x11\x43heckRootsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x03(\x0c\"%\n\x12\x43heckRootsResponse\x12\x0f\n\x07refused\x18\x01 \x03(\x0c\x32\xa8\x05\n\x0e\x44\x61tasetService\x12\x88\x01\n\x0bPushDataset\x12(.casemate.datasets.v1.PushDatasetRequest\x1a).casemate.datasets.v1.PushDatasetResponse\" \xaa\xd4\x18\x1c\x12\x16\n\x0e\x64\x61tasets.write\x12\x04push\x18\x01(\x01(\x01\x30\x01\x12~\n\nGetVersion\x12\'.casemate.datasets.v1.GetVersionRequest\x1a(.casemate.datasets.v1.GetVersionResponse\"\x1d\xaa\xd4\x18\x19\x12\x15\n\rdatasets.read\x12\x04read \x01\x12\x87\x01\n\x0bPullDataset\x12(.casemate.datasets.v1.PullDatasetRequest\x1a).casemate.datasets.v1.PullDatasetResponse\"!\xaa\xd4\x18\x1d\x12\x15\n\rdatasets.read\x12\x04read\x18\x01 \x01(\x01\x30\x01\x12\x8a\x01\n\x0cShredVersion\x12).casemate.datasets.v1.ShredVersionRequest\x1a*.casemate.datasets.v1.ShredVersionResponse\"#\xaa\xd4\x18\x1f\x12\x17\n\x0e\x64\x61tasets.write\x12\x05shred\x18\x01 \x01(\x01\x12t\n\nCheckRoots\x12\'.casemate.datasets.v1.CheckRootsRequest\x1a(.casemate.datasets.v1.CheckRootsResponse\"\x13\xaa\xd4\x18\x0f\n\x0b\n\tinference \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVERSIONREQUEST'].fields_by_name['dataset']._serialized_options = b'\262\324\030\007dataset'
   _globals['_PULLDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
   _globals['_PULLDATASETREQUEST'].fields_by_name['dataset']._serialized_options = b'\262\324\030\007dataset'
+  _globals['_SHREDVERSIONREQUEST'].fields_by_name['dataset']._loaded_options = None
+  _globals['_SHREDVERSIONREQUEST'].fields_by_name['dataset']._serialized_options = b'\262\324\030\007dataset'
   _globals['_DATASETSERVICE'].methods_by_name['PushDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['PushDataset']._serialized_options = b'\252\324\030\034\022\026\n\016datasets.write\022\004push\030\001(\001'
   _globals['_DATASETSERVICE'].methods_by_name['GetVersion']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['GetVersion']._serialized_options = b'\252\324\030\031\022\025\n\rdatasets.read\022\004read \001'
   _globals['_DATASETSERVICE'].methods_by_name['PullDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['PullDataset']._serialized_options = b'\252\324\030\035\022\025\n\rdatasets.read\022\004read\030\001 \001(\001'
+  _globals['_DATASETSERVICE'].methods_by_name['ShredVersion']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ShredVersion']._serialized_options = b'\252\324\030\037\022\027\n\016datasets.write\022\005shred\030\001 \001(\001'
   _globals['_DATASETSERVICE'].methods_by_name['CheckRoots']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['CheckRoots']._serialized_options = b'\252\324\030\017\n\013\n\tinference \001'
   _globals['_PUSHDATASETREQUEST']._serialized_start=135
@@ -60,17 +64,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVERSIONREQUEST']._serialized_start=542
   _globals['_GETVERSIONREQUEST']._serialized_end=608
   _globals['_GETVERSIONRESPONSE']._serialized_start=611
-  _globals['_GETVERSIONRESPONSE']._serialized_end=766
-  _globals['_PULLDATASETREQUEST']._serialized_start=768
-  _globals['_PULLDATASETREQUEST']._serialized_end=835
-  _globals['_PULLDATASETRESPONSE']._serialized_start=838
-  _globals['_PULLDATASETRESPONSE']._serialized_end=979
-  _globals['_BATCH']._serialized_start=981
-  _globals['_BATCH']._serialized_end=1069
-  _globals['_CHECKROOTSREQUEST']._serialized_start=1071
-  _globals['_CHECKROOTSREQUEST']._serialized_end=1121
-  _globals['_CHECKROOTSRESPONSE']._serialized_start=1123
-  _globals['_CHECKROOTSRESPONSE']._serialized_end=1160
-  _globals['_DATASETSERVICE']._serialized_start=1163
-  _globals['_DATASETSERVICE']._serialized_end=1702
+  _globals['_GETVERSIONRESPONSE']._serialized_end=815
+  _globals['_PULLDATASETREQUEST']._serialized_start=817
+  _globals['_PULLDATASETREQUEST']._serialized_end=884
+  _globals['_PULLDATASETRESPONSE']._serialized_start=887
+  _globals['_PULLDATASETRESPONSE']._serialized_end=1028
+  _globals['_BATCH']._serialized_start=1030
+  _globals['_BATCH']._serialized_end=1118
+  _globals['_SHREDVERSIONREQUEST']._serialized_start=1120
+  _globals['_SHREDVERSIONREQUEST']._serialized_end=1188
+  _globals['_SHREDVERSIONRESPONSE']._serialized_start=1190
+  _globals['_SHREDVERSIONRESPONSE']._serialized_end=1246
+  _globals['_CHECKROOTSREQUEST']._serialized_start=1248
+  _globals['_CHECKROOTSREQUEST']._serialized_end=1298
+  _globals['_CHECKROOTSRESPONSE']._serialized_start=1300
+  _globals['_CHECKROOTSRESPONSE']._serialized_end=1337
+  _globals['_DATASETSERVICE']._serialized_start=1340
+  _globals['_DATASETSERVICE']._serialized_end=2020
 # @@protoc_insertion_point(module_scope)

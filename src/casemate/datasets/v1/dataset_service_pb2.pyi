@@ -63,20 +63,22 @@ class GetVersionRequest(_message.Message):
     def __init__(self, dataset: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetVersionResponse(_message.Message):
-    __slots__ = ("version", "manifest", "root", "rows", "promoted_at", "signer_key_id")
+    __slots__ = ("version", "manifest", "root", "rows", "promoted_at", "signer_key_id", "shredded_at")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     PROMOTED_AT_FIELD_NUMBER: _ClassVar[int]
     SIGNER_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SHREDDED_AT_FIELD_NUMBER: _ClassVar[int]
     version: int
     manifest: bytes
     root: bytes
     rows: int
     promoted_at: _timestamp_pb2.Timestamp
     signer_key_id: str
-    def __init__(self, version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., root: _Optional[bytes] = ..., rows: _Optional[int] = ..., promoted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signer_key_id: _Optional[str] = ...) -> None: ...
+    shredded_at: _timestamp_pb2.Timestamp
+    def __init__(self, version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., root: _Optional[bytes] = ..., rows: _Optional[int] = ..., promoted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signer_key_id: _Optional[str] = ..., shredded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PullDatasetRequest(_message.Message):
     __slots__ = ("dataset", "version")
@@ -105,6 +107,22 @@ class Batch(_message.Message):
     records: _containers.RepeatedScalarFieldContainer[bytes]
     inclusion_proof: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, number: _Optional[int] = ..., first_ordinal: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., inclusion_proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ShredVersionRequest(_message.Message):
+    __slots__ = ("dataset", "version")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    version: int
+    def __init__(self, dataset: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ShredVersionResponse(_message.Message):
+    __slots__ = ("receipt", "log_key")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    LOG_KEY_FIELD_NUMBER: _ClassVar[int]
+    receipt: bytes
+    log_key: str
+    def __init__(self, receipt: _Optional[bytes] = ..., log_key: _Optional[str] = ...) -> None: ...
 
 class CheckRootsRequest(_message.Message):
     __slots__ = ("tenant", "roots")

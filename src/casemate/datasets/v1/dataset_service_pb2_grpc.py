@@ -50,6 +50,11 @@ class DatasetServiceStub(object):
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetRequest.SerializeToString,
                 response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetResponse.FromString,
                 _registered_method=True)
+        self.ShredVersion = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/ShredVersion',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
+                _registered_method=True)
         self.CheckRoots = channel.unary_unary(
                 '/casemate.datasets.v1.DatasetService/CheckRoots',
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.CheckRootsRequest.SerializeToString,
@@ -78,7 +83,8 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Describes one promoted version. Errors: NOT_FOUND (also: not granted).
+        """Describes one promoted version, a shredded one too: its manifest holds
+        digests and names, no rows. Errors: NOT_FOUND (also: not granted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +93,18 @@ class DatasetServiceServicer(object):
     def PullDataset(self, request, context):
         """Streams one promoted version: the signed manifest, then every batch with
         the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-        granted), DATA_LOSS / STORED_DATA_UNREADABLE.
+        granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShredVersion(self, request, context):
+        """Shreds one promoted version for ever: logs it, then deletes its data key,
+        and those of all other attempts to push that version. Called again, it
+        finishes what was interrupted and gives the same receipt. No replica opens
+        the version five seconds after the answer; backups of the data keys open it
+        until the date in the receipt. Errors: NOT_FOUND (also: not granted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +134,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.PullDataset,
                     request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetRequest.FromString,
                     response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetResponse.SerializeToString,
+            ),
+            'ShredVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShredVersion,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.SerializeToString,
             ),
             'CheckRoots': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckRoots,
@@ -206,6 +228,33 @@ class DatasetService(object):
             '/casemate.datasets.v1.DatasetService/PullDataset',
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetRequest.SerializeToString,
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.PullDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShredVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/ShredVersion',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

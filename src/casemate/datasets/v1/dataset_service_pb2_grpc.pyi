@@ -46,11 +46,20 @@ class DatasetServiceStub:
     OUT_OF_RANGE / WRONG_OFFSET.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetVersionRequest, _dataset_service_pb2.GetVersionResponse]
-    """Describes one promoted version. Errors: NOT_FOUND (also: not granted)."""
+    """Describes one promoted version, a shredded one too: its manifest holds
+    digests and names, no rows. Errors: NOT_FOUND (also: not granted).
+    """
     PullDataset: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.PullDatasetRequest, _dataset_service_pb2.PullDatasetResponse]
     """Streams one promoted version: the signed manifest, then every batch with
     the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-    granted), DATA_LOSS / STORED_DATA_UNREADABLE.
+    granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+    """
+    ShredVersion: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ShredVersionRequest, _dataset_service_pb2.ShredVersionResponse]
+    """Shreds one promoted version for ever: logs it, then deletes its data key,
+    and those of all other attempts to push that version. Called again, it
+    finishes what was interrupted and gives the same receipt. No replica opens
+    the version five seconds after the answer; backups of the data keys open it
+    until the date in the receipt. Errors: NOT_FOUND (also: not granted).
     """
     CheckRoots: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]
     """Says whether roots are those of promoted versions of a tenant."""
@@ -73,11 +82,20 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     OUT_OF_RANGE / WRONG_OFFSET.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetVersionRequest, _dataset_service_pb2.GetVersionResponse]  # type: ignore[assignment]
-    """Describes one promoted version. Errors: NOT_FOUND (also: not granted)."""
+    """Describes one promoted version, a shredded one too: its manifest holds
+    digests and names, no rows. Errors: NOT_FOUND (also: not granted).
+    """
     PullDataset: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.PullDatasetRequest, _dataset_service_pb2.PullDatasetResponse]  # type: ignore[assignment]
     """Streams one promoted version: the signed manifest, then every batch with
     the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-    granted), DATA_LOSS / STORED_DATA_UNREADABLE.
+    granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+    """
+    ShredVersion: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ShredVersionRequest, _dataset_service_pb2.ShredVersionResponse]  # type: ignore[assignment]
+    """Shreds one promoted version for ever: logs it, then deletes its data key,
+    and those of all other attempts to push that version. Called again, it
+    finishes what was interrupted and gives the same receipt. No replica opens
+    the version five seconds after the answer; backups of the data keys open it
+    until the date in the receipt. Errors: NOT_FOUND (also: not granted).
     """
     CheckRoots: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]  # type: ignore[assignment]
     """Says whether roots are those of promoted versions of a tenant."""
@@ -109,7 +127,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.GetVersionResponse, _abc.Awaitable[_dataset_service_pb2.GetVersionResponse]]:
-        """Describes one promoted version. Errors: NOT_FOUND (also: not granted)."""
+        """Describes one promoted version, a shredded one too: its manifest holds
+        digests and names, no rows. Errors: NOT_FOUND (also: not granted).
+        """
 
     @_abc_1.abstractmethod
     def PullDataset(
@@ -119,7 +139,20 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.PullDatasetResponse], _abc.AsyncIterator[_dataset_service_pb2.PullDatasetResponse]]:
         """Streams one promoted version: the signed manifest, then every batch with
         the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-        granted), DATA_LOSS / STORED_DATA_UNREADABLE.
+        granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ShredVersion(
+        self,
+        request: _dataset_service_pb2.ShredVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.ShredVersionResponse, _abc.Awaitable[_dataset_service_pb2.ShredVersionResponse]]:
+        """Shreds one promoted version for ever: logs it, then deletes its data key,
+        and those of all other attempts to push that version. Called again, it
+        finishes what was interrupted and gives the same receipt. No replica opens
+        the version five seconds after the answer; backups of the data keys open it
+        until the date in the receipt. Errors: NOT_FOUND (also: not granted).
         """
 
     @_abc_1.abstractmethod

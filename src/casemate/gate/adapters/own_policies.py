@@ -13,6 +13,7 @@ from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.gate.core.foreign import FOREIGN
 from casemate.gate.core.policy import PolicyTable
 from casemate.inference.v1 import model_service_pb2
+from casemate.keys.v1 import key_service_pb2
 
 _FILES = (
     admin_service_pb2,
@@ -23,6 +24,7 @@ _FILES = (
     dataset_service_pb2,
     log_service_pb2,
     model_service_pb2,
+    key_service_pb2,
 )
 
 

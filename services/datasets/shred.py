@@ -1,0 +1,144 @@
+"""Destroys the data key of a version, for ever and with a receipt. Knows no transport.
+
+First, in one transaction: the state, with its MAC, and the entry in the log. From
+then on the version is not read, whatever comes. Then the wrapped key is deleted from
+its own database, and it is noted when. Whatever was interrupted in between is
+finished by the next call, by any replica's next look, and at every start.
+
+If this fails: a key lives on that should be gone. The version's state still keeps
+every replica from opening it; whoever has the data-keys database, the key-encryption
+key and the rows could.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from casemate.errors import CasemateError, NotFound, StoredDataUnreadable
+from casemate.signing.shred_receipt import ShredReceipt, sign_shred_receipt
+from services.datasets.key_store import rows_context
+
+if TYPE_CHECKING:
+    from casemate.clock import Clock
+    from casemate.signing.keys import SigningKey
+    from services.datasets.key_store import DataKeyStore
+    from services.datasets.shreddings import Shredding
+    from services.datasets.store import VersionStore
+    from services.datasets.upload import Upload
+
+_LOGGER = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = timedelta(seconds=1)
+DEAF_AFTER: Final = timedelta(seconds=4)
+"""Without news for so long, nothing stays in memory that might have been shredded."""
+
+
+class Shredder:
+    """Shreds versions, and hears of what other replicas shredded.
+
+    Args:
+        versions: states and the log.
+        keys: the data keys.
+        log: name of the log, as its checkpoints have it.
+        log_key: signs receipts.
+        retention: how long a backup of the data keys is kept at most.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        *,
+        versions: VersionStore,
+        keys: DataKeyStore,
+        log: str,
+        log_key: SigningKey,
+        retention: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._versions = versions
+        self._keys = keys
+        self._log = log
+        self._log_key = log_key
+        self._retention = retention
+        self._clock = clock
+        self._heard_index = -1
+        self._heard_at = clock.monotonic()
+
+    async def shred(self, *, tenant: str, dataset: str, version: int) -> bytes:
+        """Shreds a promoted version and gives the signed receipt. Repeated, it gives the same one.
+
+        Raises:
+            NotFound: no such version is promoted.
+            Unavailable: a database does not answer. What was begun is finished by itself.
+        """
+        if "\x00" in dataset:
+            raise NotFound("no dataset has such a name")
+        upload, shredding = await self._versions.shred(tenant=tenant, dataset=dataset, version=version)
+        shredding = await self._finish(upload, shredding)
+        return sign_shred_receipt(self._receipt(upload, shredding), self._log_key)
+
+    async def look(self) -> None:
+        """Drops from memory what any replica shredded since the last look, and finishes what is not finished.
+
+        Raises:
+            CasemateError: a database does not answer.
+        """
+        for upload, shredding in await self._versions.shredded_after(self._heard_index):
+            self._keys.forget(rows_context(upload.tenant, upload.dataset, upload.version))
+            if shredding.key_deleted_at is None:
+                await self._finish(upload, shredding)
+            self._heard_index = max(self._heard_index, shredding.log_index)
+        self._heard_at = self._clock.monotonic()
+
+    async def sweep(self) -> int:
+        """Deletes again whatever key of a shredded version is there: a restored backup brings them back."""
+        found = 0
+        for upload in await self._versions.shredded():
+            context = rows_context(upload.tenant, upload.dataset, upload.version)
+            found += await self._keys.delete([upload.data_key], context)
+        if found:
+            _LOGGER.critical("%d data keys of shredded versions were there, and are deleted again", found)
+        return found
+
+    async def run(self) -> None:
+        """Sweeps once, then looks every second, for ever."""
+        swept = False
+        while True:
+            try:
+                if not swept:
+                    await self.sweep()
+                    swept = True
+                await self.look()
+            except CasemateError as error:
+                _LOGGER.warning("what was shredded elsewhere is not known: %s", error)
+                if self._clock.monotonic() - self._heard_at > DEAF_AFTER.total_seconds():
+                    self._keys.ring.drop()
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
+
+    async def _finish(self, upload: Upload, shredding: Shredding) -> Shredding:
+        context = rows_context(upload.tenant, upload.dataset, upload.version)
+        if shredding.key_deleted_at is not None:
+            self._keys.forget(context)
+            return shredding
+        await self._keys.delete([upload.data_key], context)
+        now = self._clock.now()
+        return await self._versions.finish_shredding(shredding.finished(at=now, no_backup_after=now + self._retention))
+
+    def _receipt(self, upload: Upload, shredding: Shredding) -> ShredReceipt:
+        if shredding.key_deleted_at is None or shredding.no_backup_after is None:
+            raise StoredDataUnreadable(f"the shredding of {upload.id} is not finished")
+        return ShredReceipt(
+            log=self._log,
+            log_index=shredding.log_index,
+            tenant=upload.tenant,
+            dataset=upload.dataset,
+            version=upload.version,
+            root=upload.root.hex(),
+            manifest_sha256=upload.manifest_sha256.hex(),
+            shredded_at=shredding.shredded_at,
+            key_deleted_at=shredding.key_deleted_at,
+            no_backup_after=shredding.no_backup_after,
+        )
