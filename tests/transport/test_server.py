@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import grpc
@@ -155,52 +154,85 @@ def test_a_message_over_the_limit_is_refused_and_one_under_it_taken(server_sourc
         server.stop()
 
 
-def resumptions(port: int, pair) -> None:
-    """Three connections of a client that keeps session tickets, as grpcio's does only when asked."""
+def test_a_session_ticket_ends_with_the_certificates_that_it_was_given_under(  # fixtures
+    server_source, client_source, house, server_directory
+):
+    """On an unchanged server it is taken, and the gate judges the certificate's dates on every call."""
     from grpc._cython import cygrpc
 
-    credentials = grpc.ssl_channel_credentials(
-        pair.roots_pem, pair.private_key_pem.reveal(), pair.certificate_chain_pem
-    )
-    options = (
-        ("grpc.ssl_target_name_override", "auth.casemate.internal"),
-        ("grpc.ssl_session_cache", cygrpc.SSLSessionCacheLRU(8)),
-        ("grpc.use_local_subchannel_pool", 1),
-    )
-    for _ in range(3):
-        with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
-            assert channel.unary_unary("/test.Note/It")(b"a", timeout=5) == b"a"
-
-
-def test_no_session_ticket_is_taken_so_that_no_expired_certificate_rides_on_one(server_source, client_source):
     reused = []
 
     def note(request, context):
         reused.append(context.auth_context()["ssl_session_reused"][0])
         return request
 
+    pair, tickets = client_source.current, cygrpc.SSLSessionCacheLRU(8)
+    credentials = grpc.ssl_channel_credentials(
+        pair.roots_pem, pair.private_key_pem.reveal(), pair.certificate_chain_pem
+    )
+    options = (
+        ("grpc.ssl_target_name_override", "auth.casemate.internal"),
+        ("grpc.ssl_session_cache", tickets),
+        ("grpc.use_local_subchannel_pool", 1),
+    )
+
+    def call():
+        with grpc.secure_channel(f"127.0.0.1:{server.port}", credentials, options) as channel:
+            assert channel.unary_unary("/test.Note/It")(b"a", timeout=5) == b"a"
+
     service = RegisteredService("test.Note", {"It": grpc.unary_unary_rpc_method_handler(note)})
     server = build_server(
         source=server_source, services=[service], interceptors=[], address="127.0.0.1:0", lame_duck=QUICK
     )
     server.start()
-    resumptions(server.port, client_source.current)
+    call()
+    call()
+    house.service(server_directory, "auth")
+    assert server_source.poll()
+    call()
     server.stop()
-    assert reused == [b"false"] * 3
+    assert (reused[0], reused[2]) == (b"false", b"false")
+    assert reused[1] == b"true"
 
-    # The twin: grpcio's own static credentials take the ticket.
-    reused.clear()
-    pair = server_source.current
-    naive = grpc.server(ThreadPoolExecutor(2))
-    naive.add_registered_method_handlers("test.Note", dict(service.handlers))
-    chain = [(pair.private_key_pem.reveal(), pair.certificate_chain_pem)]
-    port = naive.add_secure_port(
-        "127.0.0.1:0", grpc.ssl_server_credentials(chain, pair.roots_pem, require_client_auth=True)
-    )
-    naive.start()
-    resumptions(port, client_source.current)
-    naive.stop(None).wait()
-    assert b"true" in reused
+
+def test_hundreds_of_connections_at_once_leave_the_server_alive(server_directory):
+    """In a process of its own: what this guards against ended the whole process."""
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", ALONE, str(server_directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        port = int(process.stdout.readline())
+        for _ in range(3):
+            raws = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(200)]
+            assert all(raw.recv(1) == b"" for raw in raws)
+            for raw in raws:
+                raw.close()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == 0
+        process.stdout.close()
+
+
+ALONE = """
+import os, sys
+from pathlib import Path
+from casemate.transport.floor import raise_floor
+raise_floor(os.environ)
+from casemate.transport.certificates import CertificateSource
+from casemate.transport import options
+options.HARDENED_SERVER_OPTIONS = tuple(
+    (name, 300 if name == "grpc.server_handshake_timeout_ms" else value)
+    for name, value in options.HARDENED_SERVER_OPTIONS
+)
+from casemate.transport.server import build_server
+server = build_server(
+    source=CertificateSource(Path(sys.argv[1])), services=[], interceptors=[], address="127.0.0.1:0"
+)
+server.start()
+print(server.port, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
 
 
 def test_a_peer_that_dawdles_in_the_handshake_is_closed(server):

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from casemate.errors import ConfigurationError
-from casemate.transport.certificates import CertificateSource
+from casemate.transport.certificates import CertificatePair, CertificateSource
 from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.floor import probe_floor
 from casemate.transport.health import SERVICE_NAME as HEALTH
@@ -100,19 +100,35 @@ class AioServer:
 
 
 def server_credentials(source: CertificateSource) -> grpc.ServerCredentials:
-    """Mutual TLS whose certificate is the source's current one at each handshake.
+    """Mutual TLS whose certificate is the source's current one at each handshake; for one port.
 
-    Each handshake gets a fresh configuration, so that no session ticket of an
-    earlier one is taken: a ticket would let an expired client certificate in.
+    A handshake gets a new configuration only after the source's has changed; a
+    session ticket of before is then refused. One for each handshake would end
+    tickets altogether, and was found to end the process: grpcio frees the
+    configuration that another thread's handshake is about to use (grpc/grpc#36693,
+    open), and two hundred connections at once are enough. So tickets are taken, and the gate judges the
+    dates of the certificate on every call, as it has to on open connections.
     """
+    told = source.current
 
-    def fetch() -> grpc.ServerCertificateConfiguration:
-        pair = source.current
+    def configuration(pair: CertificatePair) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
             [(pair.private_key_pem.reveal(), pair.certificate_chain_pem)], root_certificates=pair.roots_pem
         )
 
-    return grpc.dynamic_ssl_server_credentials(fetch(), fetch, require_client_authentication=True)
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal told
+        present = source.current
+        if present is told:
+            return None  # grpcio goes on with what it has
+        told = present
+        return configuration(present)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(told),
+        fetch,  # type: ignore[arg-type]  # None means unchanged, in grpcio's documentation and code; its stubs forget it
+        require_client_authentication=True,
+    )
 
 
 def build_server(
@@ -141,8 +157,8 @@ def build_server(
     Raises:
         ConfigurationError: TLS 1.2 would be answered, the address cannot be bound, or a service is there twice.
     """
+    probe_floor(server_credentials(source))
     credentials = server_credentials(source)
-    probe_floor(credentials)
     if health is None:
         service, health = health_service()
         services = (*services, service)
@@ -172,8 +188,8 @@ def build_aio_server(
     Arguments and errors are those of `build_server`. The probe blocks the loop
     for milliseconds, before anything is served.
     """
+    probe_floor(server_credentials(source))
     credentials = server_credentials(source)
-    probe_floor(credentials)
     if health is None:
         service, health = aio_health_service()
         services = (*services, service)
