@@ -120,13 +120,14 @@ def echo_service(echo) -> RegisteredService:
 class Served:
     """A running server and how to call it."""
 
-    def __init__(self, world: World, echo, port: int) -> None:
+    def __init__(self, world: World, echo, port: int, source: CertificateSource) -> None:
         self.world = world
         self.echo = echo
         self.port = port
+        self.source = source
 
     @contextmanager
-    def channel(self, leaf: Path) -> Iterator[grpc.Channel]:
+    def channel(self, leaf: Path, *more: tuple[str, object]) -> Iterator[grpc.Channel]:
         credentials = grpc.ssl_channel_credentials(
             root_certificates=(leaf / "ca.pem").read_bytes(),
             private_key=(leaf / "key.pem").read_bytes(),
@@ -136,6 +137,7 @@ class Served:
             ("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
+            *more,
         )
         with grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options) as channel:
             yield channel
@@ -182,10 +184,12 @@ def serve(kind: str, world: World, leaf: Path, **settings) -> Iterator[Served]:
 def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
     echo = SyncEcho()
     threads = settings.pop("threads", 16)
+    source = settings.pop("source", None) or CertificateSource(leaf)
+    services = settings.pop("services", None) or [echo_service(echo)]
     interceptor = GateInterceptor(world.gate, **{"recheck_every": OFTEN, **settings})
     server = build_server(
-        source=CertificateSource(leaf),
-        services=[echo_service(echo)],
+        source=source,
+        services=services,
         interceptors=[interceptor],
         address="127.0.0.1:0",
         threads=threads,
@@ -193,7 +197,7 @@ def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
     )
     server.start()
     try:
-        yield Served(world, echo, server.port)
+        yield Served(world, echo, server.port, source)
     finally:
         echo.never.set()
         server.stop(timedelta(seconds=1))
@@ -203,14 +207,17 @@ def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
 @contextmanager
 def serve_aio(world: World, leaf: Path, settings) -> Iterator[Served]:
     echo = AioEcho()
+    settings.pop("threads", None)
+    source = settings.pop("source", None) or CertificateSource(leaf)
+    services = settings.pop("services", None) or [echo_service(echo)]
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start():
         server = build_aio_server(
-            source=CertificateSource(leaf),
-            services=[echo_service(echo)],
+            source=source,
+            services=services,
             interceptors=[AioGateInterceptor(world.gate, **{"recheck_every": OFTEN, **settings})],
             address="127.0.0.1:0",
             lame_duck=QUICK,
@@ -220,7 +227,7 @@ def serve_aio(world: World, leaf: Path, settings) -> Iterator[Served]:
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(LIMIT_S)
     try:
-        yield Served(world, echo, server.port)
+        yield Served(world, echo, server.port, source)
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(timedelta(seconds=1)), loop).result(LIMIT_S)
         with suppress(RuntimeError):

@@ -110,7 +110,10 @@ class KeptAudit:
 class World:
     """A gate and everything that it depends on."""
 
-    def __init__(self, *, quota: Quota | None = None, clock: Any = None, **limits: Any) -> None:
+    def __init__(
+        self, *, quota: Quota | None = None, clock: Any = None, policies: PolicyTable | None = None, **limits: Any
+    ) -> None:
+        self.policies = policies if policies is not None else echo_policies()
         self.clock = clock if clock is not None else SetClock()
         self.mint = TokenMint()
         self.audit = KeptAudit()
@@ -123,7 +126,7 @@ class World:
     def build_gate(self, cache: TokenCache, quota: Quota | None = None) -> Gate:
         """A gate of this world that remembers what `cache` does and nothing else."""
         return Gate(
-            policies=echo_policies(),
+            policies=self.policies,
             verifier=TokenVerifier(issuer=ISSUER, audience=AUDIENCE),
             cache=cache,
             trust=self.trust,

@@ -1,0 +1,367 @@
+"""Attacks below the token: TLS, certificates, connections. Most leave the gate nothing to see."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from casemate.errors import Reason
+from casemate.gate.core.records import RevocationKind
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
+from casemate.transport.metrics import Metrics
+from casemate.transport.options import HARDENED_SERVER_OPTIONS
+from casemate.transport.status import from_rpc_error
+from tests.gate.attacks.scene import DENIED, UNAUTHENTICATED, UNAVAILABLE, Scene, connected, tls
+from tests.gate.served import LIMIT_S, serve
+from tests.gate.world import DOMAIN, World, thumbprint_of
+from tests.support.authority import OddProfile
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_plaintext_is_not_answered(scene):
+    with grpc.insecure_channel(f"127.0.0.1:{scene.served.port}") as plain:
+        scene.unreachable(plain)
+    scene.good()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_lower_version_of_tls_is_not_answered(scene, trainer, version):
+    context = tls(trainer)
+    context.minimum_version = version
+    context.maximum_version = version
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises((ssl.SSLError, ConnectionError)), connected(scene.served.port, context):
+        pass
+    with connected(scene.served.port, tls(trainer)) as secure:
+        assert secure.version() == "TLSv1.3"
+    scene.good()
+
+
+STARTS = """
+import asyncio, sys
+from datetime import timedelta
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.server import build_aio_server, build_server
+
+def make(build):
+    return build(source=CertificateSource(sys.argv[2]), services=[], interceptors=[], address="127.0.0.1:0")
+
+async def make_aio():
+    make(build_aio_server)
+
+from pathlib import Path
+sys.argv[2] = Path(sys.argv[2])
+make(build_server) if sys.argv[1] == "sync" else asyncio.run(make_aio())
+print("bound")
+"""
+
+
+def test_a_process_without_the_floor_does_not_start(kind, service_leaf):
+    def start(**environment):
+        return subprocess.run(
+            [sys.executable, "-c", STARTS, kind, service_leaf],
+            cwd=ROOT,
+            env={"PATH": os.defpath, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    bare = start()
+    assert bare.returncode != 0
+    assert "GRPC_SSL_CIPHER_SUITES" in bare.stderr
+    assert "bound" in start(GRPC_SSL_CIPHER_SUITES="ECDHE-PSK-CHACHA20-POLY1305").stdout
+
+
+def test_no_certificate_opens_no_connection(scene, trainer):
+    roots = grpc.ssl_channel_credentials((trainer / "ca.pem").read_bytes())
+    options = (("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"),)
+    with grpc.secure_channel(f"127.0.0.1:{scene.served.port}", roots, options) as bare:
+        scene.unreachable(bare)
+    scene.good()
+
+
+@pytest.mark.parametrize("odd", ["wrong-ca", "expired", "not-yet-valid", "server-auth-only"])
+def test_a_certificate_that_tls_refuses_opens_no_connection(scene, leaf, odd):
+    with scene.served.channel(leaf(odd)) as theirs:
+        scene.unreachable(theirs, method="Peer")
+    with scene.served.channel(leaf("sound")) as sound:
+        scene.good(channel=sound, method="Peer")
+
+
+def test_a_certificate_that_signs_itself_opens_no_connection(scene, foreign_authority, leaf, tmp_path):
+    issued = foreign_authority.issue_client(tenant="acme", name="trainer")
+    for name, content in (
+        ("key.pem", issued.private_key_pem.reveal()),
+        ("cert.pem", issued.certificate_pem),
+        ("ca.pem", (leaf("sound") / "ca.pem").read_bytes()),
+    ):
+        (tmp_path / name).write_bytes(content)
+    with scene.served.channel(tmp_path) as theirs:
+        scene.unreachable(theirs)
+    scene.good()
+
+
+def named(uri):
+    """A profile whose one URI is exactly these characters."""
+    return lambda: OddProfile(uris=(uri,))
+
+
+ODD = {
+    "no EKU": lambda: OddProfile(usages=()),
+    "an authority": lambda: OddProfile(ca=True),
+    "two names": lambda: OddProfile(uris=(f"spiffe://{DOMAIN}/t/acme/odd", f"spiffe://{DOMAIN}/t/globex/odd")),
+    "no name": lambda: OddProfile(uris=(), dns_names=(f"odd.{DOMAIN}",)),
+    "another domain": named("spiffe://elsewhere.example/t/acme/odd"),
+    "a longer domain": named(f"spiffe://{DOMAIN}.example/t/acme/odd"),
+    "NUL": named(f"spiffe://{DOMAIN}/t/acme/odd\0"),
+    "percent": named(f"spiffe://{DOMAIN}/t/acme/%2e%2e"),
+    "dots": named(f"spiffe://{DOMAIN}/t/acme/../globex"),
+    "no tenant": named(f"spiffe://{DOMAIN}/acme/odd"),
+    "https": named(f"https://{DOMAIN}/t/acme/odd"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_certificate_outside_the_profile_is_refused_by_tls_or_by_the_gate(scene, leaf, odd):
+    entered = len(scene.served.echo.entered)
+    with scene.served.channel(leaf("profile", profile=ODD[odd]())) as theirs:
+        with pytest.raises(grpc.RpcError) as refused:
+            scene.served.call(theirs, "Peer")
+        if refused.value.code() is not UNAVAILABLE:
+            assert refused.value.code() is UNAUTHENTICATED
+            assert from_rpc_error(refused.value).reason is Reason.PEER_REFUSED
+            assert scene.world.audit.denials == ["PEER_REFUSED"]
+    assert len(scene.served.echo.entered) == entered
+    with scene.served.channel(leaf("profile", profile=OddProfile())) as sound:
+        scene.good(channel=sound, method="Peer")
+
+
+def test_a_name_outside_ascii_cannot_be_a_name(scene, leaf):
+    lookalike = f"spiffe://{DOMAIN}/t/\N{CYRILLIC SMALL LETTER A}cme/odd"
+    raw = x509.UniformResourceIdentifier._init_without_validation(lookalike)
+    assert raw.value == lookalike
+    with pytest.raises(ValueError, match="A-label"):
+        leaf("profile", profile=OddProfile(uris=(lookalike,)))
+    punycode = leaf("profile", profile=OddProfile(uris=(f"spiffe://{DOMAIN}/t/xn--cme-5cd/odd",)))
+    # A name of its own, and not acme's: the characters are compared, never what they look like.
+    with scene.served.channel(punycode) as theirs:
+        answer = scene.served.call(theirs, "Peer")
+        assert answer.signer_key_id == "t/xn--cme-5cd/odd"
+    with scene.served.channel(leaf("sound")) as sound:
+        scene.good(channel=sound, method="Peer")
+
+
+def test_an_expired_certificate_does_not_come_back_on_a_session_ticket(scene, leaf):
+    from grpc._cython import cygrpc
+
+    short = leaf("profile", profile=OddProfile(end=timedelta(seconds=2)))
+    ends = x509.load_pem_x509_certificate((short / "cert.pem").read_bytes()).not_valid_after_utc
+    ticket = ("grpc.ssl_session_cache", cygrpc.SSLSessionCacheLRU(8))
+    with scene.served.channel(short, ticket) as first:
+        scene.good(channel=first, method="Peer")
+        while datetime.now(UTC) <= ends:
+            threading.Event().wait(0.05)
+        # On the connection that is open: by the gate.
+        scene.unauthenticated(Reason.PEER_REFUSED, channel=first, method="Peer")
+    with scene.served.channel(short, ticket) as second:
+        # With its ticket: TLS takes it, and the gate does not.
+        scene.unauthenticated(Reason.PEER_REFUSED, channel=second, method="Peer")
+    with scene.served.channel(short) as third:
+        scene.unreachable(third, method="Peer")
+    with scene.served.channel(leaf("sound")) as sound:
+        scene.good(channel=sound, method="Peer")
+
+
+def test_a_certificate_that_expires_on_an_open_connection_ends_its_calls(scene):
+    scene.good(method="Peer")
+    scene.world.clock.advance(hours=25)
+    scene.world.hear()
+    scene.unauthenticated(Reason.PEER_REFUSED, method="Peer", token="")
+    scene.world.clock.advance(hours=-25)
+    scene.good(method="Peer")
+    assert dict(HARDENED_SERVER_OPTIONS)["grpc.max_connection_age_ms"] == 600_000
+
+
+@pytest.mark.parametrize("by", [RevocationKind.SPIFFE_ID, RevocationKind.CERTIFICATE])
+def test_a_peer_denied_while_its_connection_is_open_is_refused_with_its_next_call(scene, trainer, mallory, by):
+    scene.good()
+    values = {
+        RevocationKind.SPIFFE_ID: f"spiffe://{DOMAIN}/t/acme/trainer",
+        RevocationKind.CERTIFICATE: thumbprint_of(trainer),
+    }
+    token = scene.world.token(trainer)
+    scene.world.revoke(by, values[by])
+    scene.unauthenticated(Reason.PEER_REFUSED, method="Peer")
+    with pytest.raises(grpc.RpcError) as refused:
+        scene.served.call(scene.channel, token=token)
+    assert refused.value.code() is UNAUTHENTICATED
+    with scene.served.channel(mallory) as other:
+        scene.good(channel=other, token=scene.world.token(mallory))
+    scene.world.publish()
+    scene.good()
+
+
+def test_a_root_is_added_and_removed_and_its_leaves_follow(kind, leaf, authority, foreign_authority, trainer):
+    service, theirs = leaf("service", service="datasets"), leaf("wrong-ca", tenant="acme", name="other")
+    source = CertificateSource(service)
+    with serve(kind, World(), service, source=source) as served, served.channel(trainer) as channel:
+        scene = Scene(served, channel, trainer, kind)
+        ours = (service / "ca.pem").read_bytes()
+        with served.channel(theirs) as early:
+            scene.unreachable(early, method="Peer")
+        replace(service / "ca.pem", ours + foreign_authority.ca_pem)
+        assert source.poll()
+        with served.channel(theirs) as during:
+            scene.good(channel=during, method="Peer")
+            replace(service / "ca.pem", ours)
+            assert source.poll()
+            scene.good()
+            with served.channel(theirs) as late:
+                scene.unreachable(late, method="Peer")
+            # The connection that is open lives on until it ages out, or until its certificate is denied.
+            scene.good(channel=during, method="Peer")
+            served.world.revoke(RevocationKind.CERTIFICATE, thumbprint_of(theirs))
+            scene.unauthenticated(Reason.PEER_REFUSED, channel=during, method="Peer")
+        scene.good()
+
+
+def replace(path, content):
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
+
+
+def test_a_client_speaks_to_the_service_that_it_meant_and_sends_no_token_to_another(scene, trainer):
+    def channel(name):
+        return RotatingChannel(
+            target=f"127.0.0.1:{scene.served.port}", service_name=name, source=CertificateSource(trainer)
+        )
+
+    with channel("inference") as other:
+        scene.unreachable(other)
+    with channel("datasets") as meant:
+        scene.good(channel=meant)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dns_names": ("elsewhere.example",)}, {"end": timedelta(seconds=-1)}, {"dns_names": ()}],
+    ids=["another name", "expired", "no DNS name"],
+)
+def test_a_server_with_an_odd_certificate_gets_no_token(leaf, trainer, changes):
+    sent = []
+
+    def note(request, context):
+        sent.append(context.invocation_metadata())
+        return request
+
+    def answered(folder):
+        pair = [(folder / name).read_bytes() for name in ("key.pem", "cert.pem", "ca.pem")]
+        server = grpc.server(ThreadPoolExecutor(2))
+        server.add_registered_method_handlers("test.Note", {"It": grpc.unary_unary_rpc_method_handler(note)})
+        credentials = grpc.ssl_server_credentials([tuple(pair[:2])], pair[2], require_client_auth=True)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        server.start()
+        try:
+            with RotatingChannel(
+                target=f"127.0.0.1:{port}", service_name="datasets", source=CertificateSource(trainer)
+            ) as channel:
+                return channel.unary_unary("/test.Note/It")(b"x", metadata=(("authorization", "Bearer x"),), timeout=3)
+        finally:
+            server.stop(None).wait()
+
+    with pytest.raises(grpc.RpcError) as refused:
+        answered(leaf("profile", profile=served_as(**changes)))
+    assert refused.value.code() in (UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert sent == []
+    assert answered(leaf("profile", profile=served_as())) == b"x"
+
+
+def served_as(**changes):
+    fields = {
+        "uris": (f"spiffe://{DOMAIN}/svc/datasets",),
+        "dns_names": (f"datasets.{DOMAIN}",),
+        "usages": (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+        **changes,
+    }
+    return OddProfile(**fields)
+
+
+@pytest.mark.parametrize("damage", ["no certificate", "key of another", "no key"])
+def test_a_rotation_that_fails_keeps_the_old_certificate_and_is_counted(kind, leaf, trainer, damage):
+    service, metrics = leaf("service", service="datasets"), Metrics("datasets")
+    source = CertificateSource(service, metrics=metrics)
+    failed = "casemate_certificate_reload_failed_total"
+    with serve(kind, World(), service, source=source) as served, served.channel(trainer) as channel:
+        scene = Scene(served, channel, trainer, kind)
+        before = metrics.registry.get_sample_value(failed)
+        if damage == "no certificate":
+            replace(service / "cert.pem", b"half a certif")
+        elif damage == "key of another":
+            replace(service / "key.pem", (trainer / "key.pem").read_bytes())
+        else:
+            (service / "key.pem").unlink()
+        assert not source.poll()
+        assert not source.poll()  # half-written files are given one look more
+        assert metrics.registry.get_sample_value(failed) == before + 1
+        with served.channel(trainer) as fresh:
+            scene.good(channel=fresh)
+        leaf("service", service="datasets", into=service)
+        assert source.poll()
+        with served.channel(trainer) as fresh:
+            scene.good(channel=fresh)
+
+
+def test_a_leaf_of_another_key_type_opens_no_lower_version(kind, leaf, trainer):
+    folder = leaf("profile", profile=served_as(key=rsa.generate_private_key(65537, 3072)))
+    with serve(kind, World(), folder) as served:
+        context = tls(trainer, version=ssl.TLSVersion.TLSv1_2)
+        with pytest.raises((ssl.SSLError, ConnectionError)), connected(served.port, context):
+            pass
+        with served.channel(trainer) as channel:
+            Scene(served, channel, trainer, kind).good()
+
+
+def test_handshakes_that_dawdle_are_closed_and_hold_up_nobody(scene):
+    slow = [socket.create_connection(("127.0.0.1", scene.served.port), timeout=LIMIT_S) for _ in range(200)]
+    try:
+        with scene.served.channel(scene.trainer) as fresh:
+            scene.good(channel=fresh)
+        assert all(raw.recv(1) == b"" for raw in slow)
+    finally:
+        for raw in slow:
+            raw.close()
+    scene.good()
+
+
+@pytest.mark.parametrize("alpn", [(), ("http/1.1",)], ids=["none", "http/1.1"])
+def test_another_protocol_than_http_2_is_not_spoken(scene, trainer, alpn):
+    with suppress(ssl.SSLError, ConnectionError), connected(scene.served.port, tls(trainer, alpn=alpn)) as secure:
+        secure.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert secure.recv(1) == b""
+    assert scene.world.audit.events == []
+    scene.good()
+
+
+def test_a_peer_outside_the_methods_list_is_denied(scene, leaf):
+    scene.refused(DENIED, Reason.CALLER_NOT_ALLOWED, method="Services", audited="CALLER_NOT_ALLOWED")
+    with scene.served.channel(leaf("service", service="inference")) as named:
+        scene.good(channel=named, method="Services")
