@@ -181,7 +181,7 @@ class Administration:
         valid_until = request.valid_until or now + DEFAULT_SIGNER_LIFETIME
         checks = FieldChecks()
         checks.tenant("tenant", request.tenant)
-        checks.that("role", "must be supplier or publisher", holds=request.role in ROLES)
+        checks.that("role", "must be supplier, publisher or operator", holds=request.role in ROLES)
         checks.that("valid_until", "must lie ahead", holds=valid_until > now)
         checks.raise_if_any()
         require_reach(admin, request.tenant)

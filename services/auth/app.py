@@ -53,6 +53,7 @@ from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.key_ring import TokenKeyRing
+from services.auth.labels import Labels
 from services.auth.releases import Releases
 from services.auth.server_metadata import ServerMetadata
 from services.auth.servicer_admin import AdminServicer
@@ -317,13 +318,14 @@ def _services(
     tokens = TokenServicer(tokens=build_tokens(parts), metadata=ServerMetadata(issuer=parts.issuer, trust=parts.trust))
     credentials = CredentialServicer(credentials=build_credentials(parts))
     releases = Releases(store=store, clock=clock)
+    labels = Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock)
     wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
     return [
         registered(add_TokenServiceServicer_to_server, tokens),
         registered(add_CredentialServiceServicer_to_server, credentials),
         registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
         registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
-        registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases)),
+        registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases, labels=labels)),
         key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
     ]
 

@@ -98,6 +98,20 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRow:
+    """Where a label of a model points, as an operator signed it; number 0: nowhere any more."""
+
+    tenant: str
+    model: str
+    label: str
+    number: int
+    revision: int
+    signer_key_id: str
+    envelope: bytes
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseHead:
     """The number of a model's newest released version."""
 

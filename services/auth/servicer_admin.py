@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_ROLES = {trust_pb2.SIGNER_ROLE_SUPPLIER: "supplier", trust_pb2.SIGNER_ROLE_PUBLISHER: "publisher"}
+_ROLES = {
+    trust_pb2.SIGNER_ROLE_SUPPLIER: "supplier",
+    trust_pb2.SIGNER_ROLE_PUBLISHER: "publisher",
+    trust_pb2.SIGNER_ROLE_OPERATOR: "operator",
+}
 _EFFECTS = {trust_pb2.EFFECT_ALLOW: Effect.ALLOW, trust_pb2.EFFECT_DENY: Effect.DENY}
 _KINDS = {
     trust_pb2.REVOCATION_KIND_TOKEN: RevocationKind.TOKEN,

@@ -8,17 +8,21 @@ import grpc
 
 from casemate.auth.v1 import release_service_pb2 as messages
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceServicer
+from casemate.errors import PermissionDenied
+from casemate.gate.adapters.caller_context import current_caller
 from casemate.gate.adapters.records import release_to_message
+from services.auth.labels import Labels
 from services.auth.releases import Releases
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ReleaseServicer(ReleaseServiceServicer):
-    """Translates; `Releases` decides."""
+    """Translates; `Releases` and `Labels` decide."""
 
-    def __init__(self, *, releases: Releases) -> None:
+    def __init__(self, *, releases: Releases, labels: Labels) -> None:
         self._releases = releases
+        self._labels = labels
 
     async def RecordRelease(  # noqa: N802  # the protocol's name
         self, request: messages.RecordReleaseRequest, _context: Context
@@ -32,3 +36,13 @@ class ReleaseServicer(ReleaseServiceServicer):
             signer_key_id=request.version.signer_key_id,
         )
         return messages.RecordReleaseResponse(release=release_to_message(release))
+
+    async def SetLabel(  # noqa: N802  # the protocol's name
+        self, request: messages.SetLabelRequest, _context: Context
+    ) -> messages.SetLabelResponse:
+        """Has a label name a version."""
+        admin = current_caller().tenant
+        if admin is None:
+            raise PermissionDenied("administration without a token")
+        release = await self._labels.set(admin, envelope=request.envelope, signer_key_id=request.signer_key_id)
+        return messages.SetLabelResponse(release=release_to_message(release))

@@ -17,7 +17,7 @@ from casemate.errors import AlreadyExists, Conflict, NotFound, Reason
 from casemate.gate.core.records import Grant, Release, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
-from services.auth.records import Client, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, LabelRow, ReleaseHead, Tenant, TokenKey
 from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.families import end_families, session_revocation
 from services.auth.store.layouts import VersionRow
@@ -156,6 +156,8 @@ class AuthorityStore:
             if signer.compromised_since is None or since < signer.compromised_since:
                 await self._tables.signers.replace(change.connection, replace(signer, compromised_since=since))
                 await change.tell(EventKind.SIGNER, key_id)
+                for label in await self._tables.labels.matching(change.connection, signer_key_id=key_id):
+                    await change.tell(EventKind.RELEASE, label.tenant, label.model)
 
     async def revoke(self, revocation: Revocation, *, now: datetime) -> str:
         """Adds a revocation and returns its identifier: an earlier one's, where that says the same.
@@ -233,6 +235,34 @@ class AuthorityStore:
         if release is None:
             raise NotFound(f"release of {model}")
         return release
+
+    async def set_label(self, label: LabelRow, *, manifest_sha256: bytes) -> Release:
+        """Has a label name a version if its revision is greater than the last; the same envelope again changes nothing.
+
+        Raises:
+            NotFound: there is no such release, or no such version in it.
+            Conflict: the revision is not greater than the last one.
+        """
+        async with self._changing() as change:
+            connection = change.connection
+            release = await self._tables.release(connection, label.tenant, label.model)
+            digests = {version.number: version.manifest_sha256 for version in release.versions} if release else {}
+            if release is None or (label.number and digests.get(label.number) != manifest_sha256):
+                raise NotFound(f"version {label.number} of {label.model}")
+            before = await self._tables.labels.get(connection, label.tenant, label.model, label.label)
+            if before is not None and before.envelope == label.envelope:
+                return release
+            if before is not None and label.revision <= before.revision:
+                raise Conflict(f"revision of label {label.label}", reason=Reason.CONCURRENT_UPDATE)
+            if before is None:
+                await self._tables.labels.insert(connection, label)
+            else:
+                await self._tables.labels.replace(connection, label)
+            await change.tell(EventKind.RELEASE, label.tenant, label.model)
+            changed = await self._tables.release(connection, label.tenant, label.model)
+        if changed is None:
+            raise NotFound(f"release of {label.model}")
+        return changed
 
     async def bootstrap(self, tenant: Tenant, operator: Client) -> None:
         """Adds the house tenant and the first operator, once per database.

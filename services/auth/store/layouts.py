@@ -9,7 +9,7 @@ from typing import Final
 from casemate.gate.core.records import Effect, Grant, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.keys import PublicKey
 from casemate.signing.signers import Signer
-from services.auth.records import Client, Family, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, Family, LabelRow, ReleaseHead, Tenant, TokenKey
 from services.auth.store.table import Layout
 
 
@@ -128,6 +128,23 @@ VERSIONS: Final[Layout[VersionRow]] = Layout(
             recorded_at=row["recorded_at"],
         ),
     ),
+)
+
+LABELS: Final[Layout[LabelRow]] = Layout(
+    table="release_label",
+    key=("tenant", "model", "label"),
+    columns=("tenant", "model", "label", "number", "revision", "signer_key_id", "envelope", "recorded_at"),
+    to_columns=lambda row: (
+        row.tenant,
+        row.model,
+        row.label,
+        row.number,
+        row.revision,
+        row.signer_key_id,
+        row.envelope,
+        row.recorded_at,
+    ),
+    from_columns=lambda row: LabelRow(**row),
 )
 
 TOKEN_KEYS: Final[Layout[TokenKey]] = Layout(

@@ -155,7 +155,7 @@ def create_signer(file: Path, algorithm: str) -> None:
 @signer_command.command("prove")
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 @click.option("--tenant", required=True)
-@click.option("--role", type=click.Choice(["supplier", "publisher"]), required=True)
+@click.option("--role", type=click.Choice(["supplier", "publisher", "operator"]), required=True)
 @click.option("--trust-domain", default="casemate.internal", show_default=True)
 def prove_signer(file: Path, tenant: str, role: Role, trust_domain: str) -> None:
     """Prints the proof that the private key FILE is held, for an operator to register."""
@@ -168,7 +168,7 @@ def prove_signer(file: Path, tenant: str, role: Role, trust_domain: str) -> None
 @click.argument("public_key", type=click.Path(path_type=Path, exists=True))
 @click.option("--proof", type=click.File("rb"), required=True, help="What `signer prove` printed.")
 @click.option("--tenant", required=True)
-@click.option("--role", type=click.Choice(["supplier", "publisher"]), required=True)
+@click.option("--role", type=click.Choice(["supplier", "publisher", "operator"]), required=True)
 @with_session
 def register_signer(session: Session, public_key: Path, proof: BinaryIO, tenant: str, role: Role) -> None:
     """Registers PUBLIC_KEY (PEM) as a signer of a tenant."""

@@ -9,6 +9,7 @@ import click
 
 from casemate.cli.connection import tenant_of, with_session
 from casemate.cli.keys import load_signing_key
+from casemate.client.labels import Labels
 from casemate.client.models import Models
 from casemate.client.session import Session
 
@@ -54,6 +55,32 @@ def publish(
         click.echo(f"{name} version {done.number} is served; digest {done.manifest_sha256.hex()}")
 
 
+@model_command.command("label")
+@click.argument("name")
+@click.argument("label")
+@click.option("--number", type=click.IntRange(min=0), required=True, help="The version; 0 takes the label away.")
+@click.option("--digest", default="", help="The version's digest (hex), as `model publish` printed it.")
+@click.option("--key", type=click.Path(path_type=Path, exists=True), required=True, help="The operator's private key.")
+@click.option("--tenant", help="Of the model; yours if you name none.")
+@with_session
+def label_version(
+    session: Session, name: str, label: str, number: int, digest: str, key: Path, tenant: str | None
+) -> None:
+    """Has LABEL name a version of model NAME; `stable` is what requests without a version get.
+
+    The only way back to an older version: it takes your token and the operator's key.
+    """
+    labels = Labels(session).set(
+        tenant=tenant or tenant_of(session),
+        model=name,
+        label=label,
+        number=number,
+        manifest_sha256=_root(digest, "--digest") if number else b"",
+        signing_key=load_signing_key(key),
+    )
+    click.echo("  ".join(f"{each}={labels[each]}" for each in sorted(labels)) or f"{name} has no label")
+
+
 @model_command.command("reload")
 @click.argument("name")
 @click.option("--number", default=0, show_default="newest")
@@ -64,13 +91,13 @@ def reload(session: Session, name: str, number: int) -> None:
     click.echo(f"{name} version {loaded} verified and loaded")
 
 
-def _root(text: str) -> bytes:
+def _root(text: str, option: str = "--dataset-root") -> bytes:
     try:
         root = bytes.fromhex(text)
     except ValueError:
-        raise click.BadParameter("not hexadecimal", param_hint="--dataset-root") from None
+        raise click.BadParameter("not hexadecimal", param_hint=option) from None
     if len(root) != 32:
-        raise click.BadParameter("not 32 bytes", param_hint="--dataset-root")
+        raise click.BadParameter("not 32 bytes", param_hint=option)
     return root
 
 

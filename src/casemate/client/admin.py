@@ -17,7 +17,11 @@ from casemate.transport.status import from_rpc_error
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-ROLES = {"supplier": records.SIGNER_ROLE_SUPPLIER, "publisher": records.SIGNER_ROLE_PUBLISHER}
+ROLES = {
+    "supplier": records.SIGNER_ROLE_SUPPLIER,
+    "publisher": records.SIGNER_ROLE_PUBLISHER,
+    "operator": records.SIGNER_ROLE_OPERATOR,
+}
 
 
 class Administration:

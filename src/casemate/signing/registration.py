@@ -45,7 +45,7 @@ def registration_statement(tenant: str, role: Role, public_key: PublicKey, audie
     fields.text(tenant, "tenant", fields.NAME)
     fields.text(audience, "audience", fields.AUDIENCE)
     if role not in ROLES:
-        raise invalid("role", "is not supplier or publisher")
+        raise invalid("role", "is not supplier, publisher or operator")
     return strict_json.canonical(
         {"audience": audience, "key_id": public_key.key_id, "role": role, "tenant": tenant, "type": REGISTRATION_TYPE}
     )

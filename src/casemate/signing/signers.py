@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from casemate.signing.keys import PublicKey
 
-Role: TypeAlias = Literal["supplier", "publisher"]
-"""A supplier signs datasets, a publisher signs models."""
+Role: TypeAlias = Literal["supplier", "publisher", "operator"]
+"""A supplier signs datasets, a publisher signs models, an operator signs labels of versions."""
 
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 

@@ -107,6 +107,12 @@ class Caller:
     async def record(self, request: object) -> Any:
         return await ours(ReleaseServiceStub(self.channel).RecordRelease(request))
 
+    async def set_label(self, request: object) -> Any:
+        if "auth" not in self.held:
+            self.held["auth"] = await self.token("auth", ("admin",))
+        metadata = (("authorization", f"Bearer {self.held['auth'].access_token}"),)
+        return await ours(ReleaseServiceStub(self.channel).SetLabel(request, metadata=metadata))
+
     def watch(self, request: object) -> Any:
         return TrustServiceStub(self.channel).WatchTrust(request, timeout=60)
 

@@ -7,6 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SetLabelRequest(_message.Message):
+    __slots__ = ("envelope", "signer_key_id")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    signer_key_id: str
+    def __init__(self, envelope: _Optional[bytes] = ..., signer_key_id: _Optional[str] = ...) -> None: ...
+
+class SetLabelResponse(_message.Message):
+    __slots__ = ("release",)
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    release: _trust_pb2.Release
+    def __init__(self, release: _Optional[_Union[_trust_pb2.Release, _Mapping]] = ...) -> None: ...
+
 class RecordReleaseRequest(_message.Message):
     __slots__ = ("tenant", "model", "version")
     TENANT_FIELD_NUMBER: _ClassVar[int]

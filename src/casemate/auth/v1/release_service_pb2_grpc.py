@@ -40,6 +40,11 @@ class ReleaseServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseResponse.FromString,
                 _registered_method=True)
+        self.SetLabel = channel.unary_unary(
+                '/casemate.auth.v1.ReleaseService/SetLabel',
+                request_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.FromString,
+                _registered_method=True)
 
 
 class ReleaseServiceServicer(object):
@@ -55,6 +60,17 @@ class ReleaseServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLabel(self, request, context):
+        """Has a label (`stable`, `canary`) name a version, an older one too: takes an
+        administrator's token and an operator's signature. The same envelope again
+        succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
+        SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
+        tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +78,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     servicer.RecordRelease,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseResponse.SerializeToString,
+            ),
+            'SetLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLabel,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +113,33 @@ class ReleaseService(object):
             '/casemate.auth.v1.ReleaseService/RecordRelease',
             casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_release__service__pb2.RecordReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.ReleaseService/SetLabel',
+            casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,13 @@ class ReleaseServiceStub:
     Recording the same digest under the same number again succeeds without
     effect. Errors: ABORTED / CONCURRENT_UPDATE (another version has that number).
     """
+    SetLabel: _grpc.UnaryUnaryMultiCallable[_release_service_pb2.SetLabelRequest, _release_service_pb2.SetLabelResponse]
+    """Has a label (`stable`, `canary`) name a version, an older one too: takes an
+    administrator's token and an operator's signature. The same envelope again
+    succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
+    SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
+    tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
+    """
 
 @_typing.type_check_only
 class ReleaseServiceAsyncStub(ReleaseServiceStub):
@@ -48,6 +55,13 @@ class ReleaseServiceAsyncStub(ReleaseServiceStub):
     """Appends a version to a model's release, if its number is the next one.
     Recording the same digest under the same number again succeeds without
     effect. Errors: ABORTED / CONCURRENT_UPDATE (another version has that number).
+    """
+    SetLabel: _aio.UnaryUnaryMultiCallable[_release_service_pb2.SetLabelRequest, _release_service_pb2.SetLabelResponse]  # type: ignore[assignment]
+    """Has a label (`stable`, `canary`) name a version, an older one too: takes an
+    administrator's token and an operator's signature. The same envelope again
+    succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
+    SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
+    tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
     """
 
 class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +76,19 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Appends a version to a model's release, if its number is the next one.
         Recording the same digest under the same number again succeeds without
         effect. Errors: ABORTED / CONCURRENT_UPDATE (another version has that number).
+        """
+
+    @_abc_1.abstractmethod
+    def SetLabel(
+        self,
+        request: _release_service_pb2.SetLabelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_release_service_pb2.SetLabelResponse, _abc.Awaitable[_release_service_pb2.SetLabelResponse]]:
+        """Has a label (`stable`, `canary`) name a version, an older one too: takes an
+        administrator's token and an operator's signature. The same envelope again
+        succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
+        SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
+        tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
         """
 
 def add_ReleaseServiceServicer_to_server(servicer: ReleaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,6 +32,7 @@ class SignerRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SIGNER_ROLE_UNSPECIFIED: _ClassVar[SignerRole]
     SIGNER_ROLE_SUPPLIER: _ClassVar[SignerRole]
     SIGNER_ROLE_PUBLISHER: _ClassVar[SignerRole]
+    SIGNER_ROLE_OPERATOR: _ClassVar[SignerRole]
 REVOCATION_KIND_UNSPECIFIED: RevocationKind
 REVOCATION_KIND_TOKEN: RevocationKind
 REVOCATION_KIND_SESSION: RevocationKind
@@ -46,6 +47,7 @@ EFFECT_DENY: Effect
 SIGNER_ROLE_UNSPECIFIED: SignerRole
 SIGNER_ROLE_SUPPLIER: SignerRole
 SIGNER_ROLE_PUBLISHER: SignerRole
+SIGNER_ROLE_OPERATOR: SignerRole
 
 class TokenKey(_message.Message):
     __slots__ = ("kid", "algorithm", "public_key")

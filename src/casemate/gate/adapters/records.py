@@ -53,7 +53,11 @@ _EFFECTS: Final[Mapping[Effect, trust_pb2.Effect]] = MappingProxyType(
 )
 _EFFECTS_BACK: Final = MappingProxyType({number: effect for effect, number in _EFFECTS.items()})
 _ROLES: Final[Mapping[Role, trust_pb2.SignerRole]] = MappingProxyType(
-    {"supplier": trust_pb2.SIGNER_ROLE_SUPPLIER, "publisher": trust_pb2.SIGNER_ROLE_PUBLISHER}
+    {
+        "supplier": trust_pb2.SIGNER_ROLE_SUPPLIER,
+        "publisher": trust_pb2.SIGNER_ROLE_PUBLISHER,
+        "operator": trust_pb2.SIGNER_ROLE_OPERATOR,
+    }
 )
 _ROLES_BACK: Final = MappingProxyType({number: role for role, number in _ROLES.items()})
 
