@@ -58,9 +58,11 @@ def test_no_share_holds_every_thread(gate):
         entered.release()
         gate.wait(LIMIT_S)
 
-    calls = [submit(pool, "flood", stay) for _ in range(20)]
+    calls = [submit(pool, "flood", stay) for _ in range(7)]
     for _ in range(7):
         assert entered.acquire(timeout=LIMIT_S)
+    calls += [submit(pool, "flood", stay) for _ in range(20)]
+    assert pool._started == 7  # nobody is woken for what may not run
     assert submit(pool, "quiet", lambda: "served").result(LIMIT_S) == "served"
     assert not entered.acquire(blocking=False)
     gate.set()

@@ -67,10 +67,14 @@ class FairThreadPool(ThreadPoolExecutor):
             if line is None:
                 line = self._lines[share] = deque()
             line.append((future, fn, args, kwargs))
-            # Taken from the list here, not where it wakes: the next call must not count on the same thread.
-            bed = self._idle.pop() if self._idle else None
-            if bed is None and self._started < self._size:
-                self._start()
+            bed = None
+            # Nobody is woken for a share that has all it may: whoever ends one of its calls takes the next.
+            if self._running.get(share, 0) < self._most:
+                # Taken from the list here, not where it wakes: the next call must not count on the same thread.
+                if self._idle:
+                    bed = self._idle.pop()
+                elif self._started < self._size:
+                    self._start()
         if bed is not None:
             bed.release()
         return future
