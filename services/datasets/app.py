@@ -45,6 +45,8 @@ from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import methods_of, registered
 from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
 from services.datasets.alarms import Alarms
+from services.datasets.auth_witness import AuthWitness
+from services.datasets.checkpoints import WITNESS_EVERY, Checkpoints, Witness
 from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.health_probe import HealthProbe
 from services.datasets.key_store import DataKeyStore
@@ -142,6 +144,7 @@ async def serving(
     trust: TrustState | None = None,
     clock: Clock | None = None,
     lame_duck: timedelta = DEFAULT_LAME_DUCK,
+    witness: Witness | None = None,
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
@@ -150,6 +153,7 @@ async def serving(
         trust: what to trust; fed by the auth service's trust feed if not given.
         clock: time; the machine's own if not given.
         lame_duck: how long calls are still taken once health says no.
+        witness: cosigns the log's checkpoints; the auth service, if `trust` is not given either.
     """
     clock = clock or SystemClock()
     metrics = Metrics("datasets")
@@ -160,9 +164,13 @@ async def serving(
         stores, signing_key = await open_stores(settings, stack, metrics, clock)
         if trust is None:
             trust = TrustState(staleness=settings.trust.staleness)
-            _follow(settings, stack, source, trust, clock)
+            auth = _follow(settings, stack, source, trust, clock)
+            witness = witness or AuthWitness(auth)
         shredder = open_shredder(settings, stores, signing_key, clock)
-        services = _services(settings, stores, signing_key, trust=trust, clock=clock, shredder=shredder)
+        checkpoints = _show_log(settings, stack, stores, signing_key, witness)
+        services = _services(
+            settings, stores, signing_key, trust=trust, clock=clock, shredder=shredder, checkpoints=checkpoints
+        )
         health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit = _open_audit(settings, stack)
@@ -207,7 +215,6 @@ async def open_stores(
         StoredDataUnreadable: a key is not under this key-encryption key.
         Unavailable: a database, or the key-encryption key, does not answer.
     """
-    settings.kek.require(AUDIENCE)
     failed = metrics.counting("kek_reload_failed_total")
     kek = await stack.enter_async_context(load_kek(settings.kek, clock=clock, reload_failed=failed))
     pool = await open_pool(settings.database)
@@ -252,6 +259,7 @@ def _services(
     trust: TrustState,
     clock: Clock,
     shredder: Shredder,
+    checkpoints: Checkpoints,
 ) -> list[RegisteredService]:
     def resolve(key_id: str) -> Signer | None:
         return trust.current.signers.get(key_id)
@@ -266,9 +274,24 @@ def _services(
     operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
     return [
         registered(add_DatasetServiceServicer_to_server, datasets),
-        registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, key=log_key, origin=origin)),
+        registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, checkpoints=checkpoints)),
         key_service(operations),
     ]
+
+
+def _show_log(
+    settings: DatasetsSettings, stack: AsyncExitStack, stores: Stores, key: SigningKey, witness: Witness | None
+) -> Checkpoints:
+    checkpoints = Checkpoints(
+        log=stores.log,
+        key=key,
+        origin=log_origin(settings.identity.trust_domain),
+        alarms=stores.alarms,
+        witness=witness,
+    )
+    if witness is not None:
+        stack.push_async_callback(_cancel, asyncio.create_task(checkpoints.watch(WITNESS_EVERY)))
+    return checkpoints
 
 
 def log_origin(trust_domain: str) -> str:
@@ -303,12 +326,13 @@ def _gate(
 
 def _follow(
     settings: DatasetsSettings, stack: AsyncExitStack, source: CertificateSource, trust: TrustState, clock: Clock
-) -> None:
+) -> RotatingChannel:
     channel = RotatingChannel(target=settings.auth_address, service_name="auth", source=source)
     stack.callback(channel.close)
     feed = TrustFeed(channel, trust, clock)
     stack.callback(feed.close)
     feed.start()
+    return channel
 
 
 def _open_audit(settings: DatasetsSettings, stack: AsyncExitStack) -> AuditSink:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casemate.errors import FieldViolation, InvalidRequest, StoredDataUnreadable
-from casemate.signing import merkle
+from casemate.signing import merkle, tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 MAXIMUM_BODY_BYTES = 16 * 1024
@@ -35,11 +35,16 @@ class LogHead:
 
     def appended(self, leaf_hash: bytes) -> LogHead:
         """The head after one more leaf. At most log2(size) hashes."""
-        subtrees, carried, size = list(self.frontier), leaf_hash, self.size
-        while size & 1:  # a full subtree of this height stands on the right: join
-            carried = merkle.node_hash(subtrees.pop(), carried)
-            size >>= 1
-        return LogHead(self.size + 1, (*subtrees, carried))
+        return self.after(self.completed(leaf_hash))
+
+    def completed(self, leaf_hash: bytes) -> list[tuple[int, int, bytes]]:
+        """Level, index and hash of every node that one more leaf completes; the leaf is the first."""
+        return tiles.completed_nodes(self.size, self.frontier, leaf_hash)
+
+    def after(self, completed: Sequence[tuple[int, int, bytes]]) -> LogHead:
+        """The head once these nodes, by `completed`, stand: the last of them has taken in the ones before it."""
+        kept = len(self.frontier) - (len(completed) - 1)
+        return LogHead(self.size + 1, (*self.frontier[:kept], completed[-1][2]))
 
     @property
     def root(self) -> bytes:

@@ -8,11 +8,11 @@ from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.datasets.v1 import log_service_pb2_grpc as stubs
 from casemate.errors import OutOfRange, PermissionDenied, Reason
 from casemate.gate.adapters.caller_context import current_caller
-from casemate.signing.checkpoint import sign_checkpoint
+from casemate.signing.log_proof import write_log_proof
 from services.datasets.log import parse_body
 
 if TYPE_CHECKING:
-    from casemate.signing.keys import SigningKey
+    from services.datasets.checkpoints import Checkpoints
     from services.datasets.log_store import LogStore
 
 _LARGEST_INDEX = 2**63 - 1
@@ -21,10 +21,9 @@ _LARGEST_INDEX = 2**63 - 1
 class LogServicer(stubs.LogServiceServicer):
     """Append by services, checkpoint and entries for whoever may read the log."""
 
-    def __init__(self, *, log: LogStore, key: SigningKey, origin: str) -> None:
+    def __init__(self, *, log: LogStore, checkpoints: Checkpoints) -> None:
         self._log = log
-        self._key = key
-        self._origin = origin
+        self._checkpoints = checkpoints
 
     async def AppendEntry(  # noqa: N802  # the protocol's name
         self, request: messages.AppendEntryRequest, _context: object
@@ -39,16 +38,53 @@ class LogServicer(stubs.LogServiceServicer):
     async def GetCheckpoint(  # noqa: N802
         self, _request: messages.GetCheckpointRequest, _context: object
     ) -> messages.GetCheckpointResponse:
-        """Signs the present head."""
-        head = await self._log.head()
-        note = sign_checkpoint(self._origin, head.size, head.root, self._key)
-        return messages.GetCheckpointResponse(checkpoint=note)
+        """The present head, signed, and cosigned if the witness answers."""
+        shown = await self._checkpoints.present()
+        return messages.GetCheckpointResponse(
+            checkpoint=shown.note, log_key=self._checkpoints.log_key, witness_key=self._checkpoints.witness_key
+        )
 
     async def GetEntry(  # noqa: N802
         self, request: messages.GetEntryRequest, _context: object
     ) -> messages.GetEntryResponse:
         """One entry and its proof."""
-        if max(request.index, request.tree_size) > _LARGEST_INDEX:
-            raise OutOfRange("beyond any log")
+        _require_possible(request.index, request.tree_size)
         entry, proof, size = await self._log.entry(request.index, request.tree_size)
         return messages.GetEntryResponse(entry=entry, inclusion_proof=proof, tree_size=size)
+
+    async def GetReceipt(  # noqa: N802
+        self, request: messages.GetReceiptRequest, _context: object
+    ) -> messages.GetReceiptResponse:
+        """One entry, proven under a checkpoint that goes with it."""
+        _require_possible(request.index)
+        shown = await self._checkpoints.present()
+        if request.index >= shown.size:
+            raise OutOfRange(f"entry {request.index} of a tree of {shown.size}")
+        entry, proof, _ = await self._log.entry(request.index, shown.size)
+        return messages.GetReceiptResponse(receipt=write_log_proof(request.index, entry, proof, shown.note))
+
+    async def GetConsistencyProof(  # noqa: N802
+        self, request: messages.GetConsistencyProofRequest, _context: object
+    ) -> messages.GetConsistencyProofResponse:
+        """That one tree is the beginning of another."""
+        _require_possible(request.first_size, request.second_size)
+        proof, size = await self._log.consistency(request.first_size, request.second_size)
+        return messages.GetConsistencyProofResponse(consistency_proof=proof, second_size=size)
+
+    async def GetTile(self, request: messages.GetTileRequest, _context: object) -> messages.GetTileResponse:  # noqa: N802
+        """A tile of hashes."""
+        _require_possible(request.index)
+        return messages.GetTileResponse(hashes=await self._log.tile(request.level, request.index))
+
+    async def ListEntries(  # noqa: N802
+        self, request: messages.ListEntriesRequest, _context: object
+    ) -> messages.ListEntriesResponse:
+        """Entries in order."""
+        _require_possible(request.first)
+        return messages.ListEntriesResponse(entries=await self._log.entries(request.first))
+
+
+def _require_possible(*numbers: int) -> None:
+    """Keeps what no log holds, and no bigint, away from the database."""
+    if max(numbers) > _LARGEST_INDEX:
+        raise OutOfRange("beyond any log")

@@ -1,21 +1,25 @@
 """The transparency log in PostgreSQL; all SQL about it is here.
 
 The head carries a MAC, so an entry edited by SQL no longer fits the root that
-this service signs. Deleting the newest entries and putting back an old head is
-found by whoever kept a checkpoint, not here.
+this service signs: each proof that leaves here was verified against that root.
+Deleting the newest entries and putting back an old head is found by whoever kept
+a checkpoint, the witness among them, not here.
+
+If this fails: the log signs a history that was rewritten. The witness does not
+cosign it, and a kept checkpoint shows it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from casemate.errors import OutOfRange, StoredDataUnreadable
-from casemate.signing import merkle
+from casemate.errors import DigestMismatch, OutOfRange, StoredDataUnreadable
+from casemate.signing import merkle, tiles
 from services.datasets.database import connected, transaction
 from services.datasets.log import LogHead, entry_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import asyncpg
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from services.datasets.alarms import Alarms
 
 _HEAD = "SELECT size, frontier, mac FROM log_head WHERE name = 'log'"
+_ENTRIES_BYTES: Final = 3 << 20
+"""Most bytes of entries in one answer: a message has 4 MiB."""
 
 
 class LogStore:
@@ -62,11 +68,13 @@ class LogStore:
         """
         head = self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
         entry = entry_bytes(kind, body, by=by, at=self._clock.now())
-        leaf_hash = merkle.leaf_hash(entry)
+        leaf, *nodes = completed = head.completed(merkle.leaf_hash(entry))
         await connection.execute(
-            "INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)", head.size, entry, leaf_hash
+            "INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)", head.size, entry, leaf[2]
         )
-        after = head.appended(leaf_hash)
+        if nodes:
+            await connection.executemany("INSERT INTO log_nodes (level, index, hash) VALUES ($1, $2, $3)", nodes)
+        after = head.after(completed)
         await connection.execute(
             "UPDATE log_head SET size = $1, frontier = $2, mac = $3 WHERE name = 'log'",
             *(after.size, after.to_bytes(), self._mac(after)),
@@ -86,8 +94,7 @@ class LogStore:
     async def entry(self, index: int, tree_size: int) -> tuple[bytes, list[bytes], int]:
         """One entry, its inclusion proof, and the size of the tree that it is for.
 
-        The tree is recomputed up to the signed head first: 32 bytes and one hash an
-        entry.
+        Reads O(log n) nodes, and verifies the proof up to the signed head first.
 
         Args:
             index: counted from 0.
@@ -95,20 +102,96 @@ class LogStore:
 
         Raises:
             OutOfRange: no such entry in a tree of that size, or no such size yet.
-            StoredDataUnreadable: the stored entries do not give the stored root.
+            StoredDataUnreadable: what is stored does not give the stored root.
         """
         async with transaction(self._pool, isolation="repeatable_read") as connection:
             head = self._verified(await connection.fetchrow(_HEAD))
             size = tree_size or head.size
             if not 0 <= index < size <= head.size:
                 raise OutOfRange(f"entry {index} of a tree of {size}; the log has {head.size}")
-            records = await connection.fetch("SELECT leaf_hash FROM log_entries ORDER BY index")
             entry = await connection.fetchval("SELECT entry FROM log_entries WHERE index = $1", index)
-        leaves: list[bytes] = [record["leaf_hash"] for record in records]
+            with self._alarms.on_integrity():
+                proof, root, _ = await _proven(connection, head, tiles.inclusion_ranges(index, size), size)
+                try:
+                    merkle.verify_inclusion(merkle.leaf_hash(entry or b""), index, size, proof, root)
+                except DigestMismatch as error:
+                    raise StoredDataUnreadable("the log's entries do not give its root") from error
+        return entry, proof, size
+
+    async def consistency(self, first_size: int, second_size: int) -> tuple[list[bytes], int]:
+        """The proof that the first tree is the beginning of the second, and the size of the second.
+
+        Args:
+            first_size: at least 1.
+            second_size: zero for the present size.
+
+        Raises:
+            OutOfRange: there are no such sizes.
+            StoredDataUnreadable: what is stored does not give the stored root.
+        """
+        async with transaction(self._pool, isolation="repeatable_read") as connection:
+            head = self._verified(await connection.fetchrow(_HEAD))
+            size = second_size or head.size
+            if size > head.size:
+                raise OutOfRange(f"a tree of {size}; the log has {head.size}")
+            ranges = tiles.consistency_ranges(first_size, size)
+            with self._alarms.on_integrity():
+                proof, root, nodes = await _proven(connection, head, ranges, size, also=(0, first_size))
+                try:
+                    merkle.verify_consistency(first_size, size, tiles.range_hash(nodes, (0, first_size)), root, proof)
+                except DigestMismatch as error:
+                    raise StoredDataUnreadable("the log's nodes do not give its root") from error
+        return proof, size
+
+    async def tile(self, level: int, index: int) -> bytes:
+        """The hashes of a tile, one behind the other. The reader verifies them against a checkpoint.
+
+        Raises:
+            OutOfRange: the log does not reach that far.
+        """
+        async with transaction(self._pool, isolation="repeatable_read") as connection:
+            head = self._verified(await connection.fetchrow(_HEAD))
+            first, end = tiles.tile_range(level, index, head.size)
+            wanted = [(level * tiles.TILE_HEIGHT, at) for at in range(first, end)]
+            found = await _nodes(connection, wanted)
         with self._alarms.on_integrity():
-            if len(leaves) != head.size or merkle.root(leaves) != head.root or merkle.leaf_hash(entry) != leaves[index]:
-                raise StoredDataUnreadable("the log's entries do not give its root")
-        return entry, merkle.inclusion_proof(leaves[:size], index), size
+            return b"".join(tiles.range_hash(found, (at << height, at + 1 << height)) for height, at in wanted)
+
+    async def entries(self, first: int) -> list[bytes]:
+        """Entries in order from one on: at least one, at most 256, no more than a message holds.
+
+        Raises:
+            OutOfRange: the log does not reach that far.
+        """
+        async with connected(self._pool) as connection:
+            rows = await connection.fetch(
+                "SELECT entry FROM log_entries WHERE index >= $1 ORDER BY index LIMIT $2", first, tiles.TILE_WIDTH
+            )
+        if not rows:
+            raise OutOfRange(f"no entry {first}")
+        found: list[bytes] = []
+        total = 0
+        for row in rows:
+            total += len(row["entry"])
+            if found and total > _ENTRIES_BYTES:
+                break
+            found.append(row["entry"])
+        return found
+
+    async def keep_cosigned(self, size: int, note: str) -> None:
+        """Keeps the checkpoint that the witness cosigned, unless a larger one is kept."""
+        async with connected(self._pool) as connection:
+            await connection.execute(
+                "INSERT INTO log_cosigned (name, size, note) VALUES ('log', $1, $2) "
+                "ON CONFLICT (name) DO UPDATE SET size = $1, note = $2 WHERE log_cosigned.size <= $1",
+                *(size, note),
+            )
+
+    async def cosigned(self) -> tuple[int, str]:
+        """Size and note of the last checkpoint that was cosigned; zero and nothing if there is none."""
+        async with connected(self._pool) as connection:
+            row = await connection.fetchrow("SELECT size, note FROM log_cosigned WHERE name = 'log'")
+        return (0, "") if row is None else (row["size"], row["note"])
 
     def _mac(self, head: LogHead) -> bytes:
         return self._authority.mac("log_head", "log", {"size": head.size, "frontier": head.to_bytes()})
@@ -120,3 +203,41 @@ class LogStore:
             columns = {"size": record["size"], "frontier": record["frontier"]}
             self._authority.verify("log_head", "log", columns, record["mac"])
             return LogHead.parse(record["size"], record["frontier"])
+
+
+async def _proven(
+    connection: Connection, head: LogHead, ranges: Sequence[tiles.Range], size: int, *, also: tiles.Range = (0, 0)
+) -> tuple[list[bytes], bytes, Mapping[tiles.Node, bytes]]:
+    """The hashes of the ranges, the root of the tree of `size`, proven to be of the head's tree, and all nodes read.
+
+    Raises:
+        StoredDataUnreadable: a node is gone, or that tree is not the beginning of the head's.
+    """
+    onward = tiles.consistency_ranges(size, head.size)
+    nodes = await _nodes(connection, tiles.nodes_of([*ranges, *onward, (0, size), also]))
+    root = tiles.range_hash(nodes, (0, size))
+    try:
+        merkle.verify_consistency(size, head.size, root, head.root, [tiles.range_hash(nodes, span) for span in onward])
+    except DigestMismatch as error:
+        raise StoredDataUnreadable("the log's nodes do not give its root") from error
+    return [tiles.range_hash(nodes, span) for span in ranges], root, nodes
+
+
+async def _nodes(connection: Connection, wanted: Sequence[tiles.Node]) -> dict[tiles.Node, bytes]:
+    """Those of the nodes that are there: two reads, whatever their number."""
+    leaves = [index for level, index in wanted if level == 0]
+    above = [node for node in wanted if node[0]]
+    found: dict[tiles.Node, bytes] = {}
+    if leaves:
+        rows = await connection.fetch(
+            "SELECT index, leaf_hash FROM log_entries WHERE index = ANY($1::bigint[])", leaves
+        )
+        found |= {(0, row["index"]): row["leaf_hash"] for row in rows}
+    if above:
+        rows = await connection.fetch(
+            "SELECT level, index, hash FROM log_nodes "
+            "JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (level, index) USING (level, index)",
+            *([level for level, _ in above], [index for _, index in above]),
+        )
+        found |= {(row["level"], row["index"]): row["hash"] for row in rows}
+    return found

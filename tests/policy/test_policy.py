@@ -13,6 +13,7 @@ from casemate.auth.v1 import (
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,
+    witness_service_pb2,
 )
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError, InvalidRequest, NotServed
@@ -29,6 +30,7 @@ FILES = (
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,
+    witness_service_pb2,
     dataset_service_pb2,
     log_service_pb2,
     model_service_pb2,

@@ -24,6 +24,7 @@ COMMANDS = {
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "model": ("casemate.cli.model", "Publish and reload signed models."),
+    "log": ("casemate.cli.log", "Prove, verify and watch the transparency log."),
     "token": ("casemate.cli.token", "Print a token, for grpcurl and its kin."),
     "audit": ("casemate.cli.audit", "Whether the audit is whole, and why a call was refused."),
     "health": ("casemate.cli.health", "Ask a service whether it serves."),

@@ -23,6 +23,7 @@ from casemate.auth.v1 import (
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,
+    witness_service_pb2,
 )
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError
@@ -48,6 +49,7 @@ _FILES = (
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,
+    witness_service_pb2,
 )
 
 

@@ -34,6 +34,7 @@ from casemate.storage.pool import open_connection
 from casemate.transport.certificates import load_pair
 from casemate.transport.status import from_rpc_error
 from services.datasets.app import Running, serving
+from services.datasets.checkpoints import Witness
 from services.datasets.settings import DatasetsSettings
 
 DOMAIN = "casemate.internal"
@@ -163,6 +164,7 @@ class World:
     supplier: SigningKey = field(default_factory=SigningKey.generate)
     clock: ShiftedClock = field(default_factory=ShiftedClock)
     running: Running | None = None
+    witness: Witness | None = None
     _token_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
@@ -243,7 +245,7 @@ class World:
         """Runs the service, from its settings, until the block ends."""
         if fresh:
             self.trust.heard(time.monotonic())
-        built = serving(self.settings, trust=self.trust, clock=self.clock, lame_duck=timedelta())
+        built = serving(self.settings, trust=self.trust, clock=self.clock, lame_duck=timedelta(), witness=self.witness)
         async with built as self.running:
             try:
                 yield self

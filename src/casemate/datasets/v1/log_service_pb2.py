@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&casemate/datasets/v1/log_service.proto\x12\x14\x63\x61semate.datasets.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"0\n\x12\x41ppendEntryRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"$\n\x13\x41ppendEntryResponse\x12\r\n\x05index\x18\x01 \x01(\x04\"\x16\n\x14GetCheckpointRequest\"+\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"3\n\x0fGetEntryRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"M\n\x10GetEntryResponse\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\x17\n\x0finclusion_proof\x18\x02 \x03(\x0c\x12\x11\n\ttree_size\x18\x03 \x01(\x04\x32\xf8\x02\n\nLogService\x12}\n\x0b\x41ppendEntry\x12(.casemate.datasets.v1.AppendEntryRequest\x1a).casemate.datasets.v1.AppendEntryResponse\"\x19\xaa\xd4\x18\x15\n\x11\n\x04\x61uth\n\tinference(\x01\x12|\n\rGetCheckpoint\x12*.casemate.datasets.v1.GetCheckpointRequest\x1a+.casemate.datasets.v1.GetCheckpointResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12m\n\x08GetEntry\x12%.casemate.datasets.v1.GetEntryRequest\x1a&.casemate.datasets.v1.GetEntryResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&casemate/datasets/v1/log_service.proto\x12\x14\x63\x61semate.datasets.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"0\n\x12\x41ppendEntryRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"$\n\x13\x41ppendEntryResponse\x12\r\n\x05index\x18\x01 \x01(\x04\"\x16\n\x14GetCheckpointRequest\"Q\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0f\n\x07log_key\x18\x02 \x01(\t\x12\x13\n\x0bwitness_key\x18\x03 \x01(\t\"3\n\x0fGetEntryRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"M\n\x10GetEntryResponse\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\x17\n\x0finclusion_proof\x18\x02 \x03(\x0c\x12\x11\n\ttree_size\x18\x03 \x01(\x04\"\"\n\x11GetReceiptRequest\x12\r\n\x05index\x18\x01 \x01(\x04\"%\n\x12GetReceiptResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t\"E\n\x1aGetConsistencyProofRequest\x12\x12\n\nfirst_size\x18\x01 \x01(\x04\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"M\n\x1bGetConsistencyProofResponse\x12\x19\n\x11\x63onsistency_proof\x18\x01 \x03(\x0c\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\".\n\x0eGetTileRequest\x12\r\n\x05level\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\x04\"!\n\x0fGetTileResponse\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"#\n\x12ListEntriesRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\"&\n\x13ListEntriesResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x32\xe2\x06\n\nLogService\x12}\n\x0b\x41ppendEntry\x12(.casemate.datasets.v1.AppendEntryRequest\x1a).casemate.datasets.v1.AppendEntryResponse\"\x19\xaa\xd4\x18\x15\n\x11\n\x04\x61uth\n\tinference(\x01\x12|\n\rGetCheckpoint\x12*.casemate.datasets.v1.GetCheckpointRequest\x1a+.casemate.datasets.v1.GetCheckpointResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12m\n\x08GetEntry\x12%.casemate.datasets.v1.GetEntryRequest\x1a&.casemate.datasets.v1.GetEntryResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12s\n\nGetReceipt\x12\'.casemate.datasets.v1.GetReceiptRequest\x1a(.casemate.datasets.v1.GetReceiptResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12\x8e\x01\n\x13GetConsistencyProof\x12\x30.casemate.datasets.v1.GetConsistencyProofRequest\x1a\x31.casemate.datasets.v1.GetConsistencyProofResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12j\n\x07GetTile\x12$.casemate.datasets.v1.GetTileRequest\x1a%.casemate.datasets.v1.GetTileResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x12v\n\x0bListEntries\x12(.casemate.datasets.v1.ListEntriesRequest\x1a).casemate.datasets.v1.ListEntriesResponse\"\x12\xaa\xd4\x18\x0e\x12\n\n\x08log.read \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
   _globals['_LOGSERVICE'].methods_by_name['GetEntry']._loaded_options = None
   _globals['_LOGSERVICE'].methods_by_name['GetEntry']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
+  _globals['_LOGSERVICE'].methods_by_name['GetReceipt']._loaded_options = None
+  _globals['_LOGSERVICE'].methods_by_name['GetReceipt']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
+  _globals['_LOGSERVICE'].methods_by_name['GetConsistencyProof']._loaded_options = None
+  _globals['_LOGSERVICE'].methods_by_name['GetConsistencyProof']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
+  _globals['_LOGSERVICE'].methods_by_name['GetTile']._loaded_options = None
+  _globals['_LOGSERVICE'].methods_by_name['GetTile']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
+  _globals['_LOGSERVICE'].methods_by_name['ListEntries']._loaded_options = None
+  _globals['_LOGSERVICE'].methods_by_name['ListEntries']._serialized_options = b'\252\324\030\016\022\n\n\010log.read \001'
   _globals['_APPENDENTRYREQUEST']._serialized_start=97
   _globals['_APPENDENTRYREQUEST']._serialized_end=145
   _globals['_APPENDENTRYRESPONSE']._serialized_start=147
@@ -45,11 +53,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=185
   _globals['_GETCHECKPOINTREQUEST']._serialized_end=207
   _globals['_GETCHECKPOINTRESPONSE']._serialized_start=209
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=252
-  _globals['_GETENTRYREQUEST']._serialized_start=254
-  _globals['_GETENTRYREQUEST']._serialized_end=305
-  _globals['_GETENTRYRESPONSE']._serialized_start=307
-  _globals['_GETENTRYRESPONSE']._serialized_end=384
-  _globals['_LOGSERVICE']._serialized_start=387
-  _globals['_LOGSERVICE']._serialized_end=763
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=290
+  _globals['_GETENTRYREQUEST']._serialized_start=292
+  _globals['_GETENTRYREQUEST']._serialized_end=343
+  _globals['_GETENTRYRESPONSE']._serialized_start=345
+  _globals['_GETENTRYRESPONSE']._serialized_end=422
+  _globals['_GETRECEIPTREQUEST']._serialized_start=424
+  _globals['_GETRECEIPTREQUEST']._serialized_end=458
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=460
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=497
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=499
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=568
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=570
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=647
+  _globals['_GETTILEREQUEST']._serialized_start=649
+  _globals['_GETTILEREQUEST']._serialized_end=695
+  _globals['_GETTILERESPONSE']._serialized_start=697
+  _globals['_GETTILERESPONSE']._serialized_end=730
+  _globals['_LISTENTRIESREQUEST']._serialized_start=732
+  _globals['_LISTENTRIESREQUEST']._serialized_end=767
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=769
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=807
+  _globals['_LOGSERVICE']._serialized_start=810
+  _globals['_LOGSERVICE']._serialized_end=1676
 # @@protoc_insertion_point(module_scope)

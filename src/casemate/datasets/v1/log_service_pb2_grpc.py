@@ -51,6 +51,26 @@ class LogServiceStub(object):
                 request_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryRequest.SerializeToString,
                 response_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryResponse.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/casemate.datasets.v1.LogService/GetReceipt',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
+        self.GetConsistencyProof = channel.unary_unary(
+                '/casemate.datasets.v1.LogService/GetConsistencyProof',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofResponse.FromString,
+                _registered_method=True)
+        self.GetTile = channel.unary_unary(
+                '/casemate.datasets.v1.LogService/GetTile',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileResponse.FromString,
+                _registered_method=True)
+        self.ListEntries = channel.unary_unary(
+                '/casemate.datasets.v1.LogService/ListEntries',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class LogServiceServicer(object):
@@ -66,7 +86,8 @@ class LogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """Gives the present checkpoint (C2SP tlog-checkpoint, one signature).
+        """Gives the present checkpoint (C2SP tlog-checkpoint): the log's signature,
+        and the witness's cosignature where the witness could be asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,6 +95,36 @@ class LogServiceServicer(object):
 
     def GetEntry(self, request, context):
         """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceipt(self, request, context):
+        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConsistencyProof(self, request, context):
+        """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTile(self, request, context):
+        """Gives a tile of hashes (C2SP tlog-tiles), to mirror the tree by. Errors:
+        OUT_OF_RANGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEntries(self, request, context):
+        """Gives entries in order, from one on: at least that one, at most 256, and no
+        more than a message holds. Errors: OUT_OF_RANGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +147,26 @@ def add_LogServiceServicer_to_server(servicer, server):
                     servicer.GetEntry,
                     request_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryRequest.FromString,
                     response_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'GetConsistencyProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConsistencyProof,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofResponse.SerializeToString,
+            ),
+            'GetTile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTile,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileResponse.SerializeToString,
+            ),
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +252,114 @@ class LogService(object):
             '/casemate.datasets.v1.LogService/GetEntry',
             casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryRequest.SerializeToString,
             casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.LogService/GetReceipt',
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConsistencyProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.LogService/GetConsistencyProof',
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetConsistencyProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.LogService/GetTile',
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.GetTileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.LogService/ListEntries',
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_log__service__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

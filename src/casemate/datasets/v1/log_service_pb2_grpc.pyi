@@ -38,9 +38,23 @@ class LogServiceStub:
     AppendEntry: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.AppendEntryRequest, _log_service_pb2.AppendEntryResponse]
     """Appends one entry. Entries hold digests and names, never rows or keys."""
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetCheckpointRequest, _log_service_pb2.GetCheckpointResponse]
-    """Gives the present checkpoint (C2SP tlog-checkpoint, one signature)."""
+    """Gives the present checkpoint (C2SP tlog-checkpoint): the log's signature,
+    and the witness's cosignature where the witness could be asked.
+    """
     GetEntry: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetEntryRequest, _log_service_pb2.GetEntryResponse]
     """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetReceiptRequest, _log_service_pb2.GetReceiptResponse]
+    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+    GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetConsistencyProofRequest, _log_service_pb2.GetConsistencyProofResponse]
+    """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE."""
+    GetTile: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetTileRequest, _log_service_pb2.GetTileResponse]
+    """Gives a tile of hashes (C2SP tlog-tiles), to mirror the tree by. Errors:
+    OUT_OF_RANGE.
+    """
+    ListEntries: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.ListEntriesRequest, _log_service_pb2.ListEntriesResponse]
+    """Gives entries in order, from one on: at least that one, at most 256, and no
+    more than a message holds. Errors: OUT_OF_RANGE.
+    """
 
 @_typing.type_check_only
 class LogServiceAsyncStub(LogServiceStub):
@@ -52,9 +66,23 @@ class LogServiceAsyncStub(LogServiceStub):
     AppendEntry: _aio.UnaryUnaryMultiCallable[_log_service_pb2.AppendEntryRequest, _log_service_pb2.AppendEntryResponse]  # type: ignore[assignment]
     """Appends one entry. Entries hold digests and names, never rows or keys."""
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetCheckpointRequest, _log_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
-    """Gives the present checkpoint (C2SP tlog-checkpoint, one signature)."""
+    """Gives the present checkpoint (C2SP tlog-checkpoint): the log's signature,
+    and the witness's cosignature where the witness could be asked.
+    """
     GetEntry: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetEntryRequest, _log_service_pb2.GetEntryResponse]  # type: ignore[assignment]
     """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetReceiptRequest, _log_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+    GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetConsistencyProofRequest, _log_service_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
+    """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE."""
+    GetTile: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetTileRequest, _log_service_pb2.GetTileResponse]  # type: ignore[assignment]
+    """Gives a tile of hashes (C2SP tlog-tiles), to mirror the tree by. Errors:
+    OUT_OF_RANGE.
+    """
+    ListEntries: _aio.UnaryUnaryMultiCallable[_log_service_pb2.ListEntriesRequest, _log_service_pb2.ListEntriesResponse]  # type: ignore[assignment]
+    """Gives entries in order, from one on: at least that one, at most 256, and no
+    more than a message holds. Errors: OUT_OF_RANGE.
+    """
 
 class LogServiceServicer(metaclass=_abc_1.ABCMeta):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
@@ -75,7 +103,9 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _log_service_pb2.GetCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_log_service_pb2.GetCheckpointResponse, _abc.Awaitable[_log_service_pb2.GetCheckpointResponse]]:
-        """Gives the present checkpoint (C2SP tlog-checkpoint, one signature)."""
+        """Gives the present checkpoint (C2SP tlog-checkpoint): the log's signature,
+        and the witness's cosignature where the witness could be asked.
+        """
 
     @_abc_1.abstractmethod
     def GetEntry(
@@ -84,5 +114,41 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_log_service_pb2.GetEntryResponse, _abc.Awaitable[_log_service_pb2.GetEntryResponse]]:
         """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _log_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_log_service_pb2.GetReceiptResponse, _abc.Awaitable[_log_service_pb2.GetReceiptResponse]]:
+        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+
+    @_abc_1.abstractmethod
+    def GetConsistencyProof(
+        self,
+        request: _log_service_pb2.GetConsistencyProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_log_service_pb2.GetConsistencyProofResponse, _abc.Awaitable[_log_service_pb2.GetConsistencyProofResponse]]:
+        """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE."""
+
+    @_abc_1.abstractmethod
+    def GetTile(
+        self,
+        request: _log_service_pb2.GetTileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_log_service_pb2.GetTileResponse, _abc.Awaitable[_log_service_pb2.GetTileResponse]]:
+        """Gives a tile of hashes (C2SP tlog-tiles), to mirror the tree by. Errors:
+        OUT_OF_RANGE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEntries(
+        self,
+        request: _log_service_pb2.ListEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_log_service_pb2.ListEntriesResponse, _abc.Awaitable[_log_service_pb2.ListEntriesResponse]]:
+        """Gives entries in order, from one on: at least that one, at most 256, and no
+        more than a message holds. Errors: OUT_OF_RANGE.
+        """
 
 def add_LogServiceServicer_to_server(servicer: LogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

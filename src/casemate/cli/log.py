@@ -1,0 +1,141 @@
+"""`casemate log …`: what the transparency log holds, and whether it still is the log that it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from casemate.cli.connection import with_session
+from casemate.client.log import LogReader
+from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, verify_file
+from casemate.errors import CasemateError, ConfigurationError
+from casemate.signing.log_proof import VerifiedEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casemate.client.session import Session
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group("log")
+def log_command() -> None:
+    """The transparency log."""
+
+
+@log_command.command("watch")
+@click.option("--save", type=_FOLDER, required=True, help="Folder of what is kept: checkpoint, keys, leaves.")
+@click.option("--log-key", default=None, help="The log's key, NAME+HASH+BASE64 [default: the first one seen].")
+@click.option("--witness-key", "witness_keys", multiple=True, help="A witness who must have cosigned.")
+@click.option("--every", type=float, default=None, metavar="SECONDS", help="Look again and again; once if not given.")
+@with_session
+def watch(session: Session, save: Path, log_key: str | None, witness_keys: Sequence[str], every: float | None) -> None:
+    """Checks that the log extends what was kept, prints the new entries, and keeps more.
+
+    Exits 1 and leaves `evidence-…` files in the folder when the log was rewritten or
+    shows another history.
+    """
+    reader = LogReader(session)
+    while True:
+        try:
+            _look(reader, save, log_key, witness_keys)
+        except HistoryDiffers as error:
+            _accuse(error, save)
+        if every is None:
+            return
+        time.sleep(every)
+
+
+@log_command.command("prove")
+@click.argument("index", type=click.IntRange(min=0))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="File [default: entry-INDEX.tlog-proof].")
+@click.option("--log-key", default=None, help="The log's key, to verify by [default: what the service says].")
+@with_session
+def prove(session: Session, index: int, out: Path | None, log_key: str | None) -> None:
+    """Writes the receipt of entry INDEX: a C2SP tlog-proof that `log verify` and others check offline."""
+    reader = LogReader(session)
+    text = reader.receipt(index)
+    found = verify_file(text, LogKeys.parse(log_key or reader.checkpoint().log_key))
+    path = out or Path(f"entry-{index}.tlog-proof")
+    path.write_text(text)
+    click.echo(f"entry {index} of {_size(found)}: receipt in {path}")
+
+
+@log_command.command("verify")
+@click.argument("files", nargs=-1, required=True, type=_FILE)
+@click.option("--saved", type=_FOLDER, default=None, help="Folder that `log watch` keeps.")
+@click.option("--log-key", default=None, help="The log's key, NAME+HASH+BASE64; instead of --saved.")
+@click.option("--witness-key", "witness_keys", multiple=True, help="A witness who must have cosigned.")
+def verify(files: Sequence[Path], saved: Path | None, log_key: str | None, witness_keys: Sequence[str]) -> None:
+    """Checks receipts and checkpoints offline: FILES are tlog-proofs or checkpoints.
+
+    With --saved, each is also held against the history that was kept. Exits 1 if one fails.
+    """
+    kept = None if saved is None else SavedLog.load(saved)
+    if saved is not None and kept is None:
+        raise ConfigurationError(f"{saved} holds no checkpoint: `casemate log watch --save` writes it")
+    keys = _keys(kept, log_key, witness_keys)
+    failed = False
+    for path in files:
+        try:
+            found = verify_file(path.read_text(), keys)
+            checkpoint = found.checkpoint if isinstance(found, VerifiedEntry) else found
+            if kept is not None:
+                kept.require_same_history(checkpoint)
+        except (CasemateError, UnicodeDecodeError) as error:
+            failed = True
+            click.echo(f"{path}: REFUSED: {error}", err=True)
+            continue
+        if isinstance(found, VerifiedEntry):
+            shown = found.entry.decode("ascii", "backslashreplace")
+            click.echo(f"{path}: entry {found.index} of {found.checkpoint.size}: {shown}")
+        else:
+            click.echo(f"{path}: checkpoint of {found.size} entries, root {found.root.hex()}")
+    if failed:
+        sys.exit(1)
+
+
+def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequence[str]) -> None:
+    shown = reader.checkpoint()
+    kept = SavedLog.load(save)
+    if kept is None:
+        first = LogKeys.parse(log_key or shown.log_key, witness_keys or [shown.witness_key])
+        if log_key is None:
+            click.echo(f"first look: trusting the log key {first.to_lines().splitlines()[0]}", err=True)
+        kept = SavedLog(keys=first)
+    elif log_key is not None or witness_keys:
+        kept = SavedLog(keys=_keys(kept, log_key, witness_keys), checkpoint=kept.checkpoint, leaves=kept.leaves)
+    if kept.keys.origin != reader.origin:
+        raise ConfigurationError(f"{save} is about {kept.keys.origin}, and this is {reader.origin}")
+    known = kept.size
+    kept, entries = kept.advanced(shown.checkpoint, prove=reader.consistency, fetch=reader.entries)
+    kept.save(save)
+    for index, entry in enumerate(entries, known):
+        click.echo(json.dumps({"index": index, **json.loads(entry)}))
+    click.echo(f"{kept.size} entries, {len(entries)} new; one history", err=True)
+
+
+def _accuse(error: HistoryDiffers, save: Path) -> None:
+    for number, note in enumerate(error.evidence, 1):
+        (save / f"evidence-{number}").write_text(note)
+    click.echo(f"casemate: HISTORY DIFFERS: {error}; the two signed checkpoints are in {save}/evidence-*", err=True)
+    sys.exit(1)
+
+
+def _keys(kept: SavedLog | None, log_key: str | None, witness_keys: Sequence[str]) -> LogKeys:
+    if log_key is not None:
+        return LogKeys.parse(log_key, witness_keys)
+    if kept is None:
+        raise ConfigurationError("say whose log it is: --log-key, or --saved")
+    return LogKeys.parse(kept.keys.to_lines().splitlines()[0], witness_keys) if witness_keys else kept.keys
+
+
+def _size(found: object) -> int:
+    return found.checkpoint.size if isinstance(found, VerifiedEntry) else 0
