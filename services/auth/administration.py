@@ -234,7 +234,9 @@ class Administration:
         revocation = self._revocation(kind, value)
         if kind is RevocationKind.KEY:
             successor = await self._new_token_key()
-            return await self._store.replace_token_key(value, successor=successor, revocation=revocation)
+            return await self._store.replace_token_key(
+                value, successor=successor, revocation=revocation, now=self._clock.now()
+            )
         return await self._store.revoke(revocation, now=self._clock.now())
 
     async def revoke_own_token(self, token_id: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -52,7 +52,8 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_se
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
-from services.auth.key_ring import TokenKeyRing
+from services.auth.key_ring import LOOKED_AT, TokenKeyRing
+from services.auth.key_schedule import KeySchedule
 from services.auth.labels import Labels
 from services.auth.releases import Releases
 from services.auth.server_metadata import ServerMetadata
@@ -68,6 +69,7 @@ from services.auth.store.families import FamilyStore
 from services.auth.store.news import NewsReader
 from services.auth.store.table import Alarms
 from services.auth.store.tables import AuthorityTables
+from services.auth.store.token_keys import TokenKeyStore
 from services.auth.store.wake import WakeListener
 from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
 from services.auth.token_wraps import TokenKeyWraps
@@ -103,11 +105,15 @@ class Pace:
         heartbeat: longest time between two reads of the primary.
         sweep: time between two reads of every row.
         lame_duck: how long calls are still taken once health says no.
+        keys: how long token keys live.
+        keys_looked_at: how often that is looked at.
     """
 
     heartbeat: timedelta = HEARTBEAT
     sweep: timedelta = SWEEP
     lame_duck: timedelta = DEFAULT_LAME_DUCK
+    keys: KeySchedule = field(default_factory=KeySchedule)
+    keys_looked_at: timedelta = LOOKED_AT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +212,8 @@ async def serving(
         source.start()
         stack.callback(source.close)
         authority = await open_authority(settings, stack, metrics)
-        ring = TokenKeyRing(store=authority.store, kek=authority.kek, clock=clock)
+        key_store = TokenKeyStore(pool=authority.pool, tables=authority.tables)
+        ring = TokenKeyRing(store=authority.store, keys=key_store, kek=authority.kek, clock=clock, schedule=pace.keys)
         await ring.prepare()
         trust = TrustState(staleness=settings.trust.staleness)
         health_rpc, health = aio_health_service()
@@ -236,19 +243,24 @@ async def serving(
             lame_duck=pace.lame_duck,
         )
         metrics_server = _show_metrics(settings, stack, metrics, source)
-        await _take_calls(settings, stack, server, publisher)
+        await _take_calls(settings, stack, server, publisher, turning=ring.run(every=pace.keys_looked_at))
         yield Running(port=server.port, metrics_port=metrics_server.port, metrics=metrics, health=health, trust=trust)
 
 
 async def _take_calls(
-    settings: AuthSettings, stack: AsyncExitStack, server: AioServer, publisher: TrustPublisher
+    settings: AuthSettings,
+    stack: AsyncExitStack,
+    server: AioServer,
+    publisher: TrustPublisher,
+    *,
+    turning: Coroutine[None, None, None],
 ) -> None:
     await server.start()
     stack.push_async_callback(server.stop, _GRACE)
     # Watches have no end of their own, so they are ended before the server waits for its calls.
     stack.callback(publisher.close)
     listener = WakeListener(settings=settings.database, wake=publisher.wake)
-    for work in (publisher.run(), listener.run()):
+    for work in (publisher.run(), listener.run(), turning):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
 
 
@@ -286,7 +298,6 @@ async def open_kek(settings: AuthSettings, stack: AsyncExitStack, metrics: Metri
     Raises:
         ConfigurationError: as `load_kek`.
     """
-    settings.kek.require("auth")
     failed = metrics.counting("kek_reload_failed_total")
     return await stack.enter_async_context(load_kek(settings.kek, clock=SystemClock(), reload_failed=failed))
 

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
 
 from casemate.clock import Clock
-from casemate.errors import AlreadyExists, StoredDataUnreadable, Unavailable
+from casemate.errors import AlreadyExists, CasemateError, StoredDataUnreadable, Unavailable
 from casemate.sealing.kek import KeyEncryptionKey
 from services.auth import token_keys
+from services.auth.key_schedule import KeySchedule, Step, Turn, next_step
 from services.auth.records import TokenKey
 from services.auth.store.authority import AuthorityStore
+from services.auth.store.token_keys import TokenKeyStore
 from services.auth.token_keys import SigningTokenKey
+
+LOOKED_AT: Final = timedelta(minutes=1)
+"""How often the schedule is looked at; every replica does, one of them acts."""
 
 _log = logging.getLogger(__name__)
 
 
 class TokenKeyRing:
-    """Holds the active key; loads it again whenever trust changes."""
+    """Holds the active key; loads it again whenever trust changes, and turns keys by their schedule.
 
-    def __init__(self, *, store: AuthorityStore, kek: KeyEncryptionKey, clock: Clock) -> None:
+    Args:
+        store: the active key.
+        keys: all keys, as their schedule changes them.
+        kek: seals and opens private halves.
+        clock: says when now is.
+        schedule: how long keys live.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: AuthorityStore,
+        keys: TokenKeyStore,
+        kek: KeyEncryptionKey,
+        clock: Clock,
+        schedule: KeySchedule | None = None,
+    ) -> None:
         self._store = store
+        self._keys = keys
         self._kek = kek
         self._clock = clock
+        self._schedule = schedule or KeySchedule()
         self._active: SigningTokenKey | None = None
 
     async def prepare(self) -> None:
@@ -49,6 +76,42 @@ class TokenKeyRing:
             raise StoredDataUnreadable("there is no active token key whose row verifies")
         if self._active is None or self._active.kid != record.kid:
             self._active = await token_keys.open_key(self._kek, record)
+
+    async def run(self, *, every: timedelta = LOOKED_AT) -> None:
+        """Turns keys by their schedule until cancelled."""
+        while True:
+            try:
+                await self.turn()
+            except CasemateError as error:
+                _log.error("token keys cannot be turned; the present one goes on: %s", error)  # a state, not a fault
+            await asyncio.sleep(every.total_seconds())
+
+    async def turn(self) -> list[Step]:
+        """Does what is due now, and tells what this replica did.
+
+        Raises:
+            StoredDataUnreadable: a prepared key does not open; it is not published.
+            Unavailable: the database or the key-encryption key cannot be reached.
+        """
+        done: list[Step] = []
+        while True:
+            now = self._clock.now()
+            keys = await self._keys.all()
+            step = next_step(keys, now=now, schedule=self._schedule)
+            if step is None:
+                return done
+            prepared = None
+            if step.turn is Turn.PREPARE:
+                prepared = replace(await self.new_key(), state="prepared", changed_at=now)
+            elif step.turn is Turn.PUBLISH:
+                # Opened as it was stored: a key that could not sign must not be waited for.
+                await token_keys.open_key(self._kek, next(key for key in keys if key.kid == step.kid))
+            if not await self._keys.turn(step, now=now, schedule=self._schedule, prepared=prepared):
+                return done  # another replica was faster
+            _log.info("token key %s: %s", step.turn.value, step.kid or (prepared.kid if prepared else ""))
+            done.append(step)
+            if step.turn is Turn.ACTIVATE:
+                await self.reload()
 
     async def new_key(self) -> TokenKey:
         """A key that may become the active one."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 HOUSE_TENANT = "casemate"
 """The operators' own tenant; its administrators act on every tenant."""
 
-TokenKeyState: TypeAlias = Literal["active", "retiring", "revoked"]
-"""Signs and verifies; verifies only; neither."""
+TokenKeyState: TypeAlias = Literal["prepared", "published", "active", "retiring", "revoked"]
+"""Made; told to everybody; signs; only verifies; not even that. A key that retired is gone."""
+
+VERIFYING: Final[frozenset[TokenKeyState]] = frozenset({"published", "active", "retiring"})
+"""States of keys that everybody is told of."""
 
 
 Authentication: TypeAlias = Literal["certificate", "private_key_jwt", "client_secret"]
@@ -47,7 +50,8 @@ class Client:
 class TokenKey:
     """A key that signs access tokens; its private half as the database holds it, sealed.
 
-    `kid` is the RFC 7638 thumbprint of the public key, so nobody chooses it.
+    `kid` is the RFC 7638 thumbprint of the public key, so nobody chooses it; `changed_at`
+    is when it got its state, None if it never had another.
     """
 
     kid: str
@@ -56,6 +60,7 @@ class TokenKey:
     sealed_private_key: bytes
     state: TokenKeyState
     created_at: datetime
+    changed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

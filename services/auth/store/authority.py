@@ -23,6 +23,7 @@ from services.auth.store.families import end_families, session_revocation
 from services.auth.store.layouts import VersionRow
 from services.auth.store.revoking import add_revocation
 from services.auth.store.tables import AuthorityTables
+from services.auth.store.token_keys import activate
 
 if TYPE_CHECKING:
     from casemate.storage.pool import Connection, Pool
@@ -173,8 +174,10 @@ class AuthorityStore:
                 await add_revocation(self._tables, change, session_revocation(revocation.value, now))
             return await add_revocation(self._tables, change, revocation)
 
-    async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation) -> str:
-        """Revokes a token key; if it is the active one, the successor signs from now on.
+    async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation, now: datetime) -> str:
+        """Revokes a token key; if it is the active one, another signs from now on.
+
+        That is the published one where there is one, since everybody knows it; otherwise the successor.
 
         Returns:
             The revocation's identifier.
@@ -187,10 +190,14 @@ class AuthorityStore:
             if key is None:
                 raise NotFound(f"token key {kid}")
             if key.state != "revoked":
-                await self._tables.token_keys.replace(change.connection, replace(key, state="revoked"))
+                await self._tables.token_keys.replace(change.connection, replace(key, state="revoked", changed_at=now))
             if key.state == "active":
-                await self._tables.token_keys.insert(change.connection, successor)
-                await change.tell(EventKind.TOKEN_KEY, successor.kid)
+                published = await self._tables.token_keys.matching(change.connection, state="published")
+                if published:
+                    await activate(self._tables, change, published[0], now=now)
+                else:
+                    await self._tables.token_keys.insert(change.connection, successor)
+                    await change.tell(EventKind.TOKEN_KEY, successor.kid)
             await change.tell(EventKind.TOKEN_KEY, kid)
             return await add_revocation(self._tables, change, revocation)
 

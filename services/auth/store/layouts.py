@@ -150,7 +150,7 @@ LABELS: Final[Layout[LabelRow]] = Layout(
 TOKEN_KEYS: Final[Layout[TokenKey]] = Layout(
     table="token_key",
     key=("kid",),
-    columns=("kid", "algorithm", "public_key", "sealed_private_key", "state", "created_at"),
+    columns=("kid", "algorithm", "public_key", "sealed_private_key", "state", "created_at", "changed_at"),
     to_columns=lambda key: (
         key.kid,
         key.algorithm,
@@ -158,8 +158,10 @@ TOKEN_KEYS: Final[Layout[TokenKey]] = Layout(
         key.sealed_private_key,
         key.state,
         key.created_at,
+        key.changed_at,
     ),
     from_columns=lambda row: TokenKey(**row),
+    later=MappingProxyType({"changed_at": None}),
 )
 
 FAMILIES: Final[Layout[Family]] = Layout(

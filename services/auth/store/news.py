@@ -17,7 +17,7 @@ from casemate.errors import StoredDataUnreadable, Unavailable
 from casemate.gate.core.records import RemovedGrant, RemovedTokenKey, TrustChange, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot
 from casemate.storage.pool import storage_errors
-from services.auth.records import TokenKey
+from services.auth.records import VERIFYING, TokenKey
 from services.auth.store.changes import EventKind
 from services.auth.store.table import AuthorityTable, R
 from services.auth.store.tables import AuthorityTables
@@ -140,7 +140,7 @@ class NewsReader:
         match EventKind(kind), key:
             case EventKind.TOKEN_KEY, (kid,):
                 row = await _readable(self._tables.token_keys, connection, kid)
-                return RemovedTokenKey(kid) if row is None or row.state == "revoked" else _verification_key(row)
+                return _verification_key(row) if row is not None and row.state in VERIFYING else RemovedTokenKey(kid)
             case EventKind.GRANT, (grant_id,):
                 return await _readable(self._tables.grants, connection, grant_id) or RemovedGrant(grant_id)
             case EventKind.REVOCATION, (revocation_id,):
@@ -162,7 +162,7 @@ class NewsReader:
             epoch=epoch,
             sequence=sequence,
             issuer=self._issuer,
-            keys=[_verification_key(row) for row in token_keys if row.state != "revoked"],
+            keys=[_verification_key(row) for row in token_keys if row.state in VERIFYING],
             revocations=[row for row in revocations if row.expires_at is None or row.expires_at > now],
             grants=[row for row in grants if row.expires_at is None or row.expires_at > now],
             signers=await tables.signers.all(connection),

@@ -9,10 +9,16 @@ import pytest
 from casemate.clock import SystemClock
 from casemate.errors import StoredDataUnreadable, Unavailable
 from services.auth.key_ring import TokenKeyRing
+from services.auth.store.token_keys import TokenKeyStore
+
+
+def build_ring(shelf, clock, schedule=None):
+    keys = TokenKeyStore(pool=shelf.pool, tables=shelf.tables)
+    return TokenKeyRing(store=shelf.store, keys=keys, kek=shelf.kek, clock=clock, schedule=schedule)
 
 
 def _ring(shelf):
-    return TokenKeyRing(store=shelf.store, kek=shelf.kek, clock=SystemClock())
+    return build_ring(shelf, SystemClock())
 
 
 async def test_replicas_that_start_together_sign_with_one_key(shelf):
