@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions format lock clean bench-costs bench-gate bench-sealing
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-costs bench-gate bench-sealing
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ proto: .venv/dev.stamp ## Write the stubs again from protos/
 
 proto-check: proto ## Fail when the committed stubs are not what protos/ gives
 	@git diff --exit-code --stat -- 'src/casemate/*/v*/' && test -z "$$(git status --porcelain -- 'src/casemate/*/v*/')"
+
+conformance: .venv/dev.stamp ## Write docs/conformance.md again from a running service
+	@WRITE_CONFORMANCE=1 $(BIN)/python -m pytest -q tests/services/inference/test_conformance.py
 
 permissions: .venv/run.stamp ## Write docs/permissions.md again from the protos' policies
 	@$(BIN)/python protos/permissions.py
