@@ -18,12 +18,14 @@ from casemate.auth.v1 import (
     release_service_pb2,
     token_service_pb2,
     trust_service_pb2,
+    witness_service_pb2,
 )
 from casemate.auth.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from casemate.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
 from casemate.auth.v1.release_service_pb2_grpc import add_ReleaseServiceServicer_to_server
 from casemate.auth.v1.token_service_pb2_grpc import add_TokenServiceServicer_to_server
 from casemate.auth.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_server
+from casemate.auth.v1.witness_service_pb2_grpc import add_WitnessServiceServicer_to_server
 from casemate.clock import Clock, SystemClock
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
@@ -62,6 +64,7 @@ from services.auth.servicer_credentials import CredentialServicer
 from services.auth.servicer_releases import ReleaseServicer
 from services.auth.servicer_tokens import TokenServicer
 from services.auth.servicer_trust import TrustServicer
+from services.auth.servicer_witness import WitnessServicer
 from services.auth.settings import AuthSettings
 from services.auth.store.authority import AuthorityStore
 from services.auth.store.credentials import CredentialStore
@@ -71,8 +74,10 @@ from services.auth.store.table import Alarms
 from services.auth.store.tables import AuthorityTables
 from services.auth.store.token_keys import TokenKeyStore
 from services.auth.store.wake import WakeListener
+from services.auth.store.witness import WitnessStore
 from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
 from services.auth.token_wraps import TokenKeyWraps
+from services.auth.witness import Witness, witness_key
 from services.keys.operations import KeyOperations
 from services.keys.servicer import key_service
 
@@ -91,6 +96,7 @@ _DESCRIPTORS: Final = (
     release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
     trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
+    witness_service_pb2.DESCRIPTOR.services_by_name["WitnessService"],
     key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
 )
 
@@ -337,8 +343,24 @@ def _services(
         registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
         registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
         registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases, labels=labels)),
+        registered(
+            add_WitnessServiceServicer_to_server, WitnessServicer(witness=build_witness(settings, authority, clock))
+        ),
         key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
     ]
+
+
+def build_witness(settings: AuthSettings, authority: Authority, clock: Clock) -> Witness:
+    """What cosigns the transparency log of this trust domain."""
+    domain = settings.identity.trust_domain
+    return Witness(
+        store=WitnessStore(pool=authority.pool, key=authority.key, alarms=authority.alarms),
+        key=witness_key(authority.key),
+        name=f"auth.{domain}/witness",
+        origin=f"datasets.{domain}/log",
+        alarms=authority.alarms,
+        clock=clock,
+    )
 
 
 def _gate(
