@@ -12,6 +12,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.inference.v1 import model_service_pb2
 from casemate.json_log import log_to_stderr
-from casemate.sealing.local import LocalKeyRing
+from casemate.keys.v1 import key_service_pb2
+from casemate.sealing.provider import load_kek
 from casemate.settings import load_settings
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
@@ -43,10 +45,11 @@ from casemate.transport.registry import methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, SyncServer, build_server
 from casemate.transport.service_config import idempotent_methods
 from services.inference.backends import Backend, Backends, read_backends
-from services.inference.blocking_kek import BlockingKek
+from services.inference.blocking_kek import BlockingKek, KekThread
 from services.inference.building import Building
 from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
+from services.inference.key_wraps import ModelKeyWraps
 from services.inference.loader import Loader
 from services.inference.models import Models
 from services.inference.object_repository import ObjectPlace, open_object_repository
@@ -63,6 +66,8 @@ from services.inference.trust_view import TrustView
 from services.inference.validation import Limits
 from services.inference.vault import Vault
 from services.inference.watcher import Watcher
+from services.keys.blocking import KEY_SERVICE, blocking_key_service
+from services.keys.operations import KeyOperations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +85,7 @@ AUDIENCE = "inference"
 _CALL_TIMEOUT = timedelta(seconds=10)
 _LOOK_EVERY = timedelta(milliseconds=500)
 _KEK_TIMEOUT = timedelta(seconds=10)
+_REWRAP_TIMEOUT = timedelta(seconds=120)  # for one page of keys
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -95,6 +101,8 @@ class Dependencies:
     audit: AuditSink
     metrics: Metrics
     clock: Clock
+    kek_thread: KekThread | None = None
+    """Where `kek` was opened, if it lives in one event loop alone."""
 
 
 class Service:
@@ -127,7 +135,8 @@ class Service:
         self._serving: bool | None = None
         self._trust, self._staleness = dependencies.trust, staleness
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT)
+        self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT, thread=dependencies.kek_thread)
+        self._key_operations = KeyOperations(kek=dependencies.kek, stores=[ModelKeyWraps(repository)])
         vault = Vault(repository=repository, keys=self._kek)
         self.catalogue = Catalogue(trust)
         self._backends = Backends(
@@ -226,8 +235,9 @@ class Service:
                 models=self.models, predictions=self.predictions, sampler=Sampler(one_in=serving.trace_one_in)
             ),
             model_service(self.publishing),
+            blocking_key_service(self._key_operations, partial(self._kek.run, timeout=_REWRAP_TIMEOUT)),
             health,
-            reflection_service((OPEN_INFERENCE, MODEL_SERVICE, health.name)),
+            reflection_service((OPEN_INFERENCE, MODEL_SERVICE, KEY_SERVICE, health.name)),
         )
         self._interceptor.require_policies(methods_of(services))
         return build_server(
@@ -247,7 +257,11 @@ def build_gate(dependencies: Dependencies, *, trust_domain: str) -> Gate:
     counts = GateCounts(dependencies.metrics)
     return Gate(
         policies=PolicyTable.from_descriptors(
-            (model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],), FOREIGN
+            (
+                model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+                key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
+            ),
+            FOREIGN,
         ),
         verifier=TokenVerifier(issuer=f"https://auth.{trust_domain}", audience=AUDIENCE),
         cache=TokenCache(observe=counts.looked_up),
@@ -285,12 +299,15 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
     auth = stack.enter_context(contextlib.closing(_channel("auth", settings.auth_address, source)))
     datasets = stack.enter_context(contextlib.closing(_channel("datasets", settings.datasets_address, source)))
     audit = stack.enter_context(contextlib.closing(AuditFile(settings.audit_file)))
+    thread = KekThread()
+    stack.callback(thread.close)
     dependencies = Dependencies(
         source=source,
         trust=trust,
         auth=auth,
         datasets=datasets,
-        kek=LocalKeyRing.load(settings.kek_file),
+        kek=open_kek(settings, stack, metrics, thread),
+        kek_thread=thread,
         audit=audit,
         metrics=metrics,
         clock=clock,
@@ -318,6 +335,21 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
             announced = True
             _LOGGER.info("ready: rpcs on port %d, metrics on port %d", service.port, page.port)
     _LOGGER.info("draining")
+
+
+def open_kek(
+    settings: InferenceSettings, stack: contextlib.ExitStack, metrics: Metrics, thread: KekThread
+) -> KeyEncryptionKey:
+    """The key-encryption key, opened in its thread until `stack` ends.
+
+    Raises:
+        ConfigurationError: as `load_kek`.
+    """
+    failed = metrics.counting("kek_reload_failed_total")
+    opening = load_kek(settings.kek, clock=SystemClock(), reload_failed=failed)
+    kek = thread.run(opening.__aenter__(), timeout=_KEK_TIMEOUT)
+    stack.callback(lambda: thread.run(opening.__aexit__(None, None, None), timeout=_KEK_TIMEOUT))
+    return kek
 
 
 def open_repository(settings: InferenceSettings) -> Store:

@@ -23,15 +23,48 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class BlockingKek:
-    """A `KeyEncryptionKey` that blocks its caller, for at most `timeout`."""
+class KekThread:
+    """The thread and the event loop in which a key-encryption key lives."""
 
-    def __init__(self, kek: KeyEncryptionKey, *, timeout: timedelta) -> None:
-        self._kek = kek
-        self._timeout = timeout.total_seconds()
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kek", daemon=True)
         self._thread.start()
+
+    def run(self, call: Coroutine[Any, Any, T], *, timeout: timedelta) -> T:
+        """The result of a coroutine that runs there.
+
+        Raises:
+            Unavailable: it took longer than `timeout`.
+        """
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result(timeout.total_seconds())
+        except FutureTimeout as error:
+            future.cancel()
+            raise Unavailable("the key-encryption key did not answer in time") from error
+
+    def close(self) -> None:
+        """Ends the loop; calls under way end with their timeout."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class BlockingKek:
+    """A `KeyEncryptionKey` that blocks its caller, for at most `timeout`.
+
+    Args:
+        kek: the key.
+        timeout: the longest that a caller waits.
+        thread: where the key was opened, closed by whoever made it; one of its own if not given.
+    """
+
+    def __init__(self, kek: KeyEncryptionKey, *, timeout: timedelta, thread: KekThread | None = None) -> None:
+        self._kek = kek
+        self._timeout = timeout
+        self._thread = thread or KekThread()
+        self._owns_thread = thread is None
 
     def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
         """A fresh data key, and the same wrapped.
@@ -50,16 +83,18 @@ class BlockingKek:
         """
         return self._wait(self._kek.unwrap(wrapped, context))
 
+    def run(self, call: Coroutine[Any, Any, T], *, timeout: timedelta | None = None) -> T:
+        """The result of a coroutine that runs where the key lives.
+
+        Raises:
+            Unavailable: it took too long.
+        """
+        return self._thread.run(call, timeout=timeout or self._timeout)
+
     def close(self) -> None:
-        """Ends the loop; calls under way end with their timeout."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Ends its own thread, if it has one."""
+        if self._owns_thread:
+            self._thread.close()
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        try:
-            return future.result(self._timeout)
-        except FutureTimeout as error:
-            future.cancel()
-            raise Unavailable("the key-encryption key did not answer in time") from error
+        return self.run(call)

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 from casemate.errors import ConfigurationError, Unavailable
 from casemate.transport.local_channel import is_loopback
 from services.inference.names import is_name
-from services.inference.repository import FILES, MANIFEST, SEALED, WRAPPED_KEY, NotStored
+from services.inference.repository import FILES, MANIFEST, SEALED, WRAPPED_KEY, NotStored, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-    from services.inference.repository import Slot
 
 SCHEME = "s3://"
 _PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*", re.ASCII)
@@ -161,6 +159,41 @@ class ObjectRepository:
         if before is not None:
             with contextlib.suppress(Exception):  # it is no longer named; removing it only saves room
                 self._store.rm(f"{place}/{before}", recursive=True)
+
+    def slots(self) -> list[Slot]:
+        """Every version that is there.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        with _translated(self._root):
+            paths: list[str] = self._store.glob(f"{self._root}/*/*/*/{_CURRENT}")
+        found = []
+        for path in sorted(paths):
+            tenant, model, number = path.removeprefix(f"{self._root}/").split("/")[:3]
+            with contextlib.suppress(NotStored, ValueError):  # what is not ours
+                slot = Slot(tenant, model, int(number))
+                if slot.parts == (tenant, model, number):
+                    found.append(slot)
+        return found
+
+    def replace_wrapped_key(self, slot: Slot, before: bytes, after: bytes) -> bool:
+        """Puts a new wrap of the same key in the place of the one that was read; whether that still was there.
+
+        Of two writers either may win: the key inside is the same.
+        """
+        name = self._current(slot)
+        if name is None:
+            return False
+        folder = f"{self._place(slot)}/{name}"
+        try:
+            if StoredObjects(self._store, folder).read(WRAPPED_KEY, limit=len(before)) != before:
+                return False
+        except NotStored:
+            return False
+        with _translated(str(slot)):
+            self._store.pipe_file(f"{folder}/{WRAPPED_KEY}", after)
+        return True
 
     def _current(self, slot: Slot) -> str | None:
         try:

@@ -91,6 +91,14 @@ class Store(Protocol):
         """Stores a version durably and whole; `files` are sealed pieces by plaintext file name."""
         ...
 
+    def slots(self) -> list[Slot]:
+        """Every version that is there."""
+        ...
+
+    def replace_wrapped_key(self, slot: Slot, before: bytes, after: bytes) -> bool:
+        """Puts a new wrap of the same key in the place of the one that was read; whether that still was there."""
+        ...
+
 
 class StoredVersion:
     """One version's directory, held open: what is read lies in one directory, whatever takes its name meanwhile."""
@@ -178,6 +186,42 @@ class Repository:
             self._install(staging, slot, discard=self._root / f"{_DISCARD}{token}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def slots(self) -> list[Slot]:
+        """Every version that is there."""
+        found = []
+        for path in self._root.glob(f"*/*/*/{WRAPPED_KEY}"):
+            tenant, model, number = path.relative_to(self._root).parts[:3]
+            with contextlib.suppress(NotStored, ValueError):  # staging and what is not ours
+                slot = Slot(tenant, model, int(number))
+                if slot.parts == (tenant, model, number):
+                    found.append(slot)
+        return sorted(found, key=lambda slot: (slot.tenant, slot.model, slot.number))
+
+    def replace_wrapped_key(self, slot: Slot, before: bytes, after: bytes) -> bool:
+        """Puts a new wrap of the same key in the place of the one that was read; whether that still was there.
+
+        In the directory that was opened: a version published meanwhile has another.
+        """
+        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        temporary = f".{WRAPPED_KEY}.{secrets.token_hex(8)}"
+        try:
+            with _opened(root, slot.parts) as directory:
+                if StoredVersion(directory).read(WRAPPED_KEY, limit=len(before)) != before:
+                    return False
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(after)
+                    file.flush()
+                    os.fsync(descriptor)
+                os.replace(temporary, WRAPPED_KEY, src_dir_fd=directory, dst_dir_fd=directory)
+                os.fsync(directory)
+                return True
+        except (FileNotFoundError, NotStored):  # gone meanwhile, or longer than what was read
+            return False
+        finally:
+            os.close(root)
 
     def _sweep(self) -> None:
         """Removes what a killed writer left; a young one may be another replica's, at work."""

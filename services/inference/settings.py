@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from casemate.sealing.provider import KekSettings
 from casemate.settings import (
     IdentitySettings,
     ListenSettings,
@@ -89,6 +90,7 @@ class InferenceSettings:
     identity: IdentitySettings
     trust: TrustSettings
     serving: ServingSettings
+    kek: KekSettings
     auth_address: str = setting("AUTH_ADDRESS", parse=address, default="127.0.0.1:7401", help="host:port of auth")
     datasets_address: str = setting(
         "DATASETS_ADDRESS", parse=address, default="127.0.0.1:7403", help="host:port of datasets"
@@ -102,5 +104,4 @@ class InferenceSettings:
     backends_file: Path | None = setting(
         "BACKENDS_FILE", parse=path, default=None, help="TOML file of the upstream back ends that models may name"
     )
-    kek_file: Path = setting("KEK_FILE", parse=path, help="file of the local key-encryption key")
     audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")

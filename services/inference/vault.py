@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from services.inference.repository import Store, Stored
 
 MAX_MANIFEST_BYTES = 256 * 1024
-_MAX_WRAPPED_KEY_BYTES = 16 * 1024
+MAX_WRAPPED_KEY_BYTES = 16 * 1024
 _PURPOSE = "model-files"
 _PIECE_BYTES = 64 * 1024
 
@@ -55,8 +55,8 @@ class OpenedVersion:
         """
         sealed = self._stored.read(FILES, f"{name}{SEALED}", limit=_sealed_limit(plaintext_bytes))
         if self._data_key is None:
-            wrapped = WrappedKey.parse(self._stored.read(WRAPPED_KEY, limit=_MAX_WRAPPED_KEY_BYTES))
-            self._data_key = self._keys.unwrap(wrapped, _key_context(self._slot))
+            wrapped = WrappedKey.parse(self._stored.read(WRAPPED_KEY, limit=MAX_WRAPPED_KEY_BYTES))
+            self._data_key = self._keys.unwrap(wrapped, key_context(self._slot))
         return open_bytes(self._data_key, sealed, context=_file_context(self._slot, name))
 
 
@@ -73,7 +73,7 @@ class Vault:
         Raises:
             Unavailable: the key-encryption key does not answer.
         """
-        key, wrapped = self._keys.generate_data_key(_key_context(slot))
+        key, wrapped = self._keys.generate_data_key(key_context(slot))
         self._repository.write(
             slot,
             manifest=manifest,
@@ -101,7 +101,8 @@ class _Reading:
         self._opening.__exit__(*exception)  # type: ignore[arg-type]  # passed on as it came
 
 
-def _key_context(slot: Slot) -> KeyContext:
+def key_context(slot: Slot) -> KeyContext:
+    """What the data key of a version is bound to."""
     return KeyContext(purpose=_PURPOSE, tenant=slot.tenant, name=slot.model, version=slot.number)
 
 

@@ -10,6 +10,8 @@ from casemate.keys.v1 import key_service_pb2_grpc as stubs
 from casemate.transport.registry import RegisteredService, registered
 from services.keys.operations import KeyOperations, require_operator
 
+KEY_SERVICE = "casemate.keys.v1.KeyService"
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
     from typing import Any, Protocol

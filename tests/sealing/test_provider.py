@@ -89,8 +89,10 @@ def test_settings_come_from_the_environment_in_either_spelling() -> None:
     old = load_settings(KekSettings, {"CASEMATE_AUTH_KEK_FILE": "/b"}, component="auth")
     assert (new.location(), old.location()) == (FileKek(path=Path("/a")), FileKek(path=Path("/b")))
     for environment in ({}, both):
-        with pytest.raises(ConfigurationError, match="one of the settings"):
-            load_settings(KekSettings, environment, component="auth").location()
+        with pytest.raises(ConfigurationError, match="CASEMATE_AUTH_KEK or CASEMATE_AUTH_KEK_FILE"):
+            load_settings(KekSettings, environment, component="auth")
+    with pytest.raises(ConfigurationError, match="one of the settings"):
+        KekSettings().location()
 
 
 async def test_file_setting_opens_the_ring(tmp_path: Path) -> None:

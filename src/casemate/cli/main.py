@@ -23,6 +23,7 @@ COMMANDS = {
     "grant": ("casemate.cli.administration", "Who may do what to which resource."),
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
+    "kek": ("casemate.cli.kek", "Rotate key-encryption keys, and see what they wrap."),
     "model": ("casemate.cli.model", "Publish and reload signed models."),
     "log": ("casemate.cli.log", "Prove, verify and watch the transparency log."),
     "token": ("casemate.cli.token", "Print a token, for grpcurl and its kin."),

@@ -24,6 +24,7 @@ from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.errors import NotFound, StoredDataUnreadable
 from casemate.signing.keys import PublicKey, SigningKey
 from casemate.signing.merkle import leaf_hash, root, verify_inclusion
+from casemate.signing.shred_receipt import ShredReceipt, parse_verification_key, verify_shred_receipt
 from casemate.signing.signers import Signer
 from casemate.signing.statements import (
     Column,
@@ -52,6 +53,21 @@ class PushedVersion:
     root: bytes
     rows: int
     log_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShreddedVersion:
+    """A version that nothing opens any more, with the proof of it.
+
+    Attributes:
+        receipt: what the log's key signed.
+        envelope: the receipt as signed, for keeping.
+        log_key: the key that verifies it, `name+hash+base64`, as the service named it.
+    """
+
+    receipt: ShredReceipt
+    envelope: bytes
+    log_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,27 @@ class Datasets:
             return self._stub.GetVersion(messages.GetVersionRequest(dataset=dataset, version=version))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def shred(self, dataset: str, version: int) -> ShreddedVersion:
+        """Destroys the data key of a version, for ever; repeated, it gives the same receipt.
+
+        The receipt is verified under the key that the service names, which is the
+        service's word: compare it with the log key that you know.
+
+        Raises:
+            NotFound: there is no such version, or it is not granted.
+            Unavailable: the service will finish what was begun; ask again for the receipt.
+        """
+        request = messages.ShredVersionRequest(dataset=dataset, version=version)
+        try:
+            answer = self._stub.ShredVersion(request)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        log, key = parse_verification_key(answer.log_key)
+        verified = verify_shred_receipt(bytes(answer.receipt), log=log, public_key=key)
+        if (verified.receipt.dataset, verified.receipt.version) != (dataset, version):
+            raise StoredDataUnreadable("the receipt is another version's")
+        return ShreddedVersion(verified.receipt, bytes(answer.receipt), answer.log_key)
 
     def manifest(
         self,

@@ -95,15 +95,11 @@ class KekSettings:
             raise ConfigurationError("the key-encryption key is named by one of the settings KEK and KEK_FILE")
         return self.kek if self.kek is not None else FileKek(path=self.kek_file or Path())
 
-    def require(self, component: str) -> None:
-        """Returns if exactly one setting is given.
-
-        Raises:
-            ConfigurationError: otherwise; names the variables as `component` has them.
-        """
+    def problems(self, prefix: str) -> list[str]:
+        """What the loader of settings says when neither is given, or both."""
         if (self.kek is None) == (self.kek_file is None):
-            name = f"CASEMATE_{component.upper()}_KEK"
-            raise ConfigurationError(f"the key-encryption key is named by one of {name} and {name}_FILE")
+            return [f"{prefix}KEK or {prefix}KEK_FILE: one of them names the key-encryption key, and not both"]
+        return []
 
     def beside(self, suffix: str) -> Path | None:
         """A file that is named like the local ring but for its suffix; None if the key is in no file."""

@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 from casemate.errors import ConfigurationError
 from casemate.settings.declaration import METADATA_KEY, Nested, Setting
@@ -84,6 +84,15 @@ def _component_prefix(component: str) -> str:
     return f"{_PREFIX}{component.upper().replace('-', '_')}_"
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that can tell what is wrong with them together, in the names that the operator used."""
+
+    def problems(self, prefix: str) -> list[str]:
+        """What is wrong, each in one line; `prefix` goes before the names of the settings."""
+        ...
+
+
 class _Reader:
     """Walks a settings dataclass and collects names and problems on the way."""
 
@@ -111,10 +120,14 @@ class _Reader:
         if len(self.problems) > before:
             return None
         try:
-            return cls(**values)
+            made = cls(**values)
         except ConfigurationError as error:
             self.problems.append(f"{_component_prefix(self._component)}{prefix}…: {cls.__name__}: {error}")
             return None
+        checked: object = made
+        if isinstance(checked, Checked):
+            self.problems += checked.problems(_component_prefix(self._component) + prefix)
+        return made
 
     def _read_setting(self, declared: Setting, prefix: str) -> object:
         start = _PREFIX if declared.shared else _component_prefix(self._component) + prefix
