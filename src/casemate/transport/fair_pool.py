@@ -45,6 +45,7 @@ class FairThreadPool(ThreadPoolExecutor):
         # Each idle thread waits at a lock of its own, which costs a third of a condition; the last one to fall
         # idle is woken first, as the processor still has its memory at hand.
         self._idle: list[threading.Lock] = []
+        self._waking = False
         self._started = 0
         self._ended = False
 
@@ -67,14 +68,8 @@ class FairThreadPool(ThreadPoolExecutor):
             if line is None:
                 line = self._lines[share] = deque()
             line.append((future, fn, args, kwargs))
-            bed = None
             # Nobody is woken for a share that has all it may: whoever ends one of its calls takes the next.
-            if self._running.get(share, 0) < self._most:
-                # Taken from the list here, not where it wakes: the next call must not count on the same thread.
-                if self._idle:
-                    bed = self._idle.pop()
-                elif self._started < self._size:
-                    self._start()
+            bed = self._rouse() if self._running.get(share, 0) < self._most else None
         if bed is not None:
             bed.release()
         return future
@@ -93,6 +88,22 @@ class FairThreadPool(ThreadPoolExecutor):
             for thread in list(self._threads):
                 thread.join()
 
+    def _rouse(self) -> threading.Lock | None:
+        """The bed of one more thread to wake, unless one is on its way.
+
+        That one looks, once it has its call, whether another is needed. To wake one for
+        every call costs more than the calls: a thread that is awake anyway would have
+        taken the next one before the woken thread came.
+        """
+        if self._waking:
+            return None
+        if self._idle:
+            self._waking = True
+            return self._idle.pop()
+        if self._started < self._size:
+            self._start()
+        return None
+
     def _start(self) -> None:
         self._started += 1
         thread = threading.Thread(target=self._serve, name=f"{self._name}_{self._started}", daemon=True)
@@ -101,21 +112,29 @@ class FairThreadPool(ThreadPoolExecutor):
 
     def _serve(self) -> None:
         share: str | None = None
-        bed = threading.Lock()
+        bed, woken = threading.Lock(), False
         bed.acquire()
         while True:
+            other = None
             with self._turn:
                 if share is not None:
                     self._leave(share)
+                if woken:
+                    self._waking = woken = False
                 found = self._next()
                 if found is None:
                     if self._ended and not self._lines:
                         self._wake_all()
                         return
                     self._idle.append(bed)
+                elif self._lines and self._may_run():
+                    other = self._rouse()
+            if other is not None:
+                other.release()
             if found is None:
                 share = None
                 bed.acquire()
+                woken = True
                 continue
             share, work = found
             _run(*work)
@@ -137,6 +156,9 @@ class FairThreadPool(ThreadPoolExecutor):
                 self._running[share] = running + 1
                 return share, work
         return None
+
+    def _may_run(self) -> bool:
+        return any(self._running.get(share, 0) < self._most for share in self._lines)
 
     def _leave(self, share: str) -> None:
         running = self._running[share] - 1
