@@ -32,6 +32,8 @@ _CACHED_CERTIFICATES: Final = 4096
 _TLS_1_3: Final = b"TLSv1.3"
 # SPIFFE-ID section 2.2: segments of these characters; "." and ".." are excluded below.
 _PATH: Final = re.compile(r"/(?:t/[a-z][a-z0-9-]{0,62}(?:/[A-Za-z0-9._-]+)+|svc/[a-z][a-z0-9-]{0,62})")
+POST_QUANTUM: Final = frozenset({"X25519MLKEM768"})
+"""Hybrid key exchange, which two grpcio peers use by themselves."""
 _SEAL: Final = object()
 
 
@@ -107,10 +109,17 @@ class Peer:
 
 
 class PeerVerifier:
-    """Verifies peers of one trust domain; keeps what it read of certificates, never what it decided."""
+    """Verifies peers of one trust domain; keeps what it read of certificates, never what it decided.
 
-    def __init__(self, *, trust_domain: str) -> None:
+    Args:
+        trust_domain: of every peer.
+        groups: the key exchange groups that are accepted, as TLS names them; None accepts any.
+            `POST_QUANTUM` accepts only what a future quantum computer does not open.
+    """
+
+    def __init__(self, *, trust_domain: str, groups: frozenset[str] | None = None) -> None:
         self._trust_domain = trust_domain
+        self._groups = None if groups is None else frozenset(group.encode() for group in groups)
         self._lock = threading.Lock()
         self._read: OrderedDict[bytes, tuple[PeerCertificate, dict[bytes, Peer]]] = OrderedDict()
 
@@ -140,6 +149,8 @@ class PeerVerifier:
         trust.revocations.check_peer(certificate.spiffe_id, certificate.thumbprint, now)
         groups = auth_context.get("ssl_negotiated_key_exchange_group", ())
         group = groups[0] if groups else b""
+        if self._groups is not None and group not in self._groups:
+            raise _refused("connection was made with another key exchange")
         peer = peers.get(group)
         if peer is None:
             # There are a handful of groups, and TLS names them, so this does not grow.
