@@ -131,3 +131,36 @@ async def test_every_port_refuses_tls_1_2(tmp_path):
         with pytest.raises(NotFound):
             await asyncio.to_thread(Administration(session).delete_grant, "none")
         session.close()
+
+
+async def test_lost_database_refuses_to_start_on_an_empty_one_and_a_restored_one_starts(tmp_path):
+    told: list[str] = []
+    async with state_in(tmp_path) as state:
+        async with started(state, told):
+            pass
+        data = cluster_on(state, told).postgres.data_directory
+        aside = data.with_name("aside")
+        data.rename(aside)
+        for _ in range(2):  # the refusal itself makes no new one
+            cluster = cluster_on(state, told)
+            with pytest.raises(ConfigurationError, match=r"is gone; restore it"):
+                await cluster.start()
+            await cluster.stop()
+        aside.rename(data)
+        async with started(state, told):
+            pass
+
+
+async def test_service_that_cannot_start_says_why_at_once(tmp_path):
+    told: list[str] = []
+    async with state_in(tmp_path) as state:
+        async with started(state, told):
+            pass
+        state.password_file("casemate_auth").chmod(0o666)
+        cluster = cluster_on(state, told)
+        with pytest.raises(ConfigurationError, match=r"auth does not start: CASEMATE_AUTH_DATABASE_PASSWORD: "):
+            await cluster.start()
+        await cluster.stop()
+        state.password_file("casemate_auth").chmod(0o600)
+        async with started(state, told):
+            pass

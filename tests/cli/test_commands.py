@@ -151,6 +151,7 @@ def test_health_says_who_serves(run, state):
     assert run("health", "auth", "--address", address, "--identity", identity) == "SERVING\n"
     # The same address under another service's name: the certificate does not say so.
     run("health", "datasets", "--address", address, "--identity", identity, expect=1)
+    assert run("health", "inference") == "SERVING\n"
 
 
 def test_key_file_is_never_overwritten(run, tmp_path):
@@ -159,6 +160,21 @@ def test_key_file_is_never_overwritten(run, tmp_path):
     before = file.read_bytes()
     assert "exists" in run("signer", "create", file, expect=1)
     assert file.read_bytes() == before
+
+
+def test_file_that_is_no_text_is_refused_in_one_line(run, supplier, tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_bytes(b"height\n\xff\xfe\n")
+    assert "not text in UTF-8" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
+    file.write_bytes(b"")
+    assert "no header line" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
+
+
+def test_file_that_cannot_be_written_is_named_in_one_line(run, supplier):
+    trust = ("--trust", f"{supplier}.pub")
+    assert "/nowhere/out.csv" in run(
+        "dataset", "pull", "people", *trust, "--out", "/nowhere/out.csv", *SUPPLIER, expect=1
+    )
 
 
 def test_command_without_an_identity_says_how_to_give_one(run):

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from casemate.cli.prediction import ask, ask_as
+from casemate.cli.certificates import OPERATOR
+from casemate.cli.figures import read_metrics
+from casemate.cli.prediction import ask, ask_as, describe_as
 from casemate.cli.story import CHUNK_BYTES, DATASET, MODEL, TENANT, Story
 from casemate.client.admin import Administration
 from casemate.client.chunks import cut
@@ -189,24 +191,26 @@ class Attacks:
         """A grant for mallory inserted by SQL, MAC copied from a good one; then given by the operator."""
         from casemate.cli.tampering import insert_grant, remove_grant  # noqa: PLC0415  # loads asyncpg
 
-        mallory = self._story.session("mallory")
-        identifier = insert_grant(
-            self._cluster.state, tenant=TENANT, caller=f"t/{TENANT}/mallory", verb="infer", resource=f"model/{MODEL}"
-        )
-        time.sleep(1.0)  # longer than the feed takes for a grant that counts; see the twin
+        mallory, path, resource = self._story.session("mallory"), f"t/{TENANT}/mallory", f"model/{MODEL}"
+        administration = Administration(self._story.session(*reversed(OPERATOR)))
+        alarms = self._alarms()
+        forged = insert_grant(self._cluster.state, tenant=TENANT, caller=path, verb="infer", resource=resource)
+        # News is told in order: once a later, honest grant counts, the forged one was told and judged.
+        later = administration.create_grant(tenant=TENANT, caller=path, verb="describe", resource=resource)
+        _eventually(lambda: describe_as(mallory, MODEL))
         outcome = refused(
             "grant inserted by SQL",
             lambda: ask_as(mallory, MODEL, blank()),
             Code.NOT_FOUND,
             Reason.RESOURCE_NOT_FOUND,
         )
-        remove_grant(self._cluster.state, identifier)
-        administration = Administration(self._story.session("operator", "casemate"))
-        given = administration.create_grant(
-            tenant=TENANT, caller=f"t/{TENANT}/mallory", verb="infer", resource=f"model/{MODEL}"
-        )
+        raised = self._alarms() - alarms
+        outcome = Outcome(outcome.name, f"{outcome.answer}, alarms raised: {raised:.0f}", outcome.held and raised > 0)
+        remove_grant(self._cluster.state, forged)
+        given = administration.create_grant(tenant=TENANT, caller=path, verb="infer", resource=resource)
         outcome = _with_twin(outcome, lambda: _eventually(lambda: ask_as(mallory, MODEL, blank())))
-        administration.delete_grant(given)
+        for grant in (given, later):
+            administration.delete_grant(grant)
         return outcome
 
     def flipped_bit(self) -> Outcome:
@@ -223,6 +227,14 @@ class Attacks:
         ask_as(self._story.session("caller"), MODEL, blank())
         _flip_bit(stored)
         return _with_twin(outcome, lambda: models.reload(MODEL, 1))
+
+    def _alarms(self) -> float:
+        """How many rows of authority auth has found to be not its own."""
+        operator = self._story.session(*reversed(OPERATOR))
+        leaf = self._cluster.state.client_leaf(*OPERATOR)
+        port = self._cluster.ports.metrics["auth"]
+        figures = read_metrics(port, name=operator.service_name("auth"), identity=leaf)
+        return figures.get("casemate_authority_alarms_total", 0.0)
 
     def _next_version(self) -> tuple[Datasets, bytes]:
         datasets = Datasets(self._story.session("supplier"))

@@ -95,7 +95,7 @@ class Cluster:
             self.state, trust_domain=self.trust_domain, report=self._report, clock=self._clock
         )
         self.certificates.renew_due()
-        await self.postgres.start()
+        await self._start_database()
         launcher = Launcher(
             state=self.state,
             ports=self.ports,
@@ -112,7 +112,7 @@ class Cluster:
             child = Child(launcher.service(service), on_restart=self._restarted)
             self._children.append(child)
             await child.start()
-        await self.wait_healthy()
+        await self.wait_healthy(starting=True)
         self.state.endpoints.write_text(json.dumps(self._announcement(), indent=1))
         self._tasks = [
             asyncio.create_task(self._renew(), name="renew certificates"),
@@ -132,11 +132,14 @@ class Cluster:
         await self.postgres.stop()
         self._release_lock()
 
-    async def wait_healthy(self) -> None:
+    async def wait_healthy(self, *, starting: bool = False) -> None:
         """Waits until every service says SERVING.
 
+        Args:
+            starting: a service that ends before it was healthy is not waited for.
+
         Raises:
-            ConfigurationError: one did not in time; names its log.
+            ConfigurationError: one did not in time, or ended; says what its log says.
         """
         from casemate.cli.health import serving  # noqa: PLC0415  # loads grpc, which `--help` need not wait for
 
@@ -147,13 +150,14 @@ class Cluster:
         source = self.certificates.operator_source()
         while waiting:
             for service in sorted(waiting):
+                if starting and self.child(service).restarts:
+                    raise ConfigurationError(f"{service} does not start: {last_message(self.state.log(service))}")
                 address = f"127.0.0.1:{self.ports.grpc[service]}"
                 if await asyncio.to_thread(serving, address, service, source, self.trust_domain):
                     waiting.discard(service)
             if waiting and asyncio.get_running_loop().time() > deadline:
                 name = sorted(waiting)[0]
-                last = _last_line(self.state.log(name))
-                raise ConfigurationError(f"{name} did not become healthy; its log {self.state.log(name)} ends: {last}")
+                raise ConfigurationError(f"{name} did not become healthy: {last_message(self.state.log(name))}")
             await asyncio.sleep(0.05)
 
     def child(self, service: str) -> Child:
@@ -180,9 +184,22 @@ class Cluster:
             self._lock.close()
             self._lock = None
 
+    async def _start_database(self) -> None:
+        used = self._marker.exists()
+        try:
+            await self.postgres.start(create=not used)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{error}" + (f"; restore it, or move {self.state.root} away to begin anew" if used else "")
+            ) from error
+
+    @property
+    def _marker(self) -> Path:
+        """Says that this state has had a database with an operator in it."""
+        return self.state.root / "operator.bootstrapped"
+
     async def _bootstrap_operator(self, launcher: Launcher) -> None:
-        marker = self.state.root / "operator.bootstrapped"
-        if marker.exists():
+        if self._marker.exists():
             return
         spiffe_id = f"spiffe://{self.trust_domain}/t/{'/'.join(OPERATOR)}"
         command = launcher.service("auth", "bootstrap-operator", "--client-id", OPERATOR[1], "--spiffe-id", spiffe_id)
@@ -198,7 +215,7 @@ class Cluster:
         if process.returncode:
             lines = output.decode(errors="replace").strip().splitlines() or ["no output"]
             raise ConfigurationError(f"the first operator could not be made: {lines[-1]}")
-        marker.touch()
+        self._marker.touch()
 
     def _announcement(self) -> dict[str, object]:
         return {
@@ -209,6 +226,8 @@ class Cluster:
         }
 
     def _restarted(self, service: str, status: int) -> None:
+        if not self._tasks:
+            return  # still starting: `wait_healthy` says it
         ended = f"signal {-status}" if status < 0 else f"status {status}"
         self._report(f"{service} ended ({ended}) and is started again; its log: {self.state.log(service)}")
 
@@ -229,15 +248,19 @@ class Cluster:
             self._report("the database ended and is started again")
             try:
                 await self.postgres.stop()
-                await self.postgres.start()
+                await self.postgres.start(create=False)
             except CasemateError as error:
                 # Ended again while it recovered, perhaps: whatever it was, the next look tries anew.
                 self._report(f"the database did not start, and will be tried again: {str(error).splitlines()[-1]}")
 
 
-def _last_line(log: Path) -> str:
+def last_message(log: Path) -> str:
+    """The last thing that a log says, and where it is."""
     try:
         lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:
-        return "(nothing)"
-    return lines[-1][:400] if lines else "(nothing)"
+        lines = []
+    last = lines[-1] if lines else "nothing was said"
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        last = json.loads(last)["message"]
+    return f"{last.strip()[:400]} (log: {log})"

@@ -12,12 +12,13 @@ import click
 
 from casemate.cli.connection import tenant_of, with_session
 from casemate.cli.keys import load_public_key, load_signing_key
-from casemate.client.chunks import cut, records_of
+from casemate.client.chunks import cut, cut_as_signed, read_pieces, records_of
 from casemate.client.datasets import Datasets
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
 from casemate.signing.shred_receipt import ShredReceipt, parse_verification_key, verify_shred_receipt
-from casemate.signing.statements import Column
+from casemate.signing import dsse
+from casemate.signing.statements import DATASET_MANIFEST_TYPE, Column, DatasetManifest
 
 
 @click.group("dataset")
@@ -114,21 +115,57 @@ def push(session: Session, file: Path, key: Path, name: str | None, as_json: boo
         click.echo(f"{dataset} version {done.version}: {done.rows} rows, root {done.root.hex()}")
 
 
+@dataset_command.command("manifest")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--name", default=None, help="Name of the dataset [default: the file's].")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write the statement to.")
+@with_session
+def manifest(session: Session, file: Path, name: str | None, out: Path) -> None:
+    """Writes what would be signed for FILE (CSV with a header line), for a key that is kept elsewhere.
+
+    Sign it as docs/how-to/sign-with-openssl.md says, then `push-signed --header`.
+    """
+    source = records_of(file, skip_header=True)
+    made = Datasets(session).manifest(
+        source, tenant=tenant_of(session), dataset=name or file.stem, schema=_columns(file)
+    )
+    out.write_bytes(made.to_statement())
+    click.echo(f"{made.dataset} version {made.version}: {made.rows} rows, root {made.root.hex()}, to sign: {out}")
+
+
+@dataset_command.command("push-signed")
+@click.argument("envelope", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--header", is_flag=True, help="FILE begins with a header line, which was not signed.")
+@with_session
+def push_signed(session: Session, envelope: Path, file: Path, header: bool) -> None:
+    """Pushes the records in FILE under ENVELOPE, a manifest that was signed elsewhere (DSSE, JSON).
+
+    Safe to repeat after a crash. FILE holds exactly the bytes that the manifest names.
+    """
+    signed = envelope.read_bytes()
+    manifest = DatasetManifest.parse(dsse.peek_payload(signed, DATASET_MANIFEST_TYPE))
+    pieces = (record + b"\n" for record in records_of(file, skip_header=True)()) if header else read_pieces(file)
+    chunks = cut_as_signed(pieces, [chunk.bytes for chunk in manifest.chunks])
+    done = Datasets(session).push_envelope(signed, chunks, dataset=manifest.dataset)
+    click.echo(f"{done.dataset} version {done.version}: {done.rows} rows, root {done.root.hex()}")
+
+
 @dataset_command.command("pull")
 @click.argument("dataset")
-@click.option("--version", default=0, show_default="latest")
+@click.option("--version", type=click.IntRange(min=1), default=None, show_default="latest")
 @click.option(
     "--trust", type=click.Path(path_type=Path, exists=True), required=True, help="Supplier's public key (PEM)."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, with a header line.")
 @with_session
-def pull(session: Session, dataset: str, version: int, trust: Path, out: Path) -> None:
+def pull(session: Session, dataset: str, version: int | None, trust: Path, out: Path) -> None:
     """Writes a version to a file, every batch proven under the root that the trusted key signed.
 
     The file appears only when the whole version was proven.
     """
     key = load_public_key(trust)
-    pulled = Datasets(session).pull(dataset, version, tenant=tenant_of(session), trusted=[key])
+    pulled = Datasets(session).pull(dataset, version or 0, tenant=tenant_of(session), trusted=[key])
     unproven = out.with_name(out.name + ".part")
     with unproven.open("wb") as file:
         header = ",".join(column.name for column in pulled.manifest.manifest.schema)
@@ -141,11 +178,11 @@ def pull(session: Session, dataset: str, version: int, trust: Path, out: Path) -
 
 @dataset_command.command("describe")
 @click.argument("dataset")
-@click.option("--version", default=0, show_default="latest")
+@click.option("--version", type=click.IntRange(min=1), default=None, show_default="latest")
 @with_session
-def describe(session: Session, dataset: str, version: int) -> None:
+def describe(session: Session, dataset: str, version: int | None) -> None:
     """Prints what is known of a version, as JSON."""
-    found = Datasets(session).describe(dataset, version)
+    found = Datasets(session).describe(dataset, version or 0)
     said = {
         "dataset": dataset,
         "version": found.version,
@@ -160,13 +197,13 @@ def describe(session: Session, dataset: str, version: int) -> None:
 
 def _columns(file: Path) -> list[Column]:
     """The columns of the header line, with the narrowest type that all records fit."""
-    with file.open(newline="") as lines:
-        header = next(csv.reader(lines), None)
+    with file.open("rb") as lines:
+        header = next(csv.reader([_text(next(lines, b""), file)]), None)
     if not header:
         raise ConfigurationError(f"{file} has no header line")
     kinds = ["integer"] * len(header)
     for chunk in cut(records_of(file, skip_header=True)()):
-        for row in csv.reader(chunk.decode().splitlines()):
+        for row in csv.reader(_text(chunk, file).splitlines()):
             for index, value in enumerate(row[: len(kinds)]):
                 kinds[index] = _widen(kinds[index], value)
     return [
@@ -186,3 +223,10 @@ def _widen(kind: str, value: str) -> str:
         except ValueError:
             return "text"
     return kind
+
+
+def _text(data: bytes, file: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{file} is not text in UTF-8") from None

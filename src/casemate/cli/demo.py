@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ from casemate.cli import digits
 from casemate.cli.attacks import Attacks, Outcome
 from casemate.cli.children import find_checkout
 from casemate.cli.cluster import Cluster
+from casemate.cli.environment import require_unset
 from casemate.cli.ports import Ports
 from casemate.cli.prediction import ask_as
 from casemate.cli.state import StateDirectory
@@ -62,6 +64,7 @@ class Told:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def demo_command(as_json: bool) -> None:
     """Tells the whole story on throw-away state and free ports; exits 0 only if everything held."""
+    require_unset(os.environ)  # noqa: TID251  # where the environment enters
     begun = time.monotonic()
     told = asyncio.run(_run())
     costs = _measure_costs()
@@ -137,7 +140,9 @@ def _measure_costs() -> Mapping[str, str]:
 
 
 def _quoted(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if value > 0 else f"less than this machine's noise ({unit})"
+    if value <= 0:
+        return f"less than this machine's noise ({unit})"
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
 
 
 def _conclude(told: Told, costs: Mapping[str, str], seconds: float, *, as_json: bool) -> None:

@@ -9,6 +9,10 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from casemate.cli.certificates import OPERATOR
+from casemate.cli.connection import Announcement
+from casemate.cli.main import Options
+from casemate.cli.state import SERVICES, StateDirectory
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 
@@ -30,12 +34,27 @@ def serving(address: str, service: str, source: CertificateSource, trust_domain:
 
 
 @click.command("health")
-@click.argument("service", type=click.Choice(["auth", "inference", "datasets"]))
-@click.option("--address", required=True, help="host:port of the service.")
-@click.option("--identity", type=click.Path(path_type=Path, exists=True), required=True, help="Leaf directory.")
-@click.option("--trust-domain", default="casemate.internal", show_default=True)
-def health_command(service: str, address: str, identity: Path, trust_domain: str) -> None:
+@click.argument("service", type=click.Choice(SERVICES))
+@click.option("--address", default=None, help="host:port of the service [default: of the cluster on this machine].")
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    help="Leaf directory [default: the operator's].",
+)
+@click.option("--trust-domain", default=None, help="SPIFFE trust domain.")
+@click.pass_obj
+def health_command(
+    options: Options, service: str, address: str | None, identity: Path | None, trust_domain: str | None
+) -> None:
     """Exits 0 when SERVICE proves its name and says that it serves."""
-    healthy = serving(address, service, CertificateSource(identity), trust_domain)
+    state = StateDirectory(options.state)
+    said = Announcement.read(state)
+    healthy = serving(
+        address or said.endpoints.of(service),
+        service,
+        CertificateSource(identity or state.client_leaf(*OPERATOR)),
+        trust_domain or said.trust_domain,
+    )
     click.echo("SERVING" if healthy else "NOT SERVING")
     sys.exit(0 if healthy else 1)

@@ -92,3 +92,7 @@ def main() -> None:
         said = "" if isinstance(error, ConfigurationError) else f"{error.code} / {error.reason}: "
         click.echo(f"casemate: {said}{error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        # Files that people name; everything else that fails this way has an error of ours.
+        click.echo(f"casemate: {error.filename or 'cannot go on'}: {error.strerror or error}", err=True)
+        sys.exit(1)

@@ -83,11 +83,11 @@ def label_version(
 
 @model_command.command("reload")
 @click.argument("name")
-@click.option("--number", default=0, show_default="newest")
+@click.option("--number", type=click.IntRange(min=1), default=None, show_default="newest")
 @with_session
-def reload(session: Session, name: str, number: int) -> None:
+def reload(session: Session, name: str, number: int | None) -> None:
     """Has the service verify every stored byte again and load the version anew."""
-    loaded = Models(session).reload(name, number)
+    loaded = Models(session).reload(name, number or 0)
     click.echo(f"{name} version {loaded} verified and loaded")
 
 

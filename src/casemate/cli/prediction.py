@@ -61,3 +61,17 @@ def ask_as(session: Session, model: str, pixels: NDArray[np.float32]) -> NDArray
         return ask(client, model, pixels)
     finally:
         client.close()
+
+
+def describe_as(session: Session, model: str) -> None:
+    """Asks what the model takes and gives.
+
+    Raises:
+        CasemateError: what the service answered.
+    """
+    client = triton_client(session)
+    try:
+        with ours():
+            client.get_model_metadata(model)
+    finally:
+        client.close()

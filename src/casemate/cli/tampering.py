@@ -50,7 +50,7 @@ def insert_grant(state: StateDirectory, *, tenant: str, caller: str, verb: str, 
                 "SELECT sequence, 'grant', ARRAY[$1] FROM trust_head",
                 identifier,
             )
-            await connection.execute("SELECT pg_notify('trust', '')")
+            await connection.execute("SELECT pg_notify('casemate_trust', '')")
 
     asyncio.run(insert())
     return identifier

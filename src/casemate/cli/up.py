@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shlex
 import signal
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import click
 
 from casemate.cli.cluster import Cluster
+from casemate.cli.environment import require_unset
 from casemate.cli.main import Options
 from casemate.cli.ports import Ports
 from casemate.cli.state import SERVICES, StateDirectory
@@ -30,6 +33,7 @@ def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool
     State lies in the state directory and survives. Certificates are renewed at half
     their life. A service that dies is started again.
     """
+    require_unset(os.environ)  # noqa: TID251  # where the environment enters
     ports = Ports.free() if free_ports else Ports.fixed()
     asyncio.run(_run(options.state, trust_domain, ports, seed=seed))
 
@@ -78,7 +82,7 @@ async def _start(cluster: Cluster, *, seed: bool) -> None:
 
 
 def _announce(cluster: Cluster, seconds: float) -> None:
-    casemate = f"{Path(sys.executable).parent / 'casemate'} --state {cluster.state.root}"
+    casemate = shlex.join([str(Path(sys.executable).parent / "casemate"), "--state", str(cluster.state.root)])
     say(f"\nReady in {seconds:.1f} s. mutual TLS 1.3 only, on loopback:")
     for service in SERVICES:
         port, metrics = cluster.ports.grpc[service], cluster.ports.metrics[service]
@@ -87,7 +91,7 @@ def _announce(cluster: Cluster, seconds: float) -> None:
     say(f"  {casemate} try predict   # ask for a prediction, as a caller with a certificate")
     say(f"  {casemate} try steal     # use the caller's token with another certificate")
     say(f"  {casemate} try rows      # read the dataset's rows straight from PostgreSQL")
-    say(
-        f"\nKeys lie in {cluster.state.root}, the key-encryption keys in its kek/ among them: who loses those loses "
-        "the data.\nCtrl-C stops everything and keeps the data."
-    )
+    database = cluster.postgres.data_directory
+    say(f"\nEverything lies in {cluster.state.root}; the database in {database}.")
+    say("The key-encryption keys are in its kek/: who loses those loses the data.")
+    say("Ctrl-C stops everything and keeps the data.")

@@ -106,10 +106,19 @@ class EmbeddedPostgres:
         """The running server's process, or None."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
-    async def start(self) -> None:
+    @property
+    def data_directory(self) -> Path:
+        """Where the data are: below the state folder, unless PostgreSQL's user cannot reach that."""
+        return base_of(self._state) / "data"
+
+    async def start(self, *, create: bool = True) -> None:
         """Starts the server, from the main thread, and returns when it answers.
 
         Makes the data folder on first use. Takes well under a second on a folder that has data.
+
+        Args:
+            create: whether this may be the first use. Where there were data, an empty
+                server in their place would be worse than none.
 
         Raises:
             ConfigurationError: another live process runs it, or it cannot be made or started; one line says why.
@@ -123,7 +132,7 @@ class EmbeddedPostgres:
             if placement.base != self._state:
                 # A copy of the state folder names the same data.
                 self._take_lock(placement.base)
-            await self._start(placement)
+            await self._start(placement, create=create)
         except OSError as error:
             await self.stop()
             raise ConfigurationError(f"PostgreSQL cannot be prepared: {error.filename}: {error.strerror}") from error
@@ -131,10 +140,12 @@ class EmbeddedPostgres:
             await self.stop()
             raise
 
-    async def _start(self, placement: Placement) -> None:
+    async def _start(self, placement: Placement, *, create: bool) -> None:
         programs = self._programs or reachable_programs(placement)
         await end_predecessor(placement.data)
         if not placement.data.exists():
+            if not create:
+                raise ConfigurationError(f"the database in {placement.data} is gone")
             make_data(placement, programs, password_file=self._state / _PASSWORD_FILE)
         make_folder(self.socket_directory, placement.account, 0o700)
         await self._start_postgres(placement, programs)
