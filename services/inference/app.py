@@ -189,7 +189,7 @@ class Service:
         )
         dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
         gate = build_gate(dependencies, trust_domain=trust_domain)
-        self._interceptor = GateInterceptor(gate)
+        self._interceptor = GateInterceptor(gate, streams=max(1, serving.threads * 3 // 4))
         self._server = self._build_server(dependencies.source, address, serving, lame_duck)
 
     @property

@@ -429,6 +429,31 @@ def test_a_caller_beyond_its_share_is_refused_at_headers_and_others_are_not(kind
         talk.end()
 
 
+def test_streams_leave_threads_to_single_calls_and_their_places_come_back(service_leaf, trainer):
+    with serve("sync", World(), service_leaf, streams=2) as served, served.channel(trainer) as channel:
+        token = served.world.token(trainer)
+        talks = [Talk(served, channel, token) for _ in range(2)]
+        assert [talk.say() for talk in talks] == [PARSED, PARSED]
+        one_more = Talk(served, channel, token)
+        with pytest.raises(grpc.RpcError) as refused:
+            one_more.say()
+        error = from_rpc_error(refused.value)
+        assert (error.reason, error.retry_after) == (Reason.RATE_LIMITED, timedelta(seconds=1))
+        assert served.call(channel, token=token).version == PARSED
+        for talk in talks:
+            talk.end()
+        for _ in range(200):  # its place comes back a moment after its last word
+            try:
+                again = Talk(served, channel, token)
+                assert again.say() == PARSED
+                break
+            except grpc.RpcError:
+                threading.Event().wait(0.05)
+        else:
+            pytest.fail("no place came back")
+        again.end()
+
+
 def test_an_aio_handler_that_reads_and_writes_by_its_context_gets_judged_messages(service_leaf, trainer):
     world = World()
     with serve("aio", world, service_leaf) as served, served.channel(trainer) as channel:

@@ -9,11 +9,13 @@ If this fails: handlers run for calls that the gate refused. Data stays sealed.
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
+from casemate.errors import Exhausted
 from casemate.gate.adapters.bodies import TICK, Bodies
 from casemate.gate.adapters.caller_context import bind_caller
 from casemate.gate.adapters.calls import (
@@ -42,7 +44,10 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 RECHECK_EVERY = timedelta(seconds=1)
 BODY_WITHIN = timedelta(seconds=10)
+STREAMS = 12
+"""Three quarters of the threads that a server has if nothing else is said."""
 _CANCEL_AFTER_TICKS = 3
+_STREAM_AGAIN = timedelta(seconds=1)
 _PEERS = "a peer without a token"  # no tenant: their names hold no spaces
 
 
@@ -53,12 +58,20 @@ class GateInterceptor(grpc.ServerInterceptor):
         gate: decides.
         recheck_every: how often running streams are judged again; also at once when trust changes.
         body_within: how long a single request may take to arrive after its headers.
+        streams: streams that may run at once, each of which holds a thread: fewer than the server has,
+            so that some are left for single calls whoever streams.
     """
 
     def __init__(
-        self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
+        self,
+        gate: Gate,
+        *,
+        recheck_every: timedelta = RECHECK_EVERY,
+        body_within: timedelta = BODY_WITHIN,
+        streams: int = STREAMS,
     ) -> None:
         self._gate = gate
+        self._streams = threading.BoundedSemaphore(streams)
         self._request_ids = RequestIds()
         self._bodies = Bodies(clock=gate.clock, within=body_within)
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
@@ -101,7 +114,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         if handler is not None and not handler.request_streaming and not handler.response_streaming:
             ADMITTED.set(admission)
             return self._unary_method(method, handler)
-        call = _Call(self._gate, admission, handler, self._watchdog, self._bodies)
+        call = _Call(self._gate, admission, handler, self._watchdog, self._bodies, streams=self._streams)
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -137,13 +150,22 @@ class _Call:
     """One admitted call: what it waits for, and how it ends."""
 
     def __init__(
-        self, gate: Gate, admission: Admission, handler: Handler | None, watchdog: Watchdog, bodies: Bodies
+        self,
+        gate: Gate,
+        admission: Admission,
+        handler: Handler | None,
+        watchdog: Watchdog,
+        bodies: Bodies,
+        *,
+        streams: threading.BoundedSemaphore,
     ) -> None:
         self._gate = gate
         self._admission = admission
         self._handler = handler
         self._watchdog = watchdog
         self._bodies = bodies
+        self._streams = streams
+        self._streaming = False
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
         self._context: grpc.ServicerContext | None = None
@@ -209,6 +231,9 @@ class _Call:
         handler = self._handler
         if handler is None:
             return None
+        self._streaming = self._streams.acquire(blocking=False)
+        if not self._streaming:
+            raise Exhausted("all streams that may run do", retry_after=_STREAM_AGAIN)
         if handler.request_streaming:
             self._watchdog.add(self)
             self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
@@ -243,6 +268,8 @@ class _Call:
 
     def _end(self) -> None:
         self._watchdog.remove(self)
+        if self._streaming:
+            self._streams.release()
         if self._incoming is not None:
             self._incoming.close()
         self._gate.finish(self._admission, self._code)
