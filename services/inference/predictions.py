@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from casemate.errors import CasemateError, DeadlineExceeded, Exhausted, InternalError, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.batch_jobs import CallerLeft, Terms
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from services.inference.catalogue import Catalogue
     from services.inference.loader import LoadedModel
     from services.inference.streams import Streams
-    from services.inference.tensors import Array
+    from services.inference.tensors import Array, TensorSpec
     from services.inference.tracing import Trace
 
 DEFAULT_DEADLINE = timedelta(seconds=60)
@@ -207,7 +209,7 @@ class Predictions:
         )
         total = 0
         for spec in tensors.outputs:
-            array = outputs[spec.name]
+            array = rounded(outputs[spec.name], spec, loaded.serving.output_decimals)
             total += array.nbytes
             if total > self._limits.reply_bytes:
                 raise Exhausted("the reply is too large", reason=Reason.REQUEST_TOO_LARGE)
@@ -217,6 +219,13 @@ class Predictions:
             elif spec.datatype.contents is not None:
                 getattr(output.contents, spec.datatype.contents).extend(encode_typed(array, spec.datatype))
         return response
+
+
+def rounded(array: Array, spec: TensorSpec, decimals: int | None) -> Array:
+    """The array with so many decimals, where it is floating point and the model asks for it."""
+    if decimals is None or array.dtype.kind != "f" or spec.datatype.width is None:
+        return array
+    return np.round(array, decimals)
 
 
 def _failure(error: BaseException) -> str:

@@ -31,6 +31,7 @@ _MAX_WINDOW_US = 100_000
 _MAX_LEVELS = 16
 _MAX_INSTANCES = 64
 _MAX_PREFERRED = 16
+_MAX_DECIMALS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ class Serving:
         instances: runs at once; 0 leaves it to the server, which takes one per core.
         priority_levels: 1 is the most urgent; with one level, clients have no say.
         refuse_non_finite: NaN and infinities are refused; otherwise they are the model's matter.
+        output_decimals: places after the point that answers in floating point are rounded to, against
+            those who harvest exact scores to copy the model; None: not rounded.
         warm_up: requests that must run before the model is ready.
     """
 
@@ -76,6 +79,7 @@ class Serving:
     instances: int = 0
     priority_levels: int = 1
     refuse_non_finite: bool = False
+    output_decimals: int | None = None
     warm_up: tuple[Sample, ...] = field(default=(), repr=False)
 
 
@@ -98,6 +102,7 @@ def read_serving(files: Mapping[str, bytes]) -> Serving:
         queue=table.integer("queue", 1, _MAX_QUEUE, 256),
         instances=table.integer("instances", 1, _MAX_INSTANCES, 0),
         priority_levels=table.integer("priority_levels", 1, _MAX_LEVELS, 1),
+        output_decimals=table.optional_integer("output_decimals", 0, _MAX_DECIMALS),
         refuse_non_finite=table.choice("non_finite", ("pass", "refuse"), "pass") == "refuse",
         warm_up=_samples(table),
     )
@@ -171,6 +176,11 @@ class _Table:
 
     def integer(self, name: str, minimum: int, maximum: int, default: int) -> int:
         return self._within(self.take(name, default), name, minimum, maximum, default)
+
+    def optional_integer(self, name: str, minimum: int, maximum: int) -> int | None:
+        if name not in self._left:
+            return None
+        return self._within(self.take(name), name, minimum, maximum, None)
 
     def integers(self, name: str, minimum: int, maximum: int, most: int) -> tuple[int, ...]:
         return tuple(self._within(value, name, minimum, maximum, None) for value in self.list(name, most))

@@ -22,6 +22,7 @@ class Sums:
         self.seen: list[tuple[wire.ModelInferRequest, dict[str, str]]] = []
         self.answer: object | None = None
         self.hold: threading.Event | None = None
+        self.begun = threading.Semaphore(0)
 
     def service(self) -> RegisteredService:
         def handler(method: object, request: str) -> grpc.RpcMethodHandler:
@@ -45,6 +46,9 @@ class Sums:
 
     def _infer(self, request: wire.ModelInferRequest, context: grpc.ServicerContext) -> wire.ModelInferResponse:
         self.seen.append((request, dict(context.invocation_metadata())))
+        self.begun.release()
+        if self.hold is not None:
+            assert self.hold.wait(30)
         if isinstance(self.answer, grpc.StatusCode):
             context.abort(self.answer, "canary of the back end")
         if isinstance(self.answer, wire.ModelInferResponse):
