@@ -22,6 +22,8 @@ from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
 from casemate.gate.core.records import Grant, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot, TrustState
+from casemate.keys.v1 import key_service_pb2
+from casemate.keys.v1.key_service_pb2_grpc import KeyServiceStub
 from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.provider import KekSettings
 from casemate.secret import Secret
@@ -105,6 +107,7 @@ class Actor:
 
     datasets: DatasetServiceStub
     log: LogServiceStub
+    keys: KeyServiceStub
     metadata: tuple[tuple[str, str], ...]
 
     async def push(self, requests: Iterable[messages.PushDatasetRequest]) -> list[messages.PushDatasetResponse]:
@@ -133,6 +136,22 @@ class Actor:
         with our_errors():
             request = messages.GetVersionRequest(dataset=dataset, version=version)
             return await self.datasets.GetVersion(request, metadata=self.metadata)
+
+    async def shred(self, version: int = 1, dataset: str = "digits") -> messages.ShredVersionResponse:
+        with our_errors():
+            request = messages.ShredVersionRequest(dataset=dataset, version=version)
+            return await self.datasets.ShredVersion(request, metadata=self.metadata)
+
+    async def kek_status(self) -> dict[tuple[str, int], int]:
+        """Keys by purpose and version."""
+        with our_errors():
+            found = await self.keys.GetKekStatus(key_service_pb2.GetKekStatusRequest(), metadata=self.metadata)
+        return {(count.purpose, count.kek_version): count.keys for count in found.wrapped}
+
+    async def rewrap(self) -> list[key_service_pb2.RewrapKeysResponse]:
+        with our_errors():
+            call = self.keys.RewrapKeys(key_service_pb2.RewrapKeysRequest(), metadata=self.metadata)
+            return [progress async for progress in call]
 
     async def pull(
         self, dataset: str = "digits", version: int = 0
@@ -174,7 +193,7 @@ class World:
         self.grants = [
             Grant(id=f"{tenant}-{verb}", tenant=tenant, caller=f"t/{tenant}/*", verb=verb, resource="dataset/*")
             for tenant in ("acme", "globex")
-            for verb in ("push", "read")
+            for verb in ("push", "read", "shred")
         ]
         self.signers = [self.signer(self.supplier)]
         self.tell()
@@ -221,7 +240,7 @@ class World:
         channel = grpc.aio.secure_channel(f"127.0.0.1:{self.running.port}", credentials(directory), OPTIONS)
         self._channels.append(channel)
         metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        return Actor(DatasetServiceStub(channel), LogServiceStub(channel), metadata)
+        return Actor(DatasetServiceStub(channel), LogServiceStub(channel), KeyServiceStub(channel), metadata)
 
     def _token(self, directory: Path, tenant: str, name: str, scopes: str) -> str:
         now = int(time.time())
