@@ -60,6 +60,7 @@ class Administration:
     Args:
         store: where they go.
         new_token_key: makes the successor of a revoked token key.
+        token_keys: lists the token keys.
         trust_domain: in which SPIFFE IDs lie.
         clock: says when now is.
     """
@@ -69,11 +70,13 @@ class Administration:
         *,
         store: AuthorityStore,
         new_token_key: Callable[[], Awaitable[TokenKey]],
+        token_keys: Callable[[], Awaitable[list[tuple[TokenKey, datetime | None]]]],
         trust_domain: str,
         clock: Clock,
     ) -> None:
         self._store = store
         self._new_token_key = new_token_key
+        self._token_keys = token_keys
         self._trust_domain = trust_domain
         self._clock = clock
 
@@ -238,6 +241,11 @@ class Administration:
                 value, successor=successor, revocation=revocation, now=self._clock.now()
             )
         return await self._store.revoke(revocation, now=self._clock.now())
+
+    async def list_token_keys(self, admin: str) -> list[tuple[TokenKey, datetime | None]]:
+        """The keys that sign tokens, and when each changes its state next. Raises PermissionDenied: not an operator."""
+        _require_house(admin)
+        return await self._token_keys()
 
     async def revoke_own_token(self, token_id: str) -> None:
         """Revokes one token whose identifier was proven to be its client's own."""

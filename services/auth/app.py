@@ -319,7 +319,11 @@ def _services(
 ) -> list[RegisteredService]:
     store = authority.store
     administration = Administration(
-        store=store, new_token_key=ring.new_key, trust_domain=settings.identity.trust_domain, clock=clock
+        store=store,
+        new_token_key=ring.new_key,
+        token_keys=ring.overview,
+        trust_domain=settings.identity.trust_domain,
+        clock=clock,
     )
     parts = TokenParts(
         families=FamilyStore(pool=authority.pool, tables=authority.tables),

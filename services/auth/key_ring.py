@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from casemate.clock import Clock
 from casemate.errors import AlreadyExists, CasemateError, StoredDataUnreadable, Unavailable
 from casemate.sealing.kek import KeyEncryptionKey
 from services.auth import token_keys
-from services.auth.key_schedule import KeySchedule, Step, Turn, next_step
+from services.auth.key_schedule import KeySchedule, Step, Turn, due, next_step
 from services.auth.records import TokenKey
 from services.auth.store.authority import AuthorityStore
 from services.auth.store.token_keys import TokenKeyStore
@@ -112,6 +112,11 @@ class TokenKeyRing:
             done.append(step)
             if step.turn is Turn.ACTIVATE:
                 await self.reload()
+
+    async def overview(self) -> list[tuple[TokenKey, datetime | None]]:
+        """Every key whose row verifies, and when its state changes next. One read."""
+        keys = await self._keys.all()
+        return [(key, due(key, keys, schedule=self._schedule)) for key in keys]
 
     async def new_key(self) -> TokenKey:
         """A key that may become the active one."""

@@ -78,6 +78,21 @@ def next_step(keys: Sequence[TokenKey], *, now: datetime, schedule: KeySchedule)
     return Step(turn=Turn.ACTIVATE, kid=waiting.kid) if now >= schedule.activated_at(active, waiting) else None
 
 
+def due(key: TokenKey, keys: Sequence[TokenKey], *, schedule: KeySchedule) -> datetime | None:
+    """When a key's state changes next by the schedule; None if it does not, or nobody can say yet."""
+    active = next(_in_state(keys, "active"), None)
+    waiting = next(_in_state(keys, "published"), None)
+    match key.state:
+        case "retiring":
+            return since(key) + schedule.verified_after
+        case "published":
+            return None if active is None else schedule.activated_at(active, key)
+        case "active":
+            return None if waiting is None else schedule.activated_at(key, waiting)
+        case _:
+            return None
+
+
 def since(key: TokenKey) -> datetime:
     """When a key got its state."""
     return key.changed_at or key.created_at

@@ -16,6 +16,7 @@ from casemate.gate.adapters.caller_context import current_caller
 from casemate.gate.adapters.records import grant_to_message
 from casemate.gate.core.records import Effect, Grant, RevocationKind
 from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
+from services.auth.key_schedule import since
 from services.auth.records import Authentication, Client
 
 if TYPE_CHECKING:
@@ -141,9 +142,21 @@ class AdminServicer(AdminServiceServicer):
         self, request: messages.RevokeSignerRequest, _context: Context
     ) -> messages.RevokeSignerResponse:
         """Revokes a signer."""
-        since = moment(request, "compromised_since", "compromised_since")
-        await self._administration.revoke_signer(administrator(), request.key_id, since=since)
+        from_when = moment(request, "compromised_since", "compromised_since")
+        await self._administration.revoke_signer(administrator(), request.key_id, since=from_when)
         return messages.RevokeSignerResponse()
+
+    async def ListTokenKeys(  # noqa: N802
+        self, _request: messages.ListTokenKeysRequest, _context: Context
+    ) -> messages.ListTokenKeysResponse:
+        """Lists the keys that sign access tokens."""
+        response = messages.ListTokenKeysResponse()
+        for key, until in await self._administration.list_token_keys(administrator()):
+            status = response.keys.add(kid=key.kid, algorithm=key.algorithm, state=key.state)
+            status.since.FromDatetime(since(key))
+            if until is not None:
+                status.until.FromDatetime(until)
+        return response
 
     async def Revoke(  # noqa: N802
         self, request: messages.RevokeRequest, _context: Context

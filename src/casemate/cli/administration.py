@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,8 +14,9 @@ import click
 
 from casemate.cli.children import find_checkout
 from casemate.cli.connection import with_session
+from casemate.cli.credentials import key_command, secret_command
 from casemate.cli.keys import load_public_key, load_signing_key, write_signing_key
-from casemate.client.admin import Administration
+from casemate.client.admin import Administration, Authentication
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
 from casemate.signing.keys import SigningKey
@@ -22,6 +24,8 @@ from casemate.signing.registration import sign_registration
 from casemate.signing.signers import Role
 
 VERBS = ("push", "read", "publish", "infer", "describe", "shred", "*")
+
+MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
 
 @click.group("operator")
@@ -64,12 +68,23 @@ def client_command() -> None:
     """Who may ask for tokens."""
 
 
+client_command.add_command(secret_command)
+client_command.add_command(key_command)
+
+
 @client_command.command("create")
 @click.argument("client_id")
 @click.option("--tenant", required=True)
 @click.option("--spiffe-id", required=True, help="Inside spiffe://DOMAIN/t/TENANT/.")
 @click.option("--audience", "audiences", multiple=True, required=True)
 @click.option("--scope", "scopes", multiple=True, required=True)
+@click.option(
+    "--authentication",
+    type=click.Choice(["certificate", "private-key-jwt", "secret"]),
+    default="certificate",
+    show_default=True,
+    help="What it shows: its certificate alone, or something of its own besides.",
+)
 @with_session
 def create_client(
     session: Session,
@@ -78,10 +93,16 @@ def create_client(
     spiffe_id: str,
     audiences: tuple[str, ...],
     scopes: tuple[str, ...],
+    authentication: Authentication,
 ) -> None:
     """Registers CLIENT_ID: its certificate's SPIFFE ID, and what its tokens may be for."""
     Administration(session).create_client(
-        client_id=client_id, tenant=tenant, spiffe_id=spiffe_id, audiences=audiences, scopes=scopes
+        client_id=client_id,
+        tenant=tenant,
+        spiffe_id=spiffe_id,
+        audiences=audiences,
+        scopes=scopes,
+        authentication=authentication,
     )
     click.echo(f"client {client_id} created")
 
@@ -169,20 +190,28 @@ def prove_signer(file: Path, tenant: str, role: Role, trust_domain: str) -> None
 @click.option("--proof", type=click.File("rb"), required=True, help="What `signer prove` printed.")
 @click.option("--tenant", required=True)
 @click.option("--role", type=click.Choice(["supplier", "publisher", "operator"]), required=True)
+@click.option("--valid-until", type=MOMENT, help="Last moment at which it counts, UTC [default: in a year].")
 @with_session
-def register_signer(session: Session, public_key: Path, proof: BinaryIO, tenant: str, role: Role) -> None:
+def register_signer(
+    session: Session, public_key: Path, proof: BinaryIO, tenant: str, role: Role, valid_until: datetime | None
+) -> None:
     """Registers PUBLIC_KEY (PEM) as a signer of a tenant."""
     key = load_public_key(public_key)
     key_id = Administration(session).register_signer(
-        tenant=tenant, role=role, public_key=key.der, proof=proof.read().strip()
+        tenant=tenant, role=role, public_key=key.der, proof=proof.read().strip(), valid_until=_utc(valid_until)
     )
     click.echo(f"key id {key_id}")
 
 
 @signer_command.command("revoke")
 @click.argument("key_id")
+@click.option("--compromised-since", type=MOMENT, help="UTC [default: from the beginning].")
 @with_session
-def revoke_signer(session: Session, key_id: str) -> None:
-    """Revokes a signer: nothing that it signed is trusted."""
-    Administration(session).revoke_signer(key_id)
+def revoke_signer(session: Session, key_id: str, compromised_since: datetime | None) -> None:
+    """Revokes a signer: nothing that it signed since a moment is trusted."""
+    Administration(session).revoke_signer(key_id, compromised_since=_utc(compromised_since))
     click.echo(f"signer {key_id} revoked")
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)

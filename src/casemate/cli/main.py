@@ -21,6 +21,8 @@ COMMANDS = {
     "tenant": ("casemate.cli.administration", "Tenants."),
     "client": ("casemate.cli.administration", "Who may ask for tokens."),
     "grant": ("casemate.cli.administration", "Who may do what to which resource."),
+    "issuer": ("casemate.cli.credentials", "External issuers, and who may speak for their subjects."),
+    "token-key": ("casemate.cli.credentials", "The keys that sign access tokens."),
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "kek": ("casemate.cli.kek", "Rotate key-encryption keys, and see what they wrap."),
@@ -52,7 +54,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[name][0])
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from datetime import datetime
+from typing import Literal, TypeAlias, TypeVar
 
 import grpc
 
@@ -17,6 +18,13 @@ from casemate.transport.status import from_rpc_error
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+Authentication: TypeAlias = Literal["certificate", "private-key-jwt", "secret"]
+
+AUTHENTICATIONS = {
+    "certificate": messages.CLIENT_AUTHENTICATION_CERTIFICATE,
+    "private-key-jwt": messages.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT,
+    "secret": messages.CLIENT_AUTHENTICATION_SECRET,
+}
 ROLES = {
     "supplier": records.SIGNER_ROLE_SUPPLIER,
     "publisher": records.SIGNER_ROLE_PUBLISHER,
@@ -36,11 +44,23 @@ class Administration:
         self._call(self._stub.CreateTenant, messages.CreateTenantRequest(tenant=tenant))
 
     def create_client(
-        self, *, client_id: str, tenant: str, spiffe_id: str, audiences: Sequence[str], scopes: Sequence[str]
+        self,
+        *,
+        client_id: str,
+        tenant: str,
+        spiffe_id: str,
+        audiences: Sequence[str],
+        scopes: Sequence[str],
+        authentication: Authentication = "certificate",
     ) -> None:
-        """Registers who may ask for tokens, and for which."""
+        """Registers who may ask for tokens, for which, and what it shows besides its certificate."""
         client = messages.Client(
-            client_id=client_id, tenant=tenant, spiffe_id=spiffe_id, audiences=audiences, scopes=scopes
+            client_id=client_id,
+            tenant=tenant,
+            spiffe_id=spiffe_id,
+            audiences=audiences,
+            scopes=scopes,
+            authentication=AUTHENTICATIONS[authentication],
         )
         self._call(self._stub.CreateClient, messages.CreateClientRequest(client=client))
 
@@ -61,14 +81,33 @@ class Administration:
         """The live grants on a tenant's resources."""
         return list(self._call(self._stub.ListGrants, messages.ListGrantsRequest(tenant=tenant)).grants)
 
-    def register_signer(self, *, tenant: str, role: Role, public_key: bytes, proof: bytes) -> str:
-        """Registers a signer's public key on its proof of possession; returns the key id."""
+    def register_signer(
+        self, *, tenant: str, role: Role, public_key: bytes, proof: bytes, valid_until: datetime | None = None
+    ) -> str:
+        """Registers a signer's public key on its proof of possession; returns the key id.
+
+        Its signatures count until `valid_until`; for a year if that is not given.
+        """
         request = messages.RegisterSignerRequest(tenant=tenant, role=ROLES[role], public_key=public_key, proof=proof)
+        if valid_until is not None:
+            request.valid_until.FromDatetime(valid_until)
         return self._call(self._stub.RegisterSigner, request).key_id
 
-    def revoke_signer(self, key_id: str) -> None:
-        """Revokes a signer from the beginning: nothing it signed is trusted."""
-        self._call(self._stub.RevokeSigner, messages.RevokeSignerRequest(key_id=key_id))
+    def revoke_signer(self, key_id: str, *, compromised_since: datetime | None = None) -> None:
+        """Revokes a signer: nothing that it signed since a moment is trusted; nothing at all if that is not given."""
+        request = messages.RevokeSignerRequest(key_id=key_id)
+        if compromised_since is not None:
+            request.compromised_since.FromDatetime(compromised_since)
+        self._call(self._stub.RevokeSigner, request)
+
+    def list_token_keys(self) -> list[messages.TokenKeyStatus]:
+        """The keys that sign access tokens, for operators of the house tenant."""
+        return list(self._call(self._stub.ListTokenKeys, messages.ListTokenKeysRequest()).keys)
+
+    def revoke_token_key(self, kid: str) -> str:
+        """Ends a key and every token that it signed, within a second; another signs from then on."""
+        request = messages.RevokeRequest(kind=records.REVOCATION_KIND_KEY, value=kid)
+        return self._call(self._stub.Revoke, request).id
 
     def revoke_token(self, token_id: str) -> str:
         """Revokes one token everywhere; returns the revocation's identifier."""

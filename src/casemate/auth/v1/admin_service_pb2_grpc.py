@@ -76,6 +76,11 @@ class AdminServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.FromString,
                 _registered_method=True)
+        self.ListTokenKeys = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/ListTokenKeys',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysResponse.FromString,
+                _registered_method=True)
         self.Revoke = channel.unary_unary(
                 '/casemate.auth.v1.AdminService/Revoke',
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeRequest.SerializeToString,
@@ -150,6 +155,14 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTokenKeys(self, request, context):
+        """Lists the keys that sign access tokens, and when each changes its state next.
+        For operators of the house tenant. To revoke one, see `Revoke`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Revoke(self, request, context):
         """Revokes tokens or certificates, everywhere within a second.
         """
@@ -199,6 +212,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeSigner,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.SerializeToString,
+            ),
+            'ListTokenKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokenKeys,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysResponse.SerializeToString,
             ),
             'Revoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Revoke,
@@ -424,6 +442,33 @@ class AdminService(object):
             '/casemate.auth.v1.AdminService/RevokeSigner',
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokenKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/ListTokenKeys',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

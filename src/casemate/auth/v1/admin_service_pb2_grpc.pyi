@@ -61,6 +61,10 @@ class AdminServiceStub:
     """Revokes a signer from a moment on: what it signed since is not trusted.
     Errors: NOT_FOUND.
     """
+    ListTokenKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTokenKeysRequest, _admin_service_pb2.ListTokenKeysResponse]
+    """Lists the keys that sign access tokens, and when each changes its state next.
+    For operators of the house tenant. To revoke one, see `Revoke`.
+    """
     Revoke: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeRequest, _admin_service_pb2.RevokeResponse]
     """Revokes tokens or certificates, everywhere within a second."""
 
@@ -96,6 +100,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RevokeSigner: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeSignerRequest, _admin_service_pb2.RevokeSignerResponse]  # type: ignore[assignment]
     """Revokes a signer from a moment on: what it signed since is not trusted.
     Errors: NOT_FOUND.
+    """
+    ListTokenKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTokenKeysRequest, _admin_service_pb2.ListTokenKeysResponse]  # type: ignore[assignment]
+    """Lists the keys that sign access tokens, and when each changes its state next.
+    For operators of the house tenant. To revoke one, see `Revoke`.
     """
     Revoke: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeRequest, _admin_service_pb2.RevokeResponse]  # type: ignore[assignment]
     """Revokes tokens or certificates, everywhere within a second."""
@@ -177,6 +185,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_service_pb2.RevokeSignerResponse, _abc.Awaitable[_admin_service_pb2.RevokeSignerResponse]]:
         """Revokes a signer from a moment on: what it signed since is not trusted.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTokenKeys(
+        self,
+        request: _admin_service_pb2.ListTokenKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListTokenKeysResponse, _abc.Awaitable[_admin_service_pb2.ListTokenKeysResponse]]:
+        """Lists the keys that sign access tokens, and when each changes its state next.
+        For operators of the house tenant. To revoke one, see `Revoke`.
         """
 
     @_abc_1.abstractmethod
