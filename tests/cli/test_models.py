@@ -1,0 +1,106 @@
+"""Models as a publisher and an operator handle them by command: publish, go back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from tests.services.inference.identity import identity
+from tests.support.up import CASEMATE, PATIENCE, Up
+
+OPERATOR = ("--as", "casemate/operator")
+TRAINER = ("--as", "acme/modeller")
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models") / "state"
+    up = Up(root)
+    try:
+        up.wait_for("Ready in")
+        yield root
+    finally:
+        up.end()
+        up.erase()
+
+
+@pytest.fixture(scope="module")
+def run(state):
+    def run(*arguments: str | Path, expect: int = 0) -> str:
+        done = subprocess.run(
+            [CASEMATE, "--state", state, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == expect, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if expect == 0 else done.stderr
+
+    return run
+
+
+def register(run, folder: Path, role: str) -> Path:
+    key = folder / f"{role}.pem"
+    run("signer", "create", key)
+    proof = key.with_suffix(".proof")
+    proof.write_text(run("signer", "prove", key, "--tenant", "acme", "--role", role))
+    run("signer", "register", f"{key}.pub", "--proof", proof, "--tenant", "acme", "--role", role, *OPERATOR)
+    return key
+
+
+@pytest.fixture(scope="module")
+def modeller(run, tmp_path_factory):
+    """Keys of a supplier, a publisher and an operator, a dataset's root, and somebody who may do it all."""
+    folder = tmp_path_factory.mktemp("keys")
+    run("pki", "issue", "acme/modeller")
+    spiffe_id = "spiffe://casemate.internal/t/acme/modeller"
+    scopes = ("datasets.write", "datasets.read", "models.publish", "models.infer")
+    run(
+        *("client", "create", "acme-modeller", "--tenant", "acme", "--spiffe-id", spiffe_id),
+        *("--audience", "datasets", "--audience", "inference"),
+        *(word for scope in scopes for word in ("--scope", scope)),
+        *OPERATOR,
+    )
+    for verb, resource in (("push", "dataset/numbers"), ("read", "dataset/numbers"), ("publish", "model/echo")):
+        what = ("--verb", verb, "--resource", resource)
+        run("grant", "create", "--tenant", "acme", "--caller", "t/acme/modeller", *what, *OPERATOR)
+    keys = {role: register(run, folder, role) for role in ("supplier", "publisher", "operator")}
+    data = folder / "numbers.csv"
+    data.write_text("a,b\n1,2\n3,4\n")
+    pushed = json.loads(run("dataset", "push", data, "--key", keys["supplier"], "--json", *TRAINER))
+    return keys, pushed["root"]
+
+
+def publish(run, modeller, model: bytes, folder: Path, number: int, expect: int = 0) -> str:
+    keys, root = modeller
+    file = folder / "model.onnx"
+    file.write_bytes(model)
+    signed = ("--key", keys["publisher"], "--dataset-root", root)
+    arguments = ("model", "publish", file, "--name", "echo", "--number", str(number), *signed, "--json", *TRAINER)
+    return run(*arguments, expect=expect)
+
+
+def test_an_operator_goes_back_to_an_older_version_and_a_publisher_cannot(run, modeller, tmp_path):
+    keys, _ = modeller
+    first, _second = (json.loads(publish(run, modeller, identity("FP32"), tmp_path, number)) for number in (1, 2))
+    label = ("model", "label", "echo", "stable", "--tenant", "acme", "--number", "1", "--digest", first["digest"])
+    refused = run(*label, "--key", keys["publisher"], *OPERATOR, expect=1)
+    assert "SIGNER_UNTRUSTED" in refused or "not permitted" in refused or "denied" in refused
+    assert run(*label, "--key", keys["operator"], *OPERATOR).strip() == "stable=1"
+    away = ("model", "label", "echo", "stable", "--tenant", "acme", "--number", "0", "--key", keys["operator"])
+    assert run(*away, *OPERATOR).strip() == "echo has no label"
+
+
+def test_publishing_a_model_with_external_data_says_how_to_inline_it(run, modeller, tmp_path):
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [1], [1.0])
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "weight"], ["y"])], "g", tensors[:1], tensors[1:], [weight]
+    )
+    said = publish(run, modeller, helper.make_model(graph).SerializeToString(), tmp_path, 3, expect=1)
+    assert "save_as_external_data=False" in said
