@@ -29,7 +29,6 @@ from casemate.signing.cosignature import verify_cosignature, with_cosignature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casemate.signing.checkpoint import VerifiedCheckpoint
     from casemate.signing.keys import SigningKey
     from services.datasets.alarms import Alarms
     from services.datasets.log_store import LogStore
@@ -38,6 +37,9 @@ WITNESS_EVERY: Final = timedelta(seconds=30)
 """How often the witness is shown the head although nobody asks for it."""
 
 _ATTEMPTS: Final = 3
+_QUIET_SECONDS: Final = 5.0
+"""A witness that failed is not asked for so long: callers would wait for it, one behind the other."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -91,6 +93,7 @@ class Checkpoints:
         self._witness = witness
         self._asking = asyncio.Lock()
         self._known_size = 0
+        self._quiet_until = 0.0
         self.witness_key = ""
 
     @property
@@ -104,18 +107,18 @@ class Checkpoints:
         Raises:
             StoredDataUnreadable: the head does not verify, or the witness saw another history.
         """
-        head = await self._log.head()
-        note = sign_checkpoint(self._origin, head.size, head.root, self._key)
-        if self._witness is None or not head.size:
-            return Shown(head.size, note)
         async with self._asking:
+            shown = await self._signed()
+            if self._witness is None or not shown.size or asyncio.get_running_loop().time() < self._quiet_until:
+                return shown
             try:
-                note = await self._cosigned(self._witness, verify_checkpoint(note, self._origin, self._key.public))
+                return await self._cosigned(self._witness, shown)
             except StoredDataUnreadable:
                 raise
             except CasemateError as error:
-                _LOGGER.warning("the witness did not cosign %d entries: %s", head.size, error)
-        return Shown(head.size, note)
+                _LOGGER.warning("the witness did not cosign %d entries: %s", shown.size, error)
+                self._quiet_until = asyncio.get_running_loop().time() + _QUIET_SECONDS
+                return shown
 
     async def watch(self, every: timedelta) -> None:
         """Has the head cosigned again and again, so that the witness sees the log grow. Runs until cancelled."""
@@ -126,37 +129,46 @@ class Checkpoints:
             except CasemateError as error:
                 _LOGGER.warning("no checkpoint: %s", error)
 
-    async def _cosigned(self, witness: Witness, checkpoint: VerifiedCheckpoint) -> str:
-        kept_size, kept = await self._log.cosigned()
-        if kept_size == checkpoint.size and kept.startswith(checkpoint.text) and self.witness_key:
-            return kept
-        for _ in range(_ATTEMPTS):
-            answer = await self._ask(witness, checkpoint)
-            if answer.cosignature:
-                return await self._taken(checkpoint, answer)
-            self._known_size = answer.known_size
-        raise Conflict("the witness and another replica of ours are faster")
+    async def _signed(self) -> Shown:
+        head = await self._log.head()
+        return Shown(head.size, sign_checkpoint(self._origin, head.size, head.root, self._key))
 
-    async def _ask(self, witness: Witness, checkpoint: VerifiedCheckpoint) -> WitnessAnswer:
-        known = self._known_size
-        if known > checkpoint.size:
-            with self._alarms.on_authority():
-                raise StoredDataUnreadable(f"the witness saw {known} entries, and there are {checkpoint.size}")
-        proof: list[bytes] = []
+    async def _cosigned(self, witness: Witness, shown: Shown) -> Shown:
+        for _ in range(_ATTEMPTS):
+            if self._known_size > shown.size:
+                # Another replica may have had more cosigned after our look; then a second look sees it.
+                shown = await self._signed()
+                self._require_as_large(shown)
+            kept_size, kept = await self._log.cosigned()
+            if self.witness_key and kept_size == shown.size and kept.startswith(shown.note):
+                return Shown(kept_size, kept)
+            answer = await self._ask(witness, shown)
+            if answer.cosignature:
+                return await self._taken(shown, answer)
+            self._known_size = answer.known_size
+        raise Conflict("other replicas of ours are faster")
+
+    def _require_as_large(self, shown: Shown) -> None:
+        with self._alarms.on_authority():
+            if self._known_size > shown.size:
+                raise StoredDataUnreadable(f"the witness saw {self._known_size} entries, and there are {shown.size}")
+
+    async def _ask(self, witness: Witness, shown: Shown) -> WitnessAnswer:
+        known, proof = self._known_size, list[bytes]()
         if known:
-            proof, _ = await self._log.consistency(known, checkpoint.size)
+            proof, _ = await self._log.consistency(known, shown.size)
         try:
-            return await witness.cosign(checkpoint=checkpoint.text, old_size=known, proof=proof, log_key=self.log_key)
+            return await witness.cosign(checkpoint=shown.note, old_size=known, proof=proof, log_key=self.log_key)
         except Conflict as error:
             if error.reason is Reason.EQUIVOCATION:
                 with self._alarms.on_authority():
                     raise StoredDataUnreadable("the witness saw another history of the log") from error
             raise
 
-    async def _taken(self, checkpoint: VerifiedCheckpoint, answer: WitnessAnswer) -> str:
+    async def _taken(self, shown: Shown, answer: WitnessAnswer) -> Shown:
         name, key = parse_verification_key(answer.witness_key, ED25519_COSIGNATURE)
-        note = with_cosignature(checkpoint.text, answer.cosignature)
+        note = with_cosignature(shown.note, answer.cosignature)
         verify_cosignature(verify_checkpoint(note, self._origin, self._key.public), name=name, public_key=key)
-        self._known_size, self.witness_key = checkpoint.size, answer.witness_key
-        await self._log.keep_cosigned(checkpoint.size, note)
-        return note
+        self._known_size, self.witness_key = shown.size, answer.witness_key
+        await self._log.keep_cosigned(shown.size, note)
+        return Shown(shown.size, note)

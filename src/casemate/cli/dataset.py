@@ -15,9 +15,10 @@ from casemate.cli.keys import load_public_key, load_signing_key
 from casemate.client.chunks import cut, cut_as_signed, read_pieces, records_of
 from casemate.client.datasets import Datasets
 from casemate.client.session import Session
-from casemate.errors import ConfigurationError
-from casemate.signing.shred_receipt import ShredReceipt, parse_verification_key, verify_shred_receipt
+from casemate.errors import ConfigurationError, DigestMismatch
 from casemate.signing import dsse
+from casemate.signing.merkle import leaf_hash
+from casemate.signing.shred_receipt import ShredReceipt, parse_verification_key, verify_shred_receipt
 from casemate.signing.statements import DATASET_MANIFEST_TYPE, Column, DatasetManifest
 
 
@@ -145,10 +146,19 @@ def push_signed(session: Session, envelope: Path, file: Path, header: bool) -> N
     """
     signed = envelope.read_bytes()
     manifest = DatasetManifest.parse(dsse.peek_payload(signed, DATASET_MANIFEST_TYPE))
-    pieces = (record + b"\n" for record in records_of(file, skip_header=True)()) if header else read_pieces(file)
-    chunks = cut_as_signed(pieces, [chunk.bytes for chunk in manifest.chunks])
-    done = Datasets(session).push_envelope(signed, chunks, dataset=manifest.dataset)
-    click.echo(f"{done.dataset} version {done.version}: {done.rows} rows, root {done.root.hex()}")
+    sizes = [chunk.bytes for chunk in manifest.chunks]
+
+    def chunks() -> Iterator[bytes]:
+        lines = records_of(file, skip_header=True)
+        return cut_as_signed((line + b"\n" for line in lines()) if header else read_pieces(file), sizes)
+
+    # Twice through the file: a difference is told here, by number, before anything is sent.
+    for number, data in enumerate(chunks()):
+        if leaf_hash(data) != manifest.chunks[number].leaf_hash:
+            raise DigestMismatch(f"chunk {number} of {file} is not the one that was signed")
+    done = Datasets(session).push_envelope(signed, chunks(), dataset=manifest.dataset)
+    said = f"{done.dataset} version {done.version}: {done.rows} rows, root {done.root.hex()}"
+    click.echo(f"{said}, log entry {done.log_index}")
 
 
 @dataset_command.command("pull")

@@ -59,6 +59,38 @@ def cut(records: Iterable[bytes], *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> 
         yield b"".join(pending)
 
 
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, in constant memory."""
+    with path.open("rb") as file:
+        while piece := file.read(DEFAULT_CHUNK_BYTES):
+            yield piece
+
+
+def cut_as_signed(pieces: Iterable[bytes], sizes: Iterable[int]) -> Iterator[bytes]:
+    """Cuts bytes into the chunks that a manifest names, in constant memory.
+
+    Raises:
+        InvalidRequest: there are more or fewer bytes than were signed.
+    """
+    rest = iter(pieces)
+    held = bytearray()
+    for size in sizes:
+        while len(held) < size and (piece := next(rest, b"")):
+            held += piece
+        if len(held) < size:
+            raise _not_as_signed("ends before the manifest does")
+        yield bytes(held[:size])
+        del held[:size]
+    if held or any(rest):
+        raise _not_as_signed("goes on behind the manifest's last chunk")
+
+
+def _not_as_signed(description: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the file {description}", reason=Reason.DIGEST_MISMATCH, violations=(FieldViolation("file", description),)
+    )
+
+
 def digest(chunks: Iterable[bytes]) -> tuple[ChunkDigest, ...]:
     """What the manifest says of each chunk."""
     return tuple(ChunkDigest(leaf_hash=leaf_hash(chunk), bytes=len(chunk), rows=chunk.count(b"\n")) for chunk in chunks)

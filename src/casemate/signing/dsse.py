@@ -101,6 +101,15 @@ def verify_envelope(envelope: bytes, *, payload_type: str, resolve: KeyResolver)
     raise untrusted("no key of the envelope is known")
 
 
+def peek_payload(envelope: bytes, payload_type: str) -> bytes:
+    """What the envelope claims to have signed, for whoever forwards it and believes none of it.
+
+    Raises:
+        InvalidRequest: `MANIFEST_INVALID`; this is not an envelope of this type.
+    """
+    return _parse(envelope, payload_type)[0]
+
+
 def _parse(envelope: bytes, payload_type: str) -> tuple[bytes, list[tuple[str, bytes]]]:
     """Payload, and (hint, signature) pairs. Unknown fields are ignored, as DSSE asks."""
     if len(envelope) > MAXIMUM_ENVELOPE_BYTES:
