@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-costs bench-gate bench-sealing
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-auth bench-costs bench-gate bench-sealing
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package 
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
 	@for name in kserve mlserver; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
+
+bench-auth: .venv/run.stamp ## Tokens a second, and how soon a revocation is everywhere (JSON=1)
+	@exec $(BIN)/python -m bench.auth
 
 bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
 	@exec $(BIN)/python -m bench.costs
