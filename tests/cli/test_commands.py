@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -121,6 +123,22 @@ def test_dataset_that_is_not_granted_looks_like_one_that_is_not_there(run, suppl
     not_there = run("dataset", "describe", "nothing", *SUPPLIER, expect=1)
     assert not_granted.split("(request")[0] == not_there.split("(request")[0]
     assert "RESOURCE_NOT_FOUND" in not_there
+
+
+def test_why_a_call_was_refused_is_told_with_the_command_that_mends_it(run, state, supplier, tmp_path):
+    file = tmp_path / "heights.csv"
+    file.write_text(DATA)
+    push = ("dataset", "push", file, "--key", supplier, *SUPPLIER)
+    said = run(*push, expect=1)
+    assert "RESOURCE_NOT_FOUND" in said
+    told = run("audit", "why", re.search(r"\(request (\w+)\)", said)[1])
+    assert "GRANT_MISSING" in told
+    _, *mends = shlex.split(told.rpartition("to mend it:")[2])
+    assert mends[:2] == ["grant", "create"]
+    run(*mends, *OPERATOR)
+    assert "version" in run(*push)
+    for service in ("auth", "datasets", "inference"):
+        assert "one chain" in run("audit", "verify", state / "audit" / f"{service}.jsonl")
 
 
 def test_administration_needs_an_operator(run, supplier):
