@@ -155,7 +155,14 @@ def floods(directory: Path) -> list[Result]:
         Result("good caller, calm: p99", _p99(calm), "µs"),
         Result("good caller, flooded: p50", statistics.median(pressed), "µs"),
         Result("good caller, flooded: p99", _p99(pressed), "µs"),
-        Result("good caller's p99, flooded over calm", ratio, "times", "≤ 1.5", ratio <= 1.5),
+        Result(
+            "good caller's p99, flooded over calm",
+            ratio,
+            "times",
+            "≤ 1.5, at 30 % of what can be refused",
+            # The sender shares a processor with the good caller and may not get that far: then nothing is shown.
+            ratio <= 1.5 and refused / seconds >= 0.9 * SHARE * capacity,
+        ),
     ]
 
 
