@@ -73,10 +73,8 @@ def modeller(run, tmp_path_factory):
     return keys, pushed["root"]
 
 
-def publish(run, modeller, model: bytes, folder: Path, number: int, expect: int = 0) -> str:
+def publish(run, modeller, file: Path, number: int, *, expect: int = 0) -> str:
     keys, root = modeller
-    file = folder / "model.onnx"
-    file.write_bytes(model)
     signed = ("--key", keys["publisher"], "--dataset-root", root)
     arguments = ("model", "publish", file, "--name", "echo", "--number", str(number), *signed, "--json", *TRAINER)
     return run(*arguments, expect=expect)
@@ -84,10 +82,12 @@ def publish(run, modeller, model: bytes, folder: Path, number: int, expect: int 
 
 def test_an_operator_goes_back_to_an_older_version_and_a_publisher_cannot(run, modeller, tmp_path):
     keys, _ = modeller
-    first, _second = (json.loads(publish(run, modeller, identity("FP32"), tmp_path, number)) for number in (1, 2))
+    file = tmp_path / "model.onnx"
+    file.write_bytes(identity("FP32"))
+    first, _second = (json.loads(publish(run, modeller, file, number)) for number in (1, 2))
     label = ("model", "label", "echo", "stable", "--tenant", "acme", "--number", "1", "--digest", first["digest"])
     refused = run(*label, "--key", keys["publisher"], *OPERATOR, expect=1)
-    assert "SIGNER_UNTRUSTED" in refused or "not permitted" in refused or "denied" in refused
+    assert "SIGNER_UNTRUSTED" in refused
     assert run(*label, "--key", keys["operator"], *OPERATOR).strip() == "stable=1"
     away = ("model", "label", "echo", "stable", "--tenant", "acme", "--number", "0", "--key", keys["operator"])
     assert run(*away, *OPERATOR).strip() == "echo has no label"
@@ -102,5 +102,7 @@ def test_publishing_a_model_with_external_data_says_how_to_inline_it(run, modell
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "weight"], ["y"])], "g", tensors[:1], tensors[1:], [weight]
     )
-    said = publish(run, modeller, helper.make_model(graph).SerializeToString(), tmp_path, 3, expect=1)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(helper.make_model(graph).SerializeToString())
+    said = publish(run, modeller, file, 3, expect=1)
     assert "save_as_external_data=False" in said
