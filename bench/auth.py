@@ -5,6 +5,9 @@ TLS by one client in this process. Load and server share the machine's cores, so
 what is quoted per core is reckoned from the processor time of auth's own process.
 Revocations are timed from the administrator's call to the trust state of three
 followers, from which a gate refuses with its next call.
+
+With OIDC_PROVIDER=<folder with node_modules/oidc-provider>, node's oidc-provider does
+the same work in the same run.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
+from bench.auth_peer import oidc_provider
 from bench.report import Result, publish
 from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import token_service_pb2 as tokens
@@ -60,17 +64,35 @@ class Served:
     start_s: float
 
 
-async def main(*, as_json: bool) -> None:
-    """Measures everything once and prints it."""
+async def main(*, as_json: bool, peer: Path | None) -> None:
+    """Measures everything once and prints it; beside the peer, where a folder with it is given."""
     with tempfile.TemporaryDirectory(prefix="casemate-bench-") as scratch:
         directory = Path(scratch)
         if os.geteuid() == 0:
             os.chmod(directory, 0o711)  # noqa: PTH101, S103  # PostgreSQL is another user, and only passes through
         async with _auth(directory) as served:
             results = [Result("cold start to serving", served.start_s, "s", "≤ 2", met=served.start_s <= 2)]
-            results += await _throughput(served)
+            own = await _throughput(served)
+            results += own
+            if peer is not None:
+                results += await _beside(peer, own)
             results += await _revocations(served)
     publish("auth", results, as_json=as_json)
+
+
+async def _beside(folder: Path, own: list[Result]) -> list[Result]:
+    """The same work by node's oidc-provider, in turn with ours."""
+    results: list[Result] = []
+    async with oidc_provider(folder) as peer, AsyncExitStack() as stack:
+        for callers in CALLERS:
+            calls = [await peer.connect(stack) for _ in range(callers)]
+            name = f"oidc-provider issued, {callers} at once"
+            found = await _measure(peer.pid, name, calls)
+            ours = next(one for one in own if one.name == f"tokens issued, {callers} at once, per core of auth")
+            ahead = ours.value / found[1].value
+            goal = Result(f"ours beside it per core, {callers} at once", ahead, "×", "> 1", met=ahead > 1)
+            results += [*found, goal]
+    return results
 
 
 async def _throughput(served: Served) -> list[Result]:
@@ -88,26 +110,31 @@ async def _throughput(served: Served) -> list[Result]:
 
         for name, call in (("issued", issue), ("introspected", introspect)):
             for callers in CALLERS:
-                results += await _measure(served, f"tokens {name}, {callers} at once", call, callers)
+                results += await _measure(
+                    served.pid, f"tokens {name}, {callers} at once", [call] * callers, of=" of auth"
+                )
     return results
 
 
-async def _measure(served: Served, name: str, call: Callable[[], Awaitable[None]], callers: int) -> list[Result]:
+async def _measure(
+    pid: int, name: str, calls: Sequence[Callable[[], Awaitable[None]]], *, of: str = ""
+) -> list[Result]:
+    """Every call again and again, all at once; how many a second, and how many for a second of the process's time."""
     took: list[float] = []
-    began, busy = time.perf_counter(), _processor_seconds(served.pid)
+    began, busy = time.perf_counter(), _processor_seconds(pid)
 
-    async def work() -> None:
+    async def work(call: Callable[[], Awaitable[None]]) -> None:
         while time.perf_counter() - began < SECONDS:
             start = time.perf_counter()
             await call()
             took.append(time.perf_counter() - start)
 
-    await asyncio.gather(*(work() for _ in range(callers)))
-    spent = _processor_seconds(served.pid) - busy
+    await asyncio.gather(*(work(call) for call in calls))
+    spent = _processor_seconds(pid) - busy
     elapsed = time.perf_counter() - began
     return [
         Result(name, len(took) / elapsed, "1/s"),
-        Result(f"{name}, per core of auth", len(took) / spent, "1/s"),
+        Result(f"{name}, per core{of}", len(took) / spent, "1/s"),
         Result(f"{name}, p99", _percentile(took, 99) * 1000, "ms"),
     ]
 
@@ -264,4 +291,6 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(as_json=os.environ.get("JSON") == "1"))  # noqa: TID251  # where it enters
+    given = os.environ.get("OIDC_PROVIDER")  # noqa: TID251  # where it enters
+    as_json = bool(os.environ.get("JSON"))  # noqa: TID251  # as above
+    asyncio.run(main(as_json=as_json, peer=None if given is None else Path(given)))
