@@ -46,6 +46,7 @@ from casemate.settings import load_settings
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_pool
 from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import HealthState, aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
@@ -57,6 +58,7 @@ from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.key_ring import LOOKED_AT, TokenKeyRing
 from services.auth.key_schedule import KeySchedule
 from services.auth.labels import Labels
+from services.auth.log_teller import DatasetsLog, LogTeller
 from services.auth.releases import Releases
 from services.auth.server_metadata import ServerMetadata
 from services.auth.servicer_admin import AdminServicer
@@ -89,6 +91,7 @@ AUDIENCE: Final = "auth"
 _SCHEMA: Final = Path(__file__).parent / "schema"
 _GRACE: Final = timedelta(seconds=5)
 _CLOSE_SECONDS: Final = 10.0
+_LOG_TOLD_EVERY: Final = timedelta(seconds=1)
 _PLACES: Final = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS: Final = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
@@ -250,6 +253,7 @@ async def serving(
         )
         metrics_server = _show_metrics(settings, stack, metrics, source)
         await _take_calls(settings, stack, server, publisher, turning=ring.run(every=pace.keys_looked_at))
+        _tell_log(settings, stack, source, authority)
         yield Running(port=server.port, metrics_port=metrics_server.port, metrics=metrics, health=health, trust=trust)
 
 
@@ -268,6 +272,25 @@ async def _take_calls(
     listener = WakeListener(settings=settings.database, wake=publisher.wake)
     for work in (publisher.run(), listener.run(), turning):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
+
+
+def _tell_log(settings: AuthSettings, stack: AsyncExitStack, source: CertificateSource, authority: Authority) -> None:
+    """Has the transparency log told of every change, where it is said to be."""
+    if settings.datasets_address is None:
+        return
+    channel = RotatingChannel(target=settings.datasets_address, service_name="datasets", source=source)
+    stack.callback(channel.close)
+    metrics = authority.metrics
+    metrics.gauge("log_untold_changes", "Changes of the authority that the transparency log was not told of yet.")
+    teller = LogTeller(
+        pool=authority.pool,
+        tables=authority.tables,
+        key=authority.key,
+        alarms=authority.alarms,
+        log=DatasetsLog(channel),
+        lag=lambda value: metrics.set_value("log_untold_changes", value),
+    )
+    stack.push_async_callback(_cancel, asyncio.create_task(teller.run(_LOG_TOLD_EVERY)))
 
 
 def _show_metrics(

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from casemate.errors import ConfigurationError
 from casemate.sealing.provider import KekSettings
-from casemate.settings import DatabaseSettings, IdentitySettings, ListenSettings, TrustSettings, path, setting
+from casemate.settings import (
+    DatabaseSettings,
+    IdentitySettings,
+    ListenSettings,
+    TrustSettings,
+    address,
+    path,
+    setting,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,8 @@ class AuthSettings:
         authority_key_file: the key of the MACs on rows of authority, sealed under the
             KEK; made at the first start.
         audit_file: where decisions are written, one JSON object a line.
+        datasets_address: where the transparency log is, which is told of every change;
+            not told if not set.
     """
 
     listen: ListenSettings
@@ -37,6 +47,12 @@ class AuthSettings:
         help="file of the sealed MAC key; beside the key-encryption key if not set",
     )
     audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")
+    datasets_address: str | None = setting(
+        "DATASETS_ADDRESS",
+        parse=address,
+        default=None,
+        help="host:port of the datasets service, whose log is told of every change",
+    )
 
     @property
     def authority_key(self) -> Path:

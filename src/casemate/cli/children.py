@@ -79,8 +79,9 @@ class Launcher:
         }
         if service != "auth":
             values[f"{prefix}_AUTH_ADDRESS"] = f"127.0.0.1:{self.ports.grpc['auth']}"
-        if service == "inference":
+        if service != "datasets":
             values[f"{prefix}_DATASETS_ADDRESS"] = f"127.0.0.1:{self.ports.grpc['datasets']}"
+        if service == "inference":
             values[f"{prefix}_REPOSITORY_DIR"] = str(self.state.repository)
         for name in DATABASES[service]:
             database = "DATAKEYS_DATABASE" if name == "casemate_datakeys" else "DATABASE"
