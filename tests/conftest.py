@@ -6,4 +6,10 @@ from casemate.transport.floor import raise_floor
 
 raise_floor(os.environ)  # grpc reads the real environment, once, when the first test imports it
 
-pytest_plugins = ["tests.support.authority", "tests.support.foreign", "tests.support.keks", "tests.support.postgres"]
+pytest_plugins = [
+    "tests.support.authority",
+    "tests.support.canary",
+    "tests.support.foreign",
+    "tests.support.keks",
+    "tests.support.postgres",
+]

@@ -128,8 +128,10 @@ class Actor:
             call.cancel()
             return answers
 
-    async def push_all(self, envelope: bytes, chunks: Sequence[bytes] = CHUNKS) -> messages.PromotedVersion:
-        answers = await self.push([manifest_message(envelope), *chunk_messages(chunks), FINISH])
+    async def push_all(
+        self, envelope: bytes, chunks: Sequence[bytes] = CHUNKS, *, dataset: str = "digits"
+    ) -> messages.PromotedVersion:
+        answers = await self.push([manifest_message(envelope, dataset), *chunk_messages(chunks), FINISH])
         return answers[-1].promoted
 
     async def version(self, dataset: str = "digits", version: int = 0) -> messages.GetVersionResponse:

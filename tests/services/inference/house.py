@@ -36,6 +36,7 @@ from casemate.inference.v1 import model_service_pb2
 from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.watched_ring import WatchedKeyRing
 from casemate.signing.keys import SigningKey
 from casemate.signing.signers import Signer
 from casemate.signing.statements import FileDigest, ModelManifest, sign_model_manifest
@@ -185,8 +186,8 @@ class House:
         self.caller = self.client("caller")
         self.trainer = self.client("trainer")
         self._serving, self._backends, self._store = serving, backends, store
-        self._kek = directory / "kek.json"
-        LocalKeyRing.create(self._kek)
+        self.kek = directory / "kek.json"
+        LocalKeyRing.create(self.kek)
         add = release_service_pb2_grpc.add_ReleaseServiceServicer_to_server
         self._auth_channel = self._stand_in("auth", registered(add, self.auth))
         self._datasets_channel = self._stand_in(
@@ -209,7 +210,7 @@ class House:
                 trust=self.trust.state,
                 auth=self._auth_channel,
                 datasets=self._datasets_channel,
-                kek=LocalKeyRing.load(self._kek),
+                kek=WatchedKeyRing(self.kek),
                 audit=NoAudit(),
                 metrics=self.metrics,
                 clock=SystemClock(),
