@@ -134,8 +134,10 @@ class Administration:
         # Reaches ahead: a token may be signed at this very moment, after its client was read as enabled.
         now = self._clock.now()
         reach = now + _ISSUING_TAKES_AT_MOST
-        revocation = replace(self._revocation(RevocationKind.CLIENT, client_id), not_before=reach)
-        await self._store.disable_client(client_id, within=reach_of(admin), revocation=revocation, now=now)
+        # What it holds, and what others hold that speak for it.
+        kinds = (RevocationKind.CLIENT, RevocationKind.SUBJECT)
+        revocations = [replace(self._revocation(kind, client_id), not_before=reach) for kind in kinds]
+        await self._store.disable_client(client_id, within=reach_of(admin), revocations=revocations, now=now)
 
     async def create_grant(self, admin: str, grant: Grant) -> str:
         """Creates a grant under a new identifier, which is returned.

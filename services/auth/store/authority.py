@@ -7,7 +7,7 @@ is not found, like what does not exist.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -92,7 +92,7 @@ class AuthorityStore:
             await self._tables.clients.insert(change.connection, client)
 
     async def disable_client(
-        self, client_id: str, *, within: str | None, revocation: Revocation, now: datetime
+        self, client_id: str, *, within: str | None, revocations: Sequence[Revocation], now: datetime
     ) -> None:
         """Disables a client and revokes what it holds; again is no error.
 
@@ -106,7 +106,8 @@ class AuthorityStore:
             if client.enabled:
                 await self._tables.clients.replace(change.connection, replace(client, enabled=False))
             await end_families(self._tables, change, now=now, client_id=client_id)
-            await add_revocation(self._tables, change, revocation)
+            for revocation in revocations:
+                await add_revocation(self._tables, change, revocation)
 
     async def add_grant(self, grant: Grant) -> None:
         """Adds a grant.

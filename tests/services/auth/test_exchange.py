@@ -162,6 +162,15 @@ async def test_a_token_of_ours_for_the_gateway_itself_is_exchanged_and_carries_i
     await _until_inactive(house, answer.access_token)
 
 
+async def test_what_speaks_for_a_client_ends_when_that_client_is_disabled(house):
+    frontend = await _chain(house)
+    answer = await house.exchange((await frontend.token("acme-gateway")).access_token, kind=OURS)
+    request = tokens.IntrospectTokenRequest(token=answer.access_token)
+    assert (await house.gateway.ask("IntrospectToken", request)).active
+    await house.operator.administer("DisableClient", admin.DisableClientRequest(client_id="acme-frontend"))
+    await _until_inactive(house, answer.access_token)
+
+
 async def _until_inactive(house, token):
     request = tokens.IntrospectTokenRequest(token=token)
     async with asyncio.timeout(1):
