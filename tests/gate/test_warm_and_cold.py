@@ -168,7 +168,9 @@ class WarmAndCold(RuleBasedStateMachine):
         for token in self.texts[-4:]:
             warm, running = self.asked(self.world.gate, token)
             cold, _ = self.asked(self.world.build_gate(TokenCache()), token)
-            assert warm == cold
+            # A token that is expired and whose key is gone too may be refused for either: one gate still knew
+            # when it ends, the other has no key to read it with.
+            assert warm == cold or {warm, cold} == {Reason.TOKEN_EXPIRED, Reason.TOKEN_INVALID}
             stream = self.streams.setdefault(token, running) if running is not None else self.streams.get(token)
             if stream is not None and cold != "allowed":
                 with pytest.raises(CasemateError):
