@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, Reason
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.records import Revocation, RevocationKind
 from tests.gate.world import ECHO, TokenMint, World, auth_context, bearer, grant, thumbprint_of
