@@ -12,7 +12,7 @@ from casemate.gate.core.records import Grant, ReleasedVersion, Revocation, Revoc
 from casemate.signing.keys import SigningKey
 from casemate.signing.signers import Signer
 from services.auth import token_keys
-from services.auth.records import Client, ReleaseHead, Tenant
+from services.auth.records import Client, Family, ReleaseHead, Tenant
 from services.auth.store import layouts
 from services.auth.store.layouts import VersionRow
 from tests.services.auth.world import spiffe_id
@@ -49,6 +49,23 @@ RECORDS = {
         model="digits",
         version=ReleasedVersion(number=1, manifest_sha256=b"\x01" * 32, signer_key_id=KEY.key_id, recorded_at=NOW),
     ),
+    "families": Family(
+        id="A" * 22,
+        tenant="acme",
+        client_id="acme-caller",
+        spiffe_id=spiffe_id("acme", "caller"),
+        subject="idp:alice",
+        actors=("acme-caller",),
+        audience="inference",
+        scopes=("models.infer",),
+        salt=b"\x02" * 16,
+        generation=2,
+        created_at=NOW,
+        rotated_at=NOW,
+        idle_expires_at=NOW + timedelta(hours=8),
+        expires_at=NOW + timedelta(hours=24),
+        ended_at=NOW,
+    ),
     "revocations": Revocation(
         id="revocation-1", kind=RevocationKind.CLIENT, value="acme-caller", not_before=NOW, expires_at=NOW
     ),
@@ -78,6 +95,19 @@ TAMPERING = [
     ("releases", "latest = 2"),
     ("versions", "manifest_sha256 = sha256('other')"),
     ("versions", "recorded_at = recorded_at - interval '1 day'"),
+    ("clients", "authentication = 'client_secret'"),
+    ("families", "tenant = 'acme2'"),
+    ("families", "spiffe_id = spiffe_id || 'x'"),
+    ("families", "subject = 'idp:bob'"),
+    ("families", "actors = '{}'"),
+    ("families", "audience = 'auth'"),
+    ("families", "scopes = '{admin}'"),
+    ("families", "salt = substr(sha256('x'), 1, 16)"),
+    ("families", "generation = 1"),
+    ("families", "rotated_at = now()"),
+    ("families", "idle_expires_at = idle_expires_at + interval '1 year'"),
+    ("families", "expires_at = expires_at + interval '1 year'"),
+    ("families", "ended_at = NULL"),
     ("revocations", "kind = 'subject'"),
     ("revocations", "value = 'somebody'"),
     ("revocations", "not_before = NULL"),
@@ -175,3 +205,28 @@ async def test_columns_that_are_no_columns_of_the_table_are_not_made_into_sql(sh
     async with shelf.pool.acquire() as connection:
         with pytest.raises(ValueError, match="no such columns"):
             await shelf.tables.grants.matching(connection, **{"1 = 1 OR id": "x"})
+
+
+async def test_a_row_from_before_a_later_column_still_verifies(shelf):
+    await _fill(shelf)
+    client = RECORDS["clients"]
+    values = dict(zip(layouts.CLIENTS.columns, layouts.CLIENTS.to_columns(client), strict=True))
+    before = {name: value for name, value in values.items() if name != "authentication"}
+    async with shelf.pool.acquire() as connection:
+        mac = shelf.key.mac("client", client.client_id, before)
+        await connection.execute("UPDATE client SET mac = $1", mac)
+        assert await shelf.tables.clients.get(connection, client.client_id) == client
+        # The MAC counts its columns: at another value the column cannot be left out.
+        await connection.execute("UPDATE client SET authentication = 'client_secret'")
+        with pytest.raises(StoredDataUnreadable):
+            await shelf.tables.clients.get(connection, client.client_id)
+
+
+async def test_a_swap_writes_over_the_very_row_that_was_read_or_not_at_all(shelf):
+    await _fill(shelf)
+    family = RECORDS["families"]
+    other, third = replace(family, generation=3), replace(family, generation=4)
+    async with shelf.pool.acquire() as connection:
+        assert await shelf.tables.families.swap(connection, family, other)
+        assert not await shelf.tables.families.swap(connection, family, third)
+        assert await shelf.tables.families.get(connection, family.id) == other
