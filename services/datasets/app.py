@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,8 @@ async def run(environment: Mapping[str, str]) -> None:
     """
     log_to_stderr()
     settings = load_settings(DatasetsSettings, environment, component="datasets")
+    if settings.unsafe_accept_pkcs1:
+        _LOGGER.warning("CASEMATE_DATASETS_UNSAFE_ACCEPT_PKCS1 is set: suppliers' RSA keys may sign by PKCS#1 v1.5")
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -262,7 +264,10 @@ def _services(
     checkpoints: Checkpoints,
 ) -> list[RegisteredService]:
     def resolve(key_id: str) -> Signer | None:
-        return trust.current.signers.get(key_id)
+        signer = trust.current.signers.get(key_id)
+        if signer is None or not settings.unsafe_accept_pkcs1:
+            return signer
+        return replace(signer, public_key=signer.public_key.unsafe_also_pkcs1())
 
     audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
     intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)

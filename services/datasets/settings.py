@@ -14,6 +14,7 @@ from casemate.settings import (
     ListenSettings,
     TrustSettings,
     address,
+    boolean,
     duration,
     nested,
     path,
@@ -38,6 +39,7 @@ class DatasetsSettings:
         backup_retention: how long a backup of the data keys, and its WAL, is kept at most.
             Receipts of shredding rely on it.
         audit_file: where decisions are written, one JSON object a line.
+        unsafe_accept_pkcs1: whether RSA keys of suppliers may sign by PKCS#1 v1.5 too.
     """
 
     listen: ListenSettings
@@ -61,6 +63,13 @@ class DatasetsSettings:
         parse=duration,
         default=timedelta(days=30),
         help="longest time that a backup of the data-keys database is kept",
+    )
+
+    unsafe_accept_pkcs1: bool = setting(
+        "UNSAFE_ACCEPT_PKCS1",
+        parse=boolean,
+        default=False,
+        help="take PKCS#1 v1.5 signatures of suppliers' RSA keys, beside RSA-PSS",
     )
 
     @property

@@ -273,6 +273,38 @@ def test_wycheproof_signatures_are_judged_as_stated(name, algorithm, count):
     assert judged == count
 
 
+def test_wycheproof_pkcs1_signatures_verify_strictly_where_that_was_asked_for():
+    """All vectors as stated; the one "acceptable" (a missing NULL) is refused, and PSS still is an RSA key's own."""
+    judged, differ = 0, []
+    for group in vectors.wycheproof("rsa_signature_3072_sha256_test.json"):
+        if int(group["publicKey"]["publicExponent"], 16) != 65537:
+            continue
+        key = PublicKey.admit(bytes.fromhex(group["publicKeyDer"])).unsafe_also_pkcs1()
+        for case in group["tests"]:
+            try:
+                key.verify(bytes.fromhex(case["sig"]), bytes.fromhex(case["msg"]))
+                verified = True
+            except SignatureInvalid:
+                verified = False
+            if verified != (case["result"] == "valid"):
+                differ.append(case["comment"])
+            judged += 1
+    assert judged > 200
+    assert differ == ["RSASSA-PSS signature"]
+
+
+def test_asking_for_pkcs1_changes_neither_identity_nor_other_keys(rsa_key):
+    wider = rsa_key.public.unsafe_also_pkcs1()
+    assert wider == rsa_key.public
+    wider.verify(rsa_key.sign(b"m"), b"m")
+    wider.verify(rsa_key._key.sign(b"m", padding.PKCS1v15(), hashes.SHA256()), b"m")
+    with pytest.raises(SignatureInvalid):
+        wider.verify(rsa_key._key.sign(b"m", padding.PKCS1v15(), hashes.SHA384()), b"m")
+    key = SigningKey.generate("ecdsa-p256")
+    with pytest.raises(SignatureInvalid):
+        key.public.unsafe_also_pkcs1().verify(key._key.sign(b"m", ec.ECDSA(hashes.SHA384())), b"m")
+
+
 def test_wycheproof_pkcs1_signatures_do_not_verify():
     """An RSA key means PSS here: the valid PKCS#1 signatures are refused, and the set's one PSS signature verifies."""
     judged, verified = 0, []

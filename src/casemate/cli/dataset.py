@@ -168,13 +168,18 @@ def push_signed(session: Session, envelope: Path, file: Path, header: bool) -> N
     "--trust", type=click.Path(path_type=Path, exists=True), required=True, help="Supplier's public key (PEM)."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, with a header line.")
+@click.option("--unsafe-accept-pkcs1", is_flag=True, help="Take an RSA key's PKCS#1 v1.5 signature too.")
 @with_session
-def pull(session: Session, dataset: str, version: int | None, trust: Path, out: Path) -> None:
+def pull(
+    session: Session, dataset: str, version: int | None, trust: Path, out: Path, unsafe_accept_pkcs1: bool
+) -> None:
     """Writes a version to a file, every batch proven under the root that the trusted key signed.
 
     The file appears only when the whole version was proven.
     """
     key = load_public_key(trust)
+    if unsafe_accept_pkcs1:
+        key = key.unsafe_also_pkcs1()
     pulled = Datasets(session).pull(dataset, version or 0, tenant=tenant_of(session), trusted=[key])
     unproven = out.with_name(out.name + ".part")
     with unproven.open("wb") as file:

@@ -68,6 +68,7 @@ class PublicKey:
     algorithm: Algorithm
     key_id: str
     _key: KnownKey = field(repr=False, compare=False)
+    _also_pkcs1: bool = field(default=False, compare=False)
     _seal: InitVar[object] = None
 
     def __post_init__(self, _seal: object) -> None:
@@ -114,11 +115,29 @@ class PublicKey:
             if isinstance(self._key, Ed25519PublicKey):
                 self._key.verify(signature, message)
             elif isinstance(self._key, rsa.RSAPublicKey):
-                self._key.verify(signature, message, _pss(), hashes.SHA256())
+                self._verify_rsa(self._key, signature, message)
             else:
                 self._key.verify(signature, message, ec.ECDSA(CURVES[self._key.curve.name][1]))
         except (InvalidSignature, ValueError) as error:
             raise SignatureInvalid(f"signature of key {self.key_id} does not verify") from error
+
+    def unsafe_also_pkcs1(self) -> PublicKey:
+        """The same key, which also verifies PKCS#1 v1.5 signatures with SHA-256 if it is an RSA key.
+
+        For suppliers whose hardware can do nothing else, and only where an operator
+        said so: one more padding is one more way to be wrong. Nothing of ours signs so.
+        """
+        return PublicKey(
+            der=self.der, algorithm=self.algorithm, key_id=self.key_id, _key=self._key, _also_pkcs1=True, _seal=_SEAL
+        )
+
+    def _verify_rsa(self, key: rsa.RSAPublicKey, signature: bytes, message: bytes) -> None:
+        try:
+            key.verify(signature, message, _pss(), hashes.SHA256())
+        except InvalidSignature:
+            if not self._also_pkcs1:
+                raise
+            key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
 
     def ed25519_bytes(self) -> bytes:
         """The 32 bytes of an Ed25519 key, as log notes want them.
