@@ -47,6 +47,7 @@ from services.inference.latency import RunTime
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
     from services.inference.serving import Serving
     from services.inference.statistics import Statistics
@@ -69,6 +70,8 @@ class Batcher:
         pad_lone_row: a run of one row is made with that row twice. For models whose library
             takes another path for one row, with other last bits: an answer then does not depend
             on who else asked.
+        board: where a worker notes what it runs; None outside of workers.
+        key: names the model on the board.
         now: the monotonic clock, in seconds.
     """
 
@@ -79,6 +82,8 @@ class Batcher:
         *,
         instances: int = 1,
         pad_lone_row: bool = False,
+        board: WorkerBoard | None = None,
+        key: bytes = b"",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._instance = instance
@@ -87,6 +92,7 @@ class Batcher:
         self._limit = serving.queue
         self._free = self._instances = serving.instances or instances
         self._pad = pad_lone_row
+        self._board, self._key = board, key
         self._now = now
         self._lock = threading.Lock()
         self._queue: FairQueue[Job] = FairQueue()
@@ -138,6 +144,9 @@ class Batcher:
             now,
             statistics,
         )
+        if self._board is not None:
+            job.mark, alone = self._board.mark(inputs, self._key + terms.tenant.encode())
+            job.shape = None if alone else job.shape
         with self._lock:
             idle = self._free > 0 or self._light
             if idle:
@@ -324,6 +333,17 @@ class Batcher:
         self._settle(job, DeadlineExceeded("passed in the queue"))
 
     def _execute(self, batch: list[Job]) -> None:
+        board = self._board
+        if board is None:
+            self._compute(batch)
+            return
+        places = board.begin([job.mark for job in batch])
+        try:
+            self._compute(batch)
+        finally:
+            board.end(places)
+
+    def _compute(self, batch: list[Job]) -> None:
         if len(batch) > 1:
             try:
                 self._together(batch)

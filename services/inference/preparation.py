@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from services.inference.warm_up import warm_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
 
 
@@ -30,12 +33,21 @@ class Preparation:
 
     Args:
         instances: runs of one model at once, where the model does not say.
+        board: where a worker notes what it runs.
         now: the monotonic clock, in seconds.
     """
 
-    def __init__(self, *, instances: int, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, instances: int, board: WorkerBoard | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._instances = instances
+        self._board = board
         self._now = now
+        self._made: weakref.WeakSet[Batcher] = weakref.WeakSet()
+
+    def oldest_run(self) -> float:
+        """For how many seconds the oldest run of any model has been under way."""
+        return max((batcher.oldest_run() for batcher in tuple(self._made)), default=0.0)
 
     def __call__(self, instance: Instance, files: Mapping[str, bytes]) -> Prepared:
         """The instance, warmed up, behind the queue that its version's files ask for.
@@ -51,3 +63,10 @@ class Preparation:
 def available_cores() -> int:
     """The cores that this process may run on."""
     return max(1, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _key(files: Mapping[str, bytes]) -> bytes:
+    hashed = hashlib.sha256()
+    for name in sorted(files):
+        hashed.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    return hashed.digest()
