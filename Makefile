@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-auth bench-costs bench-gate bench-sealing
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-auth bench-costs bench-gate bench-sealing bench-inference
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ bench-gate: .venv/run.stamp ## What each layer in front of a method costs, and w
 
 bench-sealing: .venv/run.stamp ## What sealing rows costs beside PostgreSQL, and beside pgcrypto where that is installed
 	@exec $(BIN)/python -m bench.sealing
+
+bench-inference: .venv/dev.stamp ## Inference against a bare gRPC server, batching, overload (JSON=1 for one JSON object)
+	@exec $(BIN)/python -m bench.inference
 
 clean: ## Remove the environment and caches; keeps .casemate (keys and data)
 	@rm -rf .venv .foreign .mypy_cache .ruff_cache .hypothesis
