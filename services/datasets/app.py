@@ -274,7 +274,11 @@ def _services(
     reader = Reader(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
     origin = log_origin(settings.identity.trust_domain)
     datasets = DatasetServicer(
-        intake=intake, reader=reader, shredder=shredder, log_key=verification_key(origin, log_key.public)
+        intake=intake,
+        reader=reader,
+        shredder=shredder,
+        log=stores.log,
+        log_key=verification_key(origin, log_key.public),
     )
     operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
     return [

@@ -19,6 +19,8 @@ from casemate.gate.adapters.caller_context import current_caller
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from casemate.gate.core.caller import Caller
+    from services.datasets.log_store import LogStore
     from services.datasets.pull import ReadableVersion, Reader
     from services.datasets.push import Intake, OpenUpload
     from services.datasets.shred import Shredder
@@ -31,10 +33,11 @@ MAXIMUM_VERSION = 2**63 - 1
 class DatasetServicer(stubs.DatasetServiceServicer):
     """Push, describe, pull, shred, check."""
 
-    def __init__(self, *, intake: Intake, reader: Reader, shredder: Shredder, log_key: str) -> None:
+    def __init__(self, *, intake: Intake, reader: Reader, shredder: Shredder, log: LogStore, log_key: str) -> None:
         self._intake = intake
         self._reader = reader
         self._shredder = shredder
+        self._log = log
         self._log_key = log_key
 
     async def PushDataset(  # noqa: N802  # the protocol's name
@@ -77,8 +80,9 @@ class DatasetServicer(stubs.DatasetServiceServicer):
     async def PullDataset(  # noqa: N802
         self, request: messages.PullDatasetRequest, _context: object
     ) -> AsyncIterator[messages.PullDatasetResponse]:
-        """The description, then batch after batch, each verified before it is sent."""
+        """The description, then batch after batch, each verified before it is sent; logged before the first."""
         readable = await self._reader.readable(tenant=_tenant(), dataset=request.dataset, version=request.version)
+        await self._log.append_alone("export", _export(readable, current_caller()), by="datasets")
         yield messages.PullDatasetResponse(description=_description(readable))
         async for batch in self._reader.batches(readable):
             yield messages.PullDatasetResponse(
@@ -116,6 +120,19 @@ def _tenant() -> str:
     if tenant is None:  # the policy asks for a token, and each names a tenant; not left to that alone
         raise PermissionDenied("a call without a tenant", reason=Reason.CALLER_NOT_ALLOWED)
     return tenant
+
+
+def _export(readable: ReadableVersion, caller: Caller) -> dict[str, object]:
+    """Who is given which version; the audit has more under the request's id."""
+    return {
+        "caller": caller.spiffe_id,
+        "client": caller.client_id,
+        "dataset": readable.upload.dataset,
+        "request": caller.request_id,
+        "root": readable.upload.root.hex(),
+        "tenant": readable.upload.tenant,
+        "version": readable.upload.version,
+    }
 
 
 def _promoted(upload: Upload) -> messages.PushDatasetResponse:

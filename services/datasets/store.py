@@ -111,6 +111,7 @@ class VersionStore:
                 await connection.execute(
                     "INSERT INTO manifests (upload, envelope) VALUES ($1, $2)", upload.id, manifest.envelope
                 )
+                await self._log.append(connection, "manifest", _entry_body(upload), by="datasets")
                 return upload
         found = await self.find(upload.tenant, upload.dataset, upload.version, upload.upload_id)
         if found is None:

@@ -11,7 +11,7 @@ from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.errors import InvalidRequest, OutOfRange, PermissionDenied
 from casemate.signing import merkle
 from casemate.signing.checkpoint import verify_checkpoint
-from tests.services.datasets.world import our_errors
+from tests.services.datasets.world import RECORDS, manifest_message, manifest_of, our_errors
 
 ORIGIN = "datasets.casemate.internal/log"
 
@@ -37,7 +37,7 @@ async def test_every_entry_is_proven_under_the_signed_checkpoint(world):
     auditor, inference = world.actor(), world.service("inference")
     assert (await _checkpoint(auditor, world)).size == 0
     promoted = await auditor.push_all(world.signed())
-    indices = [promoted.log_index, *[await _append(inference) for _ in range(4)]]
+    indices = [0, promoted.log_index, *[await _append(inference) for _ in range(3)]]
 
     checkpoint = await _checkpoint(auditor, world)
 
@@ -73,6 +73,23 @@ async def test_a_promotion_is_in_the_log_by_digest_and_name_and_no_row_is(world)
     assert entry["body"]["root"] == promoted.root.hex()
     assert entry["body"]["signer"] == world.supplier.public.key_id
     assert set(entry["body"]) == {"dataset", "manifest_sha256", "root", "rows", "signer", "tenant", "version"}
+
+
+async def test_the_manifest_is_in_the_log_before_the_first_row_and_every_export_before_the_last(world):
+    auditor = world.actor()
+    await auditor.push([manifest_message(world.signed())])
+    assert json.loads((await _entry(auditor, 0)).entry)["kind"] == "manifest"
+    promoted = await auditor.push_all(world.signed(manifest_of()))
+    await auditor.pull()
+
+    entries = [json.loads((await _entry(auditor, index)).entry) for index in range(4)]
+
+    assert [entry["kind"] for entry in entries] == ["manifest", "manifest", "promotion", "export"]
+    assert entries[1]["body"] == entries[2]["body"]
+    export = entries[3]["body"]
+    assert (export["version"], export["root"]) == (1, promoted.root.hex())
+    assert (export["caller"], export["client"]) == ("spiffe://casemate.internal/t/acme/trainer", "acme-trainer")
+    assert not any(record.decode() in json.dumps(entries) for record in RECORDS)
 
 
 async def test_an_entry_carries_the_name_of_the_service_that_made_it(world):

@@ -43,6 +43,7 @@ DOMAIN = "casemate.internal"
 CHUNKS = (b"1,one\n2,two\n", b"3,three\n", b"4,four\n5,five\n6,six\n")
 RECORDS = [record for chunk in CHUNKS for record in chunk[:-1].split(b"\n")]
 SCHEMA = (Column(name="number", type="integer", minimum=0), Column(name="name", type="text"))
+PROMOTIONS = """SELECT count(*) FROM log_entries WHERE position('"kind":"promotion"'::bytea in entry) > 0"""
 FOREVER = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC))
 
 
