@@ -238,6 +238,7 @@ async def serving(
             sweep=pace.sweep,
         )
         await publisher.refresh()
+        ring.follow(trust)
         report.looked(trust.staleness(clock))
         services = _services(settings, authority, ring, publisher, trust=trust, clock=clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]

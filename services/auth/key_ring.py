@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casemate.clock import Clock
 from casemate.errors import AlreadyExists, CasemateError, StoredDataUnreadable, Unavailable
@@ -17,6 +17,9 @@ from services.auth.records import TokenKey
 from services.auth.store.authority import AuthorityStore
 from services.auth.store.token_keys import TokenKeyStore
 from services.auth.token_keys import SigningTokenKey
+
+if TYPE_CHECKING:
+    from casemate.gate.core.trust import TrustState
 
 LOOKED_AT: Final = timedelta(minutes=1)
 """How often the schedule is looked at; every replica does, one of them acts."""
@@ -50,6 +53,7 @@ class TokenKeyRing:
         self._clock = clock
         self._schedule = schedule or KeySchedule()
         self._active: SigningTokenKey | None = None
+        self._trust: TrustState | None = None
 
     async def prepare(self) -> None:
         """Makes sure that there is an active key, and opens it; several replicas may do so at once.
@@ -130,4 +134,12 @@ class TokenKeyRing:
         """
         if self._active is None:
             raise Unavailable("no token key is open")
+        if self._trust is not None and self._active.kid not in self._trust.current.keys:
+            # Withdrawn a moment ago; its successor was told of and is about to be opened. A token signed by
+            # the old one would be dead on arrival, while a caller who is told to wait tries again.
+            raise Unavailable("the open token key is not trusted any more")
         return self._active
+
+    def follow(self, trust: TrustState) -> None:
+        """From now on the active key has to be one that `trust` holds."""
+        self._trust = trust

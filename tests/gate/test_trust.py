@@ -21,6 +21,7 @@ from casemate.gate.core.records import (
     Release,
     ReleasedVersion,
     RemovedGrant,
+    RemovedSigner,
     RemovedTokenKey,
     Revocation,
     RevocationKind,
@@ -88,6 +89,7 @@ def test_every_change_survives_the_wire():
         *snapshot.releases.values(),
         RemovedTokenKey("kid"),
         RemovedGrant("grant"),
+        RemovedSigner("key id"),
     ]
     message = trust_service_pb2.TrustDelta.FromString(records.delta_to_message(changes).SerializeToString())
     assert records.delta_from_message(message) == changes
@@ -111,6 +113,16 @@ def test_every_change_survives_the_wire():
 def test_a_change_that_cannot_be_judged_is_an_error_and_never_left_out(message):
     with pytest.raises(InvalidRequest):
         records.delta_from_message(trust_service_pb2.TrustDelta(changes=[message]))
+
+
+def test_a_signer_that_is_removed_is_known_no_more():
+    state, before = TrustState(), everything()
+    state.apply_snapshot(before)
+    (key_id,) = before.signers
+    state.apply_delta([RemovedSigner("another")], epoch="one", sequence=5)
+    assert list(state.current.signers) == [key_id]
+    state.apply_delta([RemovedSigner(key_id)], epoch="one", sequence=6)
+    assert not state.current.signers
 
 
 def test_changes_apply_in_order_and_leave_the_old_snapshot_alone():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate.clock import Clock
 from casemate.errors import StoredDataUnreadable, Unavailable
-from casemate.gate.core.records import RemovedGrant, RemovedTokenKey, TrustChange, VerificationKey
+from casemate.gate.core.records import RemovedGrant, RemovedSigner, RemovedTokenKey, TrustChange, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot
 from casemate.storage.pool import storage_errors
 from services.auth.records import VERIFYING, TokenKey
@@ -146,7 +146,7 @@ class NewsReader:
             case EventKind.REVOCATION, (revocation_id,):
                 return await _readable(self._tables.revocations, connection, revocation_id)
             case EventKind.SIGNER, (key_id,):
-                return await _readable(self._tables.signers, connection, key_id)
+                return await _readable(self._tables.signers, connection, key_id) or RemovedSigner(key_id)
             case EventKind.RELEASE, (tenant, model):
                 return await self._tables.release(connection, tenant, model)
             case _:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
 from casemate.clock import SystemClock
 from casemate.errors import NotFound
-from casemate.gate.core.records import Grant, RemovedGrant
+from casemate.gate.core.records import Grant, RemovedGrant, RemovedSigner
+from casemate.signing.keys import SigningKey
+from casemate.signing.signers import Signer
 from casemate.storage.pool import open_connection
 from services.auth.records import Tenant
 from services.auth.store import changes
@@ -16,6 +19,17 @@ from services.auth.store.changes import EventKind, begin_change
 from services.auth.store.news import NewsReader
 
 CLOCK = SystemClock()
+
+
+SIGNING = SigningKey.generate()
+SIGNER = Signer(
+    key_id=SIGNING.public.key_id,
+    tenant="acme",
+    role="publisher",
+    public_key=SIGNING.public,
+    valid_from=datetime(2026, 1, 1, tzinfo=UTC),
+    valid_until=datetime(2027, 1, 1, tzinfo=UTC),
+)
 
 
 def grant(number: int) -> Grant:
@@ -81,6 +95,25 @@ async def test_a_record_that_changed_twice_is_told_once_as_it_is_now(shelf, read
     await shelf.store.delete_grant("grant-1", within=None)
     news = await reader.read(epoch=start.epoch, sequence=start.sequence)
     assert news.changes == (grant(2), RemovedGrant("grant-1"))
+
+
+async def test_a_signer_whose_row_was_altered_by_sql_is_told_as_gone_and_a_restored_one_as_there(shelf, reader):
+    await _add_tenant(shelf)
+    await shelf.store.add_signer(SIGNER)
+    start = await reader.read()
+    assert start.snapshot.signers == {SIGNER.key_id: SIGNER}
+    announce = (
+        "WITH head AS (UPDATE trust_head SET sequence = sequence + 1 RETURNING sequence) "
+        "INSERT INTO trust_event SELECT sequence, 'signer', ARRAY[$1] FROM head"
+    )
+    await shelf.pool.execute("UPDATE signer SET valid_until = valid_until + interval '1 year'")
+    await shelf.pool.execute(announce, SIGNER.key_id)
+    altered = await reader.read(epoch=start.epoch, sequence=start.sequence)
+    assert altered.changes == (RemovedSigner(SIGNER.key_id),)
+    await shelf.pool.execute("UPDATE signer SET valid_until = valid_until - interval '1 year'")
+    await shelf.pool.execute(announce, SIGNER.key_id)
+    restored = await reader.read(epoch=start.epoch, sequence=altered.sequence)
+    assert restored.changes == (SIGNER,)
 
 
 async def test_who_is_further_behind_than_events_are_kept_gets_everything(shelf, reader, monkeypatch):

@@ -58,7 +58,7 @@ class TrustDelta(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[TrustChange, _Mapping]]] = ...) -> None: ...
 
 class TrustChange(_message.Message):
-    __slots__ = ("token_key", "removed_token_key", "revocation", "grant", "removed_grant", "signer", "release")
+    __slots__ = ("token_key", "removed_token_key", "revocation", "grant", "removed_grant", "signer", "release", "removed_signer")
     TOKEN_KEY_FIELD_NUMBER: _ClassVar[int]
     REMOVED_TOKEN_KEY_FIELD_NUMBER: _ClassVar[int]
     REVOCATION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class TrustChange(_message.Message):
     REMOVED_GRANT_FIELD_NUMBER: _ClassVar[int]
     SIGNER_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_SIGNER_FIELD_NUMBER: _ClassVar[int]
     token_key: _trust_pb2.TokenKey
     removed_token_key: str
     revocation: _trust_pb2.Revocation
@@ -73,7 +74,8 @@ class TrustChange(_message.Message):
     removed_grant: str
     signer: _trust_pb2.Signer
     release: _trust_pb2.Release
-    def __init__(self, token_key: _Optional[_Union[_trust_pb2.TokenKey, _Mapping]] = ..., removed_token_key: _Optional[str] = ..., revocation: _Optional[_Union[_trust_pb2.Revocation, _Mapping]] = ..., grant: _Optional[_Union[_trust_pb2.Grant, _Mapping]] = ..., removed_grant: _Optional[str] = ..., signer: _Optional[_Union[_trust_pb2.Signer, _Mapping]] = ..., release: _Optional[_Union[_trust_pb2.Release, _Mapping]] = ...) -> None: ...
+    removed_signer: str
+    def __init__(self, token_key: _Optional[_Union[_trust_pb2.TokenKey, _Mapping]] = ..., removed_token_key: _Optional[str] = ..., revocation: _Optional[_Union[_trust_pb2.Revocation, _Mapping]] = ..., grant: _Optional[_Union[_trust_pb2.Grant, _Mapping]] = ..., removed_grant: _Optional[str] = ..., signer: _Optional[_Union[_trust_pb2.Signer, _Mapping]] = ..., release: _Optional[_Union[_trust_pb2.Release, _Mapping]] = ..., removed_signer: _Optional[str] = ...) -> None: ...
 
 class TrustHeartbeat(_message.Message):
     __slots__ = ()

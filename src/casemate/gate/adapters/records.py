@@ -21,6 +21,7 @@ from casemate.gate.core.records import (
     Release,
     ReleasedVersion,
     RemovedGrant,
+    RemovedSigner,
     RemovedTokenKey,
     Revocation,
     RevocationKind,
@@ -280,6 +281,8 @@ def _change_to_message(change: TrustChange) -> trust_service_pb2.TrustChange:
             made = message(removed_grant=change.id)
         case Signer():
             made = message(signer=signer_to_message(change))
+        case RemovedSigner():
+            made = message(removed_signer=change.key_id)
         case Release():
             made = message(release=release_to_message(change))
     return made
@@ -300,6 +303,8 @@ def _change_from_message(message: trust_service_pb2.TrustChange) -> TrustChange:
             change = RemovedGrant(message.removed_grant)
         case "signer":
             change = signer_from_message(message.signer)
+        case "removed_signer":
+            change = RemovedSigner(message.removed_signer)
         case "release":
             change = release_from_message(message.release)
         case _:

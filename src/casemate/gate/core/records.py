@@ -171,5 +171,14 @@ class RemovedGrant:
     id: str
 
 
-TrustChange: TypeAlias = "VerificationKey | RemovedTokenKey | Revocation | Grant | RemovedGrant | Signer | Release"
+@dataclass(frozen=True, slots=True)
+class RemovedSigner:
+    """A signer of whom nothing is known any more: what it signed is not trusted."""
+
+    key_id: str
+
+
+TrustChange: TypeAlias = (
+    "VerificationKey | RemovedTokenKey | Revocation | Grant | RemovedGrant | Signer | RemovedSigner | Release"
+)
 """One record added, replaced or removed."""

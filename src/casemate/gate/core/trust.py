@@ -18,6 +18,7 @@ from casemate.gate.core.records import (
     Grant,
     Release,
     RemovedGrant,
+    RemovedSigner,
     RemovedTokenKey,
     Revocation,
     TrustChange,
@@ -112,6 +113,8 @@ class TrustSnapshot:
                 grants = grants.with_grant(change)
             case RemovedGrant():
                 grants = grants.without_grant(change.id)
+            case RemovedSigner():
+                signers = MappingProxyType({key: signer for key, signer in signers.items() if key != change.key_id})
             case Release():
                 releases = MappingProxyType({**releases, (change.tenant, change.model): change})
             case _:
