@@ -39,12 +39,8 @@ from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
-from casemate.sealing.authority_rows import AuthorityKey, AuthorityKeyFile
-from casemate.sealing.kek import KeyEncryptionKey
-from casemate.sealing.provider import load_kek
+from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.settings import load_settings
-from casemate.storage.migrations import migrate
-from casemate.storage.pool import open_pool
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import HealthState, aio_health_service
@@ -59,6 +55,7 @@ from services.auth.key_ring import LOOKED_AT, TokenKeyRing
 from services.auth.key_schedule import KeySchedule
 from services.auth.labels import Labels
 from services.auth.log_teller import DatasetsLog, LogTeller
+from services.auth.opening import Authority, open_authority
 from services.auth.releases import Releases
 from services.auth.server_metadata import ServerMetadata
 from services.auth.servicer_admin import AdminServicer
@@ -68,12 +65,9 @@ from services.auth.servicer_tokens import TokenServicer
 from services.auth.servicer_trust import TrustServicer
 from services.auth.servicer_witness import WitnessServicer
 from services.auth.settings import AuthSettings
-from services.auth.store.authority import AuthorityStore
 from services.auth.store.credentials import CredentialStore
 from services.auth.store.families import FamilyStore
 from services.auth.store.news import NewsReader
-from services.auth.store.table import Alarms
-from services.auth.store.tables import AuthorityTables
 from services.auth.store.token_keys import TokenKeyStore
 from services.auth.store.wake import WakeListener
 from services.auth.store.witness import WitnessStore
@@ -85,7 +79,6 @@ from services.keys.servicer import key_service
 
 if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
-    from casemate.storage.pool import Pool
 
 AUDIENCE: Final = "auth"
 _SCHEMA: Final = Path(__file__).parent / "schema"
@@ -134,19 +127,6 @@ class Running:
     metrics: Metrics
     health: HealthState
     trust: TrustState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authority:
-    """Everything that stands on the database and the keys."""
-
-    pool: Pool
-    kek: KeyEncryptionKey
-    key: AuthorityKey
-    alarms: Alarms
-    tables: AuthorityTables
-    store: AuthorityStore
-    metrics: Metrics
 
 
 class _HealthReport:
@@ -303,35 +283,6 @@ def _show_metrics(
     return server
 
 
-async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> Authority:
-    """Opens the database, brings its schema up to date, and opens the keys.
-
-    Raises:
-        ConfigurationError: a file, the login or a migration.
-        StoredDataUnreadable: the authority key is not under this KEK.
-        Unavailable: the database is not there.
-    """
-    pool = await open_pool(settings.database)
-    stack.push_async_callback(_close, pool)
-    await migrate(pool, _SCHEMA)
-    kek = await open_kek(settings, stack, metrics)
-    key = await AuthorityKey.load_or_create(kek, settings.authority_key)
-    alarms = Alarms(count=lambda: metrics.increment("authority_alarms_total"))
-    tables = AuthorityTables(key=key, alarms=alarms)
-    store = AuthorityStore(pool=pool, tables=tables)
-    return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store, metrics=metrics)
-
-
-async def open_kek(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> KeyEncryptionKey:
-    """The key-encryption key, until `stack` ends.
-
-    Raises:
-        ConfigurationError: as `load_kek`.
-    """
-    failed = metrics.counting("kek_reload_failed_total")
-    return await stack.enter_async_context(load_kek(settings.kek, clock=SystemClock(), reload_failed=failed))
-
-
 def _services(
     settings: AuthSettings,
     authority: Authority,
@@ -419,15 +370,6 @@ def _open_audit(settings: AuthSettings, stack: AsyncExitStack) -> AuditSink:
     audit = AuditFile(settings.audit_file)
     stack.callback(audit.close)
     return audit
-
-
-async def _close(pool: Pool) -> None:
-    """Closes a pool; connections that are still busy after ten seconds are cut."""
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await pool.close()
-    except TimeoutError:
-        pool.terminate()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -51,7 +51,7 @@ from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.health_probe import HealthProbe
 from services.datasets.key_store import DataKeyStore
 from services.datasets.log_servicer import LogServicer
-from services.datasets.log_store import LogStore
+from services.datasets.log_store import LogStore, holds_rows
 from services.datasets.pull import Reader
 from services.datasets.push import Intake
 from services.datasets.settings import DatasetsSettings
@@ -225,7 +225,7 @@ async def open_stores(
     stack.push_async_callback(_close, key_pool)
     await migrate(pool, _HERE / "schema")
     await migrate(key_pool, _HERE / "datakeys_schema")
-    authority = await AuthorityKey.load_or_create(kek, settings.authority_key)
+    authority = await AuthorityKey.load_or_create(kek, settings.authority_key, create=not await holds_rows(pool))
     alarms = Alarms(metrics.increment)
     log = LogStore(pool=pool, authority=authority, alarms=alarms, clock=clock)
     await log.prepare()

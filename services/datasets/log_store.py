@@ -33,6 +33,12 @@ _ENTRIES_BYTES: Final = 3 << 20
 """Most bytes of entries in one answer: a message has 4 MiB."""
 
 
+async def holds_rows(pool: Pool) -> bool:
+    """Whether there is anything yet that the authority key has to verify: the log's head is the first."""
+    async with connected(pool) as connection:
+        return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM log_head)"))
+
+
 class LogStore:
     """An append-only Merkle tree over entries."""
 

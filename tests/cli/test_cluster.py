@@ -164,3 +164,23 @@ async def test_service_that_cannot_start_says_why_at_once(tmp_path):
         state.password_file("casemate_auth").chmod(0o600)
         async with started(state, told):
             pass
+
+
+@pytest.mark.parametrize("service", ["auth", "datasets"])
+async def test_lost_authority_key_is_named_and_a_restored_one_starts(tmp_path, service):
+    told: list[str] = []
+    async with state_in(tmp_path) as state:
+        async with started(state, told):
+            pass
+        key = state.root / "kek" / f"{service}.authority.json"
+        kept = key.read_bytes()
+        key.unlink()
+        cluster = cluster_on(state, told)
+        with pytest.raises(ConfigurationError, match=rf"{service} does not start: .*{key.name} is gone"):
+            await cluster.start()
+        await cluster.stop()
+        assert not key.exists()
+        key.touch(mode=0o600)
+        key.write_bytes(kept)
+        async with started(state, told):
+            pass

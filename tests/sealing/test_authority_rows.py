@@ -174,3 +174,16 @@ async def test_two_processes_that_start_together_end_with_one_key(tmp_path: Path
     ring = LocalKeyRing.create(tmp_path / "kek.json")
     keys = await asyncio.gather(*(AuthorityKey.load_or_create(ring, tmp_path / "authority.key") for _ in range(8)))
     assert len({key.mac("grants", "g1", COLUMNS) for key in keys}) == 1
+
+
+async def test_lost_key_is_not_replaced_where_rows_wait_for_it_and_a_restored_one_loads(tmp_path):
+    ring, path = LocalKeyRing.create(tmp_path / "kek.json"), tmp_path / "authority.json"
+    mac = (await AuthorityKey.load_or_create(ring, path)).mac("grants", "g1", COLUMNS)
+    kept = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="is gone"):
+        await AuthorityKey.load_or_create(ring, path, create=False)
+    assert not path.exists()
+    path.touch(mode=0o600)
+    path.write_bytes(kept)
+    (await AuthorityKey.load_or_create(ring, path, create=False)).verify("grants", "g1", COLUMNS, mac)

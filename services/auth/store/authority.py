@@ -37,6 +37,12 @@ _FAMILY_COLUMNS: Final = {
 }
 
 
+async def holds_rows(pool: Pool) -> bool:
+    """Whether there is anything yet that the authority key has to verify."""
+    with storage_errors():
+        return bool(await pool.fetchval("SELECT EXISTS (SELECT FROM tenant) OR EXISTS (SELECT FROM token_key)"))
+
+
 class AuthorityStore:
     """Reads and changes the authority in its database."""
 

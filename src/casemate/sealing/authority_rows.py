@@ -67,18 +67,23 @@ class AuthorityKey:
         self._key = key
 
     @classmethod
-    async def load_or_create(cls, kek: KeyEncryptionKey, path: Path) -> AuthorityKey:
-        """The key that lies wrapped in `path`; a new one when nothing lies there.
+    async def load_or_create(cls, kek: KeyEncryptionKey, path: Path, *, create: bool = True) -> AuthorityKey:
+        """The key that lies wrapped in `path`; a new one when nothing lies there and there is nothing to verify yet.
 
-        Where the file is lost, rows of the old key verify no more: the service
-        refuses them all rather than trusting any.
+        Args:
+            kek: wraps and unwraps it.
+            path: its file.
+            create: whether this may be the first use. Where rows exist already, a new key
+                would verify none of them, and would stand in the way of restoring the old one.
 
         Raises:
-            ConfigurationError: the file is readable by others or cannot be written.
+            ConfigurationError: the file is gone, readable by others or cannot be written.
             StoredDataUnreadable: it does not unwrap under this key-encryption key.
             Unavailable: the key-encryption key cannot be reached.
         """
         if not await asyncio.to_thread(path.exists):
+            if not create:
+                raise ConfigurationError(f"{path} is gone, and rows of authority are verified by it alone: restore it")
             key, wrapped = await kek.generate_data_key(_CONTEXT)
             try:
                 await asyncio.to_thread(write_file, path, wrapped.to_bytes(), replace=False)
