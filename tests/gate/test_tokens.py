@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from base64 import urlsafe_b64decode
 from datetime import timedelta
 
-import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -15,29 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import InvalidRequest, Reason, Unauthenticated
-from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.jose import parse_token
 from casemate.gate.core.records import VerificationKey
 from casemate.gate.core.thumbprint import key_thumbprint
-from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
-from tests.gate.world import AUDIENCE, ISSUER, SetClock, TokenMint, base64url
+from casemate.gate.core.verifier import VerifiedToken
+from tests.gate.token_world import CLOCK, NOW, THUMBPRINT, VERIFIER, Lookup, claims, jwt_like, mint, signed, verify
+from tests.gate.world import AUDIENCE, ISSUER, TokenMint
 
-THUMBPRINT = "x" * 43
-CLOCK = SetClock()
-VERIFIER = TokenVerifier(issuer=ISSUER, audience=AUDIENCE)
-
-
-@pytest.fixture(scope="module", params=["EdDSA", "ES256"])
-def mint(request):
-    return TokenMint(request.param)
-
-
-def verify(mint: TokenMint, token: str) -> VerifiedToken:
-    return VERIFIER.verify(token, keys={mint.key.kid: mint.key}, now=CLOCK.now())
-
-
-def claims(mint: TokenMint, **changes):
-    return mint.claims(now=CLOCK.now(), thumbprint=THUMBPRINT, **changes)
+__all__ = ["mint"]  # fixtures
 
 
 def test_a_good_token_gives_its_claims(mint):
@@ -57,9 +40,6 @@ def test_nobody_else_makes_a_verified_token(mint):
     fields = {name: getattr(made, name) for name in made.__slots__}
     with pytest.raises(TypeError):
         VerifiedToken(**fields, seal=object())
-
-
-NOW = int(CLOCK.now().timestamp())  # of the import: what is odd must stay so for the whole suite
 
 
 @pytest.mark.parametrize(
@@ -107,18 +87,6 @@ def test_a_signed_token_with_one_odd_claim_is_refused(mint, change):
     with pytest.raises(Unauthenticated):
         verify(mint, token)
     assert verify(mint, jwt_like(mint, claims(mint, nbf=NOW, act={"sub": "one"})))
-
-
-def jwt_like(mint: TokenMint, payload: dict) -> str:
-    """A really signed token of any payload; the encoder of PyJWT would refuse some."""
-    header = {"alg": mint.algorithm, "kid": mint.key.kid, "typ": "at+jwt"}
-    return signed(mint, json.dumps(header).encode(), json.dumps(payload).encode())
-
-
-def signed(mint: TokenMint, header: bytes, payload: bytes) -> str:
-    algorithm = jwt.get_algorithm_by_name(mint.algorithm)
-    text = f"{base64url(header)}.{base64url(payload)}"
-    return f"{text}.{base64url(algorithm.sign(text.encode(), mint.private))}"
 
 
 @pytest.mark.parametrize(
@@ -276,25 +244,6 @@ def test_the_thumbprint_is_that_of_rfc_8037_appendix_a_3():
     assert key_thumbprint(Ed25519PublicKey.from_public_bytes(raw)) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
-class Lookup:
-    """A cache, the mint behind it, and how often it verified."""
-
-    def __init__(self, **bounds):
-        self.mint = TokenMint()
-        self.cache = TokenCache(**bounds)
-        self.verified = 0
-
-    def look(self, text, *, monotonic=0.0, key_epoch=0, now=None):
-        def check():
-            self.verified += 1
-            return verify(self.mint, text)
-
-        return self.cache.verified(text, now=now or CLOCK.now(), monotonic=monotonic, key_epoch=key_epoch, verify=check)
-
-    def token(self, **changes):
-        return self.mint.token(claims(self.mint, **changes))
-
-
 def test_use_keeps_an_entry_in_memory_and_never_makes_it_trusted_longer():
     lookup = Lookup()
     token = lookup.token()
@@ -303,120 +252,3 @@ def test_use_keeps_an_entry_in_memory_and_never_makes_it_trusted_longer():
     assert lookup.verified == 2  # at 0 and at 60, however often it was used in between
     lookup.look(token, monotonic=10.0)  # a clock that went back is no reason to trust
     assert lookup.verified == 3
-
-
-def test_a_change_of_keys_makes_every_entry_verify_again():
-    lookup = Lookup()
-    token = lookup.token()
-    for epoch in (0, 0, 1, 1):
-        lookup.look(token, key_epoch=epoch)
-    assert lookup.verified == 2
-
-
-def test_failures_are_never_kept_and_never_push_out_what_is():
-    lookup = Lookup()
-    token = lookup.token()
-    lookup.look(token)
-    for number in range(100):
-        with pytest.raises(Unauthenticated):
-            lookup.look(f"{token}{number}")
-    assert len(lookup.cache) == 1
-    assert lookup.cache._flights == {}
-
-
-def test_one_client_pushes_out_only_its_own_tokens():
-    lookup = Lookup(max_entries=100, max_per_client=3)
-    theirs = lookup.token(client_id="other")
-    lookup.look(theirs)
-    for _ in range(10):
-        lookup.look(lookup.token())
-    assert len(lookup.cache) == 4
-    before = lookup.verified
-    lookup.look(theirs)
-    assert lookup.verified == before
-
-
-def test_memory_is_bounded_and_idle_entries_leave_it():
-    lookup = Lookup(max_entries=5)
-    for number in range(20):
-        lookup.look(lookup.token(client_id=f"client-{number}"))
-    assert len(lookup.cache) == 5
-    lookup.look(lookup.token(), monotonic=121.0)
-    assert len(lookup.cache) == 1
-    assert len(lookup.cache._by_client) == 1
-
-
-def test_when_room_is_made_an_entry_in_use_stays_and_an_unused_one_goes():
-    lookup = Lookup(max_entries=2)
-    used, unused = (lookup.token(client_id=name) for name in ("used", "unused"))
-    for token in (used, unused, used):
-        lookup.look(token)
-    lookup.look(lookup.token(client_id="new"))
-    before = lookup.verified
-    lookup.look(used)
-    assert lookup.verified == before
-    lookup.look(unused)
-    assert lookup.verified == before + 1
-    assert len(lookup.cache) == 2
-
-
-def test_entries_that_are_all_in_use_do_not_keep_a_new_one_out():
-    lookup = Lookup(max_entries=100)
-    for number in range(100):
-        token = lookup.token(client_id=f"client-{number}")
-        lookup.look(token)
-        lookup.look(token)
-    new = lookup.token(client_id="new")
-    lookup.look(new)
-    before = lookup.verified
-    lookup.look(new)
-    assert lookup.verified == before
-    assert len(lookup.cache) == 100
-
-
-def test_a_thousand_first_uses_at_once_verify_once():
-    lookup = Lookup()
-    token = lookup.token()
-    arrived, everybody, seen = threading.Semaphore(0), 1_000, []
-
-    def slow():
-        lookup.verified += 1
-        for _ in range(everybody):
-            assert arrived.acquire(timeout=30)
-        return verify(lookup.mint, token)
-
-    def use():
-        arrived.release()
-        seen.append(lookup.cache.verified(token, now=CLOCK.now(), monotonic=0.0, key_epoch=0, verify=slow))
-
-    threads = [threading.Thread(target=use) for _ in range(everybody)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert lookup.verified == 1
-    assert len(seen) == everybody
-    assert len(set(map(id, seen))) == 1
-
-
-def test_those_who_wait_for_a_bad_token_are_refused_with_it():
-    lookup = Lookup()
-    waiting, refused = threading.Event(), []
-
-    def fail():
-        assert waiting.wait(10)
-        raise Unauthenticated("bad", reason=Reason.TOKEN_EXPIRED)
-
-    def use():
-        try:
-            lookup.cache.verified("text", now=CLOCK.now(), monotonic=0.0, key_epoch=0, verify=fail)
-        except Unauthenticated as error:
-            refused.append(error.reason)
-
-    threads = [threading.Thread(target=use) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    waiting.set()
-    for thread in threads:
-        thread.join(10)
-    assert refused == [Reason.TOKEN_EXPIRED] * 5

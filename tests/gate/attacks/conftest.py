@@ -33,3 +33,8 @@ def mallory(leaf):
 def scene(kind, service_leaf, trainer):
     with serve(kind, World(), service_leaf) as served, served.channel(trainer) as channel:
         yield Scene(served, channel, trainer, kind)
+
+
+@pytest.fixture
+def token(scene, trainer):
+    return scene.world.token(trainer)

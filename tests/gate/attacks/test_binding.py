@@ -26,11 +26,6 @@ from tests.gate.world import DOMAIN, SetClock, World, grant, thumbprint_of
 MISMATCH = Reason.CERTIFICATE_MISMATCH
 
 
-@pytest.fixture
-def token(scene, trainer):
-    return scene.world.token(trainer)
-
-
 @pytest.mark.parametrize("warmed", [False, True])
 def test_a_stolen_token_from_another_certificate(scene, token, mallory, leaf, warmed):
     if warmed:

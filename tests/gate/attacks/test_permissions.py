@@ -25,11 +25,6 @@ POLICIES = [policy for policy in own_policies() if isinstance(policy.access, Tok
 SCOPES = sorted({policy.access.scope for policy in POLICIES})
 
 
-@pytest.fixture
-def token(scene, trainer):
-    return scene.world.token(trainer)
-
-
 def every_method(kind):
     """All methods of all our services on one server, each answering what it got."""
 

@@ -25,11 +25,6 @@ from tests.gate.world import AUDIENCE, ISSUER, TokenMint, World, base64url, thum
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
-@pytest.fixture
-def token(scene, trainer):
-    return scene.world.token(trainer)
-
-
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [

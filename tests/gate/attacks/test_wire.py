@@ -26,11 +26,6 @@ WHOLE = raw.END_HEADERS | raw.END_STREAM
 
 
 @pytest.fixture
-def token(scene, trainer):
-    return scene.world.token(trainer)
-
-
-@pytest.fixture
 def by_hand(scene, trainer):
     with raw.connected(scene.served.port, raw.tls(trainer)) as secure:
         yield RawClient(secure)

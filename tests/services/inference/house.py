@@ -6,11 +6,10 @@ records reaches the service's TrustState as a delta, as the feed would bring it.
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,17 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 
-from casemate.auth.v1 import release_service_pb2, release_service_pb2_grpc
+from casemate.auth.v1 import release_service_pb2_grpc
 from casemate.clock import SystemClock
 from casemate.datasets.v1 import (
-    dataset_service_pb2,
     dataset_service_pb2_grpc,
-    log_service_pb2,
     log_service_pb2_grpc,
 )
 from casemate.gate.core.audit import NoAudit
-from casemate.gate.core.records import Grant, Release, ReleasedVersion, VerificationKey
-from casemate.gate.core.trust import TrustSnapshot, TrustState
+from casemate.gate.core.records import Grant, VerificationKey
 from casemate.inference.v1 import model_service_pb2
 from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
 from casemate.open_inference.v2 import open_inference_pb2 as wire
@@ -50,10 +46,10 @@ from services.inference.backends import Backend
 from services.inference.repository import Repository, Store
 from services.inference.servicers import OPEN_INFERENCE
 from services.inference.settings import ServingSettings
+from tests.services.inference.neighbours import Auth, Log, Roots, Trust
 from tests.support.authority import TRUST_DOMAIN, LeafFactory
 
 TENANT = "acme"
-EPOCH = "epoch"
 NO_WAIT = timedelta(0)
 PATIENCE = 30.0
 SERVING = ServingSettings(
@@ -63,86 +59,6 @@ SERVING = ServingSettings(
     uploads=2,
     reload_retry=timedelta(seconds=30),
 )
-
-
-class Trust:
-    """Writes a TrustState as the feed would."""
-
-    def __init__(self) -> None:
-        self.state = TrustState(staleness=timedelta(hours=1), sensitive_staleness=timedelta(hours=1))
-        self._sequence = 1
-
-    def begin(self, *, keys: Sequence[VerificationKey], grants: Sequence[Grant], signers: Sequence[Signer]) -> None:
-        self.state.apply_snapshot(
-            TrustSnapshot.build(
-                epoch=EPOCH,
-                sequence=1,
-                issuer=f"https://auth.{TRUST_DOMAIN}",
-                keys=keys,
-                grants=grants,
-                signers=signers,
-            )
-        )
-        self.state.heard(SystemClock().monotonic())
-
-    def change(self, *records: object) -> None:
-        self._sequence += 1
-        self.state.apply_delta(records, epoch=EPOCH, sequence=self._sequence)
-
-    def release(self, tenant: str, model: str, version: ReleasedVersion) -> Release:
-        before = self.state.current.releases.get((tenant, model))
-        versions = before.versions if before is not None else ()
-        if version.number not in {known.number for known in versions}:
-            versions = (*versions, version)
-        release = Release(tenant=tenant, model=model, versions=versions, labels=before.labels if before else {})
-        self.change(release)
-        return release
-
-
-@dataclass
-class Auth(release_service_pb2_grpc.ReleaseServiceServicer):
-    """Records any release; tells the feed."""
-
-    trust: Trust
-    recorded: list[release_service_pb2.RecordReleaseRequest] = field(default_factory=list)
-
-    def RecordRelease(self, request, _context):  # noqa: N802  # the protocol's name
-        self.recorded.append(request)
-        version = request.version
-        self.trust.release(
-            request.tenant,
-            request.model,
-            ReleasedVersion(
-                number=version.number,
-                manifest_sha256=version.manifest_sha256,
-                signer_key_id=version.signer_key_id,
-                recorded_at=datetime.now(UTC),
-            ),
-        )
-        return release_service_pb2.RecordReleaseResponse()
-
-
-@dataclass
-class Roots(dataset_service_pb2_grpc.DatasetServiceServicer):
-    """Knows some dataset roots."""
-
-    promoted: set[bytes] = field(default_factory=set)
-
-    def CheckRoots(self, request, _context):  # noqa: N802
-        return dataset_service_pb2.CheckRootsResponse(
-            refused=[root for root in request.roots if root not in self.promoted]
-        )
-
-
-@dataclass
-class Log(log_service_pb2_grpc.LogServiceServicer):
-    """Keeps what is appended."""
-
-    entries: list[dict[str, object]] = field(default_factory=list)
-
-    def AppendEntry(self, request, _context):  # noqa: N802
-        self.entries.append({"kind": request.kind, **json.loads(request.body)})
-        return log_service_pb2.AppendEntryResponse(index=len(self.entries) - 1)
 
 
 @dataclass

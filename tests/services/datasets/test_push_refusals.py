@@ -1,0 +1,225 @@
+"""What a push is refused for, and what is then true."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from casemate.datasets.v1 import dataset_service_pb2 as messages
+from casemate.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    Reason,
+    Unauthenticated,
+)
+from tests.services.datasets.pushing import NEVER, refusal
+from tests.services.datasets.world import (
+    CHUNKS,
+    FINISH,
+    PROMOTIONS,
+    chunk_messages,
+    manifest_message,
+    manifest_of,
+    our_errors,
+)
+
+
+async def test_another_manifest_under_the_same_upload_id_is_equivocation(world):
+    trainer = world.actor()
+    manifest = manifest_of()
+    await trainer.push([manifest_message(world.signed(manifest)), *chunk_messages()[:1]])
+
+    other = replace(manifest, expires_at=manifest.expires_at + timedelta(hours=1))
+    with pytest.raises(Conflict) as caught:
+        await trainer.push([manifest_message(world.signed(other))])
+
+    assert caught.value.reason is Reason.EQUIVOCATION
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        chunk_messages()[1:2],
+        [messages.PushDatasetRequest(chunk=messages.Chunk(offset=5, data=NEVER))],
+        [messages.PushDatasetRequest(chunk=messages.Chunk(offset=2**64 - 1, data=NEVER))],
+        [*chunk_messages(), messages.PushDatasetRequest(chunk=messages.Chunk(offset=40, data=NEVER))],
+        [FINISH],
+        [*chunk_messages()[:2], FINISH],
+    ],
+    ids=["gap", "no boundary", "far out", "trailing", "finish at once", "finish early"],
+)
+async def test_an_offset_that_is_not_wanted_is_out_of_range_and_harms_nothing(world, steps):
+    trainer = world.actor()
+    envelope = world.signed()
+
+    with pytest.raises(OutOfRange) as caught:
+        await trainer.push([manifest_message(envelope), *steps])
+
+    assert caught.value.reason is Reason.WRONG_OFFSET
+    assert (await trainer.push_all(envelope)).rows == 6
+
+
+async def test_the_first_record_that_breaks_the_schema_is_named(world):
+    chunks = (b"1,one\n2,two\n", b"3,three\n-4,four\nfive,five\n")
+
+    with pytest.raises(InvalidRequest) as caught:
+        await world.actor().push_all(world.signed(manifest_of(chunks)), chunks)
+
+    assert caught.value.reason is Reason.RECORD_INVALID
+    assert [violation.field for violation in caught.value.violations] == ["records[3].number"]
+
+
+async def test_a_manifest_that_miscounts_its_rows_is_refused(world):
+    honest = manifest_of()
+    chunks = (replace(honest.chunks[0], rows=1), *honest.chunks[1:])
+    trainer = world.actor()
+
+    with pytest.raises(InvalidRequest) as caught:
+        await trainer.push([manifest_message(world.signed(replace(honest, chunks=chunks, rows=5))), *chunk_messages()])
+
+    assert caught.value.reason is Reason.MANIFEST_INVALID
+
+
+async def test_a_signer_revoked_during_the_upload_is_refused_at_the_end(world):
+    trainer = world.actor()
+    envelope = world.signed()
+    await trainer.push([manifest_message(envelope), *chunk_messages()])
+    call = trainer.datasets.PushDataset(metadata=trainer.metadata)
+    await call.write(manifest_message(envelope))
+    assert (await call.read()).next_offset == 40
+    world.signers = [world.signer(world.supplier, compromised_since=datetime.now(UTC) - timedelta(seconds=1))]
+    world.tell()
+
+    await call.write(FINISH)
+    with pytest.raises(PermissionDenied) as caught, our_errors():
+        await call.read()
+
+    assert caught.value.reason is Reason.SIGNER_UNTRUSTED
+    async with world.sql() as sql:
+        assert await sql.fetchval("SELECT state FROM uploads") == "receiving"
+        assert await sql.fetchval(PROMOTIONS) == 0
+    world.signers = [world.signer(world.supplier)]
+    world.tell()
+    assert (await trainer.push([manifest_message(envelope), FINISH]))[-1].promoted.version == 1
+
+
+async def test_a_manifest_that_expires_during_the_upload_is_refused_at_the_end(world):
+    trainer = world.actor()
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    call = trainer.datasets.PushDataset(metadata=trainer.metadata)
+    for message in (manifest_message(world.signed(manifest_of(expires_at=soon))), *chunk_messages()):
+        await call.write(message)
+        await call.read()
+    world.clock.shift = timedelta(seconds=90)
+
+    await call.write(FINISH)
+
+    with pytest.raises(InvalidRequest) as caught, our_errors():
+        await call.read()
+    assert caught.value.reason is Reason.MANIFEST_INVALID
+    with pytest.raises(NotFound):
+        await trainer.version()
+    later = soon + timedelta(seconds=60)
+    assert (await trainer.push_all(world.signed(manifest_of(expires_at=later)))).version == 1
+
+
+async def test_two_writers_of_one_upload_store_it_once(world):
+    envelope = world.signed()
+    writers = [world.actor("one"), world.actor("two")]
+
+    results = await asyncio.gather(*(writer.push_all(envelope) for writer in writers))
+
+    assert results[0] == results[1]
+    async with world.sql() as sql:
+        assert await sql.fetchval("SELECT count(*) FROM sealed_rows") == 6
+        assert await sql.fetchval(PROMOTIONS) == 1
+
+
+async def test_of_two_uploads_of_one_version_one_is_promoted(world):
+    trainer = world.actor()
+    early, late = world.signed(), world.signed()
+    await trainer.push([manifest_message(late), *chunk_messages()])
+    await trainer.push_all(early)
+
+    with pytest.raises(AlreadyExists):
+        await trainer.push([manifest_message(late), FINISH])
+    with pytest.raises(AlreadyExists):
+        await trainer.push([manifest_message(world.signed())])
+
+
+async def test_a_version_names_the_root_of_the_one_before(world):
+    trainer = world.actor()
+    root = (await trainer.push_all(world.signed())).root
+    more = (b"7,seven\n",)
+
+    with pytest.raises(InvalidRequest):
+        await trainer.push_all(world.signed(manifest_of(more, version=2, previous_root=bytes(32))), more)
+    with pytest.raises(InvalidRequest):
+        await trainer.push_all(world.signed(manifest_of(more, version=3, previous_root=root)), more)
+    assert (await trainer.push_all(world.signed(manifest_of(more, version=2, previous_root=root)), more)).version == 2
+
+    assert (await trainer.version()).version == 2
+    assert (await trainer.version(version=1)).root == root
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        chunk_messages()[0],
+        FINISH,
+        messages.PushDatasetRequest(),
+    ],
+    ids=["chunk", "finish", "nothing"],
+)
+async def test_the_manifest_comes_first(world, first):
+    first = messages.PushDatasetRequest.FromString(first.SerializeToString())
+    first.dataset = "digits"
+
+    with pytest.raises(InvalidRequest):
+        await world.actor().push([first])
+
+
+async def test_a_later_message_may_not_name_another_dataset(world):
+    trainer = world.actor()
+    chunk = chunk_messages()[0]
+    chunk.dataset = "letters"
+
+    with pytest.raises((InvalidRequest, NotFound)):
+        await trainer.push([manifest_message(world.signed()), chunk])
+    chunk.dataset = "digits"
+    assert len(await trainer.push([manifest_message(world.signed()), chunk])) == 2
+
+
+async def test_whoever_may_not_push_is_refused_before_anything_is_looked_at(world):
+    reader = world.actor(scopes="datasets.read")
+    anonymous = replace(world.actor(), metadata=())
+    thief = replace(world.actor("mallory"), metadata=world.actor().metadata)
+    envelope = world.signed()
+
+    assert isinstance(await refusal(reader, envelope), PermissionDenied)
+    assert (await refusal(anonymous, envelope)).reason is Reason.TOKEN_MISSING
+    stolen = await refusal(thief, envelope)
+    assert isinstance(stolen, Unauthenticated)
+    assert stolen.reason is Reason.CERTIFICATE_MISMATCH
+    world.grants = [grant for grant in world.grants if grant.verb != "push"]
+    world.tell()
+    assert isinstance(await refusal(world.actor(), envelope), NotFound)
+
+
+async def test_what_is_acknowledged_is_in_the_database(world):
+    trainer = world.actor()
+    await trainer.push([manifest_message(world.signed()), *chunk_messages()[:2]])
+
+    async with world.sql() as sql:
+        upload = await sql.fetchrow("SELECT state, next_offset, next_batch, next_ordinal FROM uploads")
+        rows = await sql.fetch("SELECT batch, ordinal FROM sealed_rows ORDER BY ordinal")
+
+    assert tuple(upload) == ("receiving", len(CHUNKS[0] + CHUNKS[1]), 2, 3)
+    assert [tuple(row) for row in rows] == [(0, 0), (0, 1), (1, 2)]
