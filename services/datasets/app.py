@@ -160,9 +160,7 @@ async def serving(
     clock = clock or SystemClock()
     metrics = Metrics("datasets")
     async with AsyncExitStack() as stack:
-        source = CertificateSource(settings.identity.directory, metrics=metrics)
-        source.start()
-        stack.callback(source.close)
+        source = _open_identity(settings, stack, metrics)
         stores, signing_key = await open_stores(settings, stack, metrics, clock)
         if trust is None:
             trust = TrustState(staleness=settings.trust.staleness)
@@ -175,8 +173,7 @@ async def serving(
         )
         health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
-        audit = _open_audit(settings, stack)
-        counts = GateCounts(metrics)
+        audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services=services, trust=trust, clock=clock, audit=audit, counts=counts)
         server = build_aio_server(
             source=source,
@@ -186,9 +183,7 @@ async def serving(
             health=health,
             lame_duck=lame_duck,
         )
-        metrics_server = MetricsServer(metrics, source, settings.listen.metrics_address)
-        stack.push_async_callback(asyncio.to_thread, metrics_server.stop)
-        metrics_server.start()
+        metrics_server = _show_metrics(settings, stack, metrics, source)
         probe = HealthProbe(
             health=health,
             services=[service.name for service in services],
@@ -201,10 +196,25 @@ async def serving(
         await probe.look()
         await server.start()
         stack.push_async_callback(server.stop)
-        watch = KekWatch(kek=stores.kek, rings=(stores.keys.ring,))
-        for work in (probe.watch(), shredder.run(), watch.run()):
+        for work in (probe.watch(), shredder.run(), KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         yield Running(server.port, metrics_server.port, metrics, health, signing_key.public, stores.keys.ring)
+
+
+def _open_identity(settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics) -> CertificateSource:
+    source = CertificateSource(settings.identity.directory, metrics=metrics)
+    source.start()
+    stack.callback(source.close)
+    return source
+
+
+def _show_metrics(
+    settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics, source: CertificateSource
+) -> MetricsServer:
+    server = MetricsServer(metrics, source, settings.listen.metrics_address)
+    stack.push_async_callback(asyncio.to_thread, server.stop)
+    server.start()
+    return server
 
 
 async def open_stores(

@@ -152,13 +152,7 @@ class Service:
             prepare=prepare,
             integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
         )
-        self.watcher = Watcher(
-            trust=trust,
-            loader=loader,
-            catalogue=self.catalogue,
-            policies=serving.versions,
-            retry=serving.reload_retry,
-        )
+        self.watcher = self._watcher(trust, loader, serving)
         self.publishing = Publishing(
             trust=trust,
             releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
@@ -171,15 +165,7 @@ class Service:
             clock=dependencies.clock,
             limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
         )
-        self.models = Models(
-            trust=trust,
-            catalogue=self.catalogue,
-            watcher=self.watcher,
-            publishing=self.publishing,
-            clock=dependencies.clock,
-            version=version("casemate"),
-            policies=serving.versions,
-        )
+        self.models = self._models(trust, serving)
         self.streams = Streams(limit=max(1, serving.threads // 2), idle=serving.stream_idle)
         self.predictions = Predictions(
             catalogue=self.catalogue,
@@ -191,6 +177,26 @@ class Service:
         gate = build_gate(dependencies, trust_domain=trust_domain)
         self._interceptor = GateInterceptor(gate, streams=max(1, serving.threads * 3 // 4))
         self._server = self._build_server(dependencies.source, address, serving, lame_duck)
+
+    def _models(self, trust: TrustView, serving: ServingSettings) -> Models:
+        return Models(
+            trust=trust,
+            catalogue=self.catalogue,
+            watcher=self.watcher,
+            publishing=self.publishing,
+            clock=self._clock,
+            version=version("casemate"),
+            policies=serving.versions,
+        )
+
+    def _watcher(self, trust: TrustView, loader: Loader, serving: ServingSettings) -> Watcher:
+        return Watcher(
+            trust=trust,
+            loader=loader,
+            catalogue=self.catalogue,
+            policies=serving.versions,
+            retry=serving.reload_retry,
+        )
 
     @property
     def port(self) -> int:
