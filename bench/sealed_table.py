@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_rows, seal_batch, seal_rows
+from casemate.sealing.rows import BatchContext, SealedBatch, open_rows, open_rows_in_turns, seal_batch, seal_rows
 
 if TYPE_CHECKING:
     import asyncpg
@@ -98,7 +98,7 @@ class Plain:
 
 
 class Sealed(Plain):
-    """Rows sealed and opened by us: each sealed as it is copied; a batch opened while the server looks for the next."""
+    """Rows sealed and opened by us: each sealed as it is copied; a batch opened while the next one arrives."""
 
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection, name)
@@ -126,8 +126,20 @@ class Sealed(Plain):
             if number + 1 < len(self._stored):
                 fetching = self._fetch(number + 1)
                 await asyncio.sleep(0)  # sends the query
-            found += len(self._open(number, rows))
+            found += len(await self._open_meanwhile(number, rows))
         return found
+
+    async def _open_meanwhile(self, number: int, rows: list[bytes]) -> list[bytes]:
+        head = self._stored[number]
+        await open_rows_in_turns(
+            self._key,
+            _context(number),
+            rows,
+            salt=head.salt,
+            commitment=head.commitment,
+            first_ordinal=head.first_ordinal,
+        )
+        return rows
 
     def _open(self, number: int, rows: list[bytes]) -> list[bytes]:
         head = self._stored[number]
@@ -190,6 +202,13 @@ class InTurn(Sealed):
         return found
 
 
+class AtOnce(Sealed):
+    """The next batch is asked for, then this one opened with no turn for what arrives meanwhile."""
+
+    async def _open_meanwhile(self, number: int, rows: list[bytes]) -> list[bytes]:
+        return self._open(number, rows)
+
+
 class FetchedTogether(Sealed):
     """Four batches a query."""
 
@@ -246,6 +265,7 @@ SIDES: Final[dict[str, Callable[[Connection, str], Side]]] = {
     "sealed": Sealed,
     "threaded": Threaded,
     "in turn": InTurn,
+    "at once": AtOnce,
     "fetched together": FetchedTogether,
 }
 """Those that need nothing but PostgreSQL."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 from collections import Counter
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 
 from casemate.errors import StoredDataUnreadable
 from casemate.sealing.keys import DataKey
-from casemate.sealing.rows import BatchContext, SealedBatch, open_batch, open_rows, seal_batch, seal_rows
+from casemate.sealing.rows import (
+    BatchContext,
+    SealedBatch,
+    open_batch,
+    open_rows,
+    open_rows_in_turns,
+    seal_batch,
+    seal_rows,
+)
 
 KEY = DataKey(bytes(range(32)))
 CONTEXT = BatchContext(tenant="acme", dataset="digits", version=7, batch=3, schema_sha256=b"\x5c" * 32)
@@ -169,6 +178,41 @@ def test_rows_open_in_their_own_list_and_leave_nothing_in_it_when_they_do_not() 
     rows = list(batch.rows)
     open_rows(KEY, CONTEXT, rows, **header)
     assert rows == ROWS
+
+
+async def test_rows_opened_in_turns_let_others_run_meanwhile() -> None:
+    """A megabyte gives the loop many turns, four short rows one; both are the rows that were sealed."""
+    for rows, turns in (([secrets.token_bytes(16 * 1024) for _ in range(64)], 16), (ROWS, 1), ([], 0)):
+        batch = seal_batch(KEY, CONTEXT, rows, first_ordinal=10)
+        opened, seen = list(batch.rows), 0
+        opening = asyncio.ensure_future(
+            open_rows_in_turns(KEY, CONTEXT, opened, salt=batch.salt, commitment=batch.commitment, first_ordinal=10)
+        )
+        while not opening.done():
+            await asyncio.sleep(0)
+            seen += 1
+        assert opened == rows
+        assert seen > turns
+
+
+async def test_rows_opened_in_turns_leave_nothing_when_damaged_or_cancelled() -> None:
+    """The last row is damaged, or the reader is gone after the first turn. The twin is the test above."""
+    rows = [secrets.token_bytes(16 * 1024) for _ in range(64)]
+    batch = seal_batch(KEY, CONTEXT, rows, first_ordinal=10)
+    header = {"salt": batch.salt, "commitment": batch.commitment, "first_ordinal": 10}
+    damaged = [*batch.rows[:-1], bytes(len(batch.rows[-1]))]
+    with pytest.raises(StoredDataUnreadable, match="row 73 "):
+        await open_rows_in_turns(KEY, CONTEXT, damaged, **header)
+    assert damaged == []
+
+    opened = list(batch.rows)
+    opening = asyncio.ensure_future(open_rows_in_turns(KEY, CONTEXT, opened, **header))
+    await asyncio.sleep(0)
+    assert opened[0] == rows[0]  # under way
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert opened == []
 
 
 def derive(
