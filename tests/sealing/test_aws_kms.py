@@ -113,6 +113,16 @@ async def test_answer_that_names_another_key_is_refused(aws: AwsProvider) -> Non
     assert await aws.kek.unwrap(wrapped, CONTEXT) == key
 
 
+async def test_generated_key_that_its_own_wrap_would_not_open_is_not_used(aws: AwsProvider) -> None:
+    """KMS gives one key and wraps another: what is sealed under it could never be opened. The twin is an honest KMS."""
+    aws.double.alters["GenerateDataKey"] = {"Plaintext": base64.b64encode(bytes(range(32))).decode()}
+    with pytest.raises(StoredDataUnreadable, match="another key"):
+        await aws.kek.generate_data_key(CONTEXT)
+    aws.double.alters.clear()
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    assert await aws.kek.unwrap(wrapped, CONTEXT) == key
+
+
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 async def test_plaintext_of_another_length_is_no_key(aws: AwsProvider, length: int) -> None:
     """Whatever KMS says."""

@@ -133,7 +133,11 @@ class AwsKmsKey:
             yield cls(client=client, key_arn=key_arn, clock=clock, limits=limits)
 
     async def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
-        """See `kek.KeyEncryptionKey`. The key comes from KMS's generator."""
+        """See `kek.KeyEncryptionKey`. The key comes from KMS's generator.
+
+        Costs two calls: what KMS would open is compared with what it gave, before anything is sealed
+        that could otherwise never be opened again.
+        """
         version = await self._current_version()
         answer = await self._call(
             self._client.generate_data_key,
@@ -142,7 +146,9 @@ class AwsKmsKey:
             EncryptionContext=_encryption_context(context, version),
         )
         key = DataKey(answer["Plaintext"])
-        return key, self._wrapped(answer, _commitment(key, context), context, version)
+        wrapped = self._wrapped(answer, _commitment(key, context), context, version)
+        await self.unwrap(wrapped, context)
+        return key, wrapped
 
     async def wrap(self, key: DataKey, context: KeyContext) -> WrappedKey:
         """See `kek.KeyEncryptionKey`."""
