@@ -9,26 +9,20 @@ entry, and asking for the version, tell otherwise.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import SignatureInvalid
 from casemate.signing import dsse, strict_json
-from casemate.signing.checkpoint import note_key_hash
-from casemate.signing.keys import PublicKey
 from casemate.signing.strict_json import invalid
 
 if TYPE_CHECKING:
-    from casemate.signing.keys import SigningKey
+    from casemate.signing.keys import PublicKey, SigningKey
 
 SHRED_RECEIPT_TYPE: Final = "application/vnd.casemate.shred-receipt.v1+json"
 
 _SEAL: Final = object()
-_ED25519_SPKI: Final = bytes.fromhex("302a300506032b6570032100")  # RFC 8410 section 4, before the 32 bytes
-_ED25519_TYPE: Final = b"\x01"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,26 +128,6 @@ def verify_shred_receipt(envelope: bytes, *, log: str, public_key: PublicKey) ->
     if receipt.log != log:
         raise SignatureInvalid("the receipt is another log's")
     return VerifiedReceipt(receipt=receipt, _seal=_SEAL)
-
-
-def parse_verification_key(text: str) -> tuple[str, PublicKey]:
-    """Name and key from C2SP's `name+hash+base64`; `checkpoint.verification_key` is the inverse.
-
-    Raises:
-        InvalidRequest: it is none, or not of an Ed25519 key that may be trusted.
-    """
-    name, _, rest = text.strip().partition("+")
-    key_hash, _, encoded = rest.partition("+")
-    try:
-        data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise invalid("log_key", "is not base64") from None
-    if data[:1] != _ED25519_TYPE or len(data) != 33:
-        raise invalid("log_key", "is not an Ed25519 verification key")
-    public_key = PublicKey.admit(_ED25519_SPKI + data[1:])
-    if note_key_hash(name, public_key).hex() != key_hash:
-        raise invalid("log_key", "does not fit its own hash")
-    return name, public_key
 
 
 def _number(value: object) -> int:

@@ -23,8 +23,9 @@ from casemate.errors import (
     SignatureInvalid,
     StoredDataUnreadable,
 )
+from casemate.signing.checkpoint import parse_verification_key
 from casemate.signing.keys import SigningKey
-from casemate.signing.shred_receipt import parse_verification_key, verify_shred_receipt
+from casemate.signing.shred_receipt import verify_shred_receipt
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
 CHECKOUT = Path(__file__).parents[3]
