@@ -56,6 +56,7 @@ from services.datasets.pull import Reader
 from services.datasets.push import Intake
 from services.datasets.settings import DatasetsSettings
 from services.datasets.shred import Shredder
+from services.datasets.shred_store import ShredStore
 from services.datasets.store import VersionStore
 from services.keys.operations import KeyOperations
 from services.keys.servicer import key_service
@@ -108,6 +109,7 @@ class Stores:
 
     kek: KeyEncryptionKey
     versions: VersionStore
+    shreds: ShredStore
     keys: DataKeyStore
     log: LogStore
     alarms: Alarms
@@ -244,6 +246,7 @@ async def open_stores(
     stores = Stores(
         kek=kek,
         versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
+        shreds=ShredStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         keys=keys,
         log=log,
         alarms=alarms,
@@ -254,7 +257,7 @@ async def open_stores(
 def open_shredder(settings: DatasetsSettings, stores: Stores, log_key: SigningKey, clock: Clock) -> Shredder:
     """What shreds, and hears of shreddings."""
     return Shredder(
-        versions=stores.versions,
+        versions=stores.shreds,
         keys=stores.keys,
         log=log_origin(settings.identity.trust_domain),
         log_key=log_key,
@@ -281,7 +284,14 @@ def _services(
 
     audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
     intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
-    reader = Reader(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, alarms=stores.alarms)
+    reader = Reader(
+        audience=audience,
+        store=stores.versions,
+        shreds=stores.shreds,
+        keys=stores.keys,
+        resolve=resolve,
+        alarms=stores.alarms,
+    )
     origin = log_origin(settings.identity.trust_domain)
     datasets = DatasetServicer(
         intake=intake,

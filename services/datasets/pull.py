@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
     from services.datasets.alarms import Alarms
     from services.datasets.key_store import DataKeyStore
+    from services.datasets.shred_store import ShredStore
     from services.datasets.store import VersionStore
     from services.datasets.upload import PlannedChunk, Upload
 
@@ -71,10 +72,18 @@ class Reader:
     """Reads promoted versions, whose manifests are for `audience`."""
 
     def __init__(
-        self, *, audience: str, store: VersionStore, keys: DataKeyStore, resolve: SignerResolver, alarms: Alarms
+        self,
+        *,
+        audience: str,
+        store: VersionStore,
+        shreds: ShredStore,
+        keys: DataKeyStore,
+        resolve: SignerResolver,
+        alarms: Alarms,
     ) -> None:
         self._audience = audience
         self._store = store
+        self._shreds = shreds
         self._keys = keys
         self._resolve = resolve
         self._alarms = alarms
@@ -98,7 +107,7 @@ class Reader:
         self.require_trusted(upload)
         verified = await self._verified(upload, upload.promoted_at)
         shredded = upload.state is UploadState.SHREDDED
-        shredded_at = (await self._store.shredding(upload)).shredded_at if shredded else None
+        shredded_at = (await self._shreds.shredding(upload)).shredded_at if shredded else None
         return ReadableVersion(upload, upload.promoted_at, verified, shredded_at, _SEAL)
 
     async def readable(self, *, tenant: str, dataset: str, version: int) -> ReadableVersion:

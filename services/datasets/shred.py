@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from casemate.clock import Clock
     from casemate.signing.keys import SigningKey
     from services.datasets.key_store import DataKeyStore
+    from services.datasets.shred_store import ShredStore
     from services.datasets.shreddings import Shredding
-    from services.datasets.store import VersionStore
     from services.datasets.upload import Upload
 
 _LOGGER = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Shredder:
     def __init__(
         self,
         *,
-        versions: VersionStore,
+        versions: ShredStore,
         keys: DataKeyStore,
         log: str,
         log_key: SigningKey,

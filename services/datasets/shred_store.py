@@ -1,0 +1,87 @@
+"""Shredding in PostgreSQL: the state, the log entry and the intent in one transaction.
+
+If this fails: a version stays readable that was shredded, or is shredded without an
+entry in the log.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from casemate.errors import NotFound
+from services.datasets.database import connected, transaction
+from services.datasets.shreddings import Shredding, ShreddingTable
+from services.datasets.upload import Upload, UploadState
+from services.datasets.upload_rows import SELECT, UploadRows, entry_body
+
+if TYPE_CHECKING:
+    from casemate.clock import Clock
+    from casemate.sealing.authority_rows import AuthorityKey
+    from casemate.storage.pool import Pool
+    from services.datasets.alarms import Alarms
+    from services.datasets.log_store import LogStore
+
+_ATTEMPTS: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 ORDER BY id FOR UPDATE"
+
+
+class ShredStore:
+    """What is, and was, shredded."""
+
+    def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms, clock: Clock) -> None:
+        self._pool = pool
+        self._rows = UploadRows(authority=authority, alarms=alarms)
+        self._log = log
+        self._shreddings = ShreddingTable(authority=authority, alarms=alarms)
+        self._clock = clock
+
+    async def shred(self, *, tenant: str, dataset: str, version: int) -> tuple[Upload, Shredding]:
+        """Bars a promoted version from being read, and logs it, in one transaction. Repeated, it changes nothing.
+
+        Other attempts to push the version are quarantined: they hold the same rows.
+
+        Raises:
+            NotFound: no such version is promoted.
+        """
+        async with transaction(self._pool) as connection:
+            attempts = self._rows.readable(await connection.fetch(_ATTEMPTS, tenant, dataset, version))
+            for upload in attempts:
+                if upload.state is UploadState.SHREDDED:
+                    return upload, await self._shreddings.get(connection, upload.id)
+            found = [upload for upload in attempts if upload.state is UploadState.PROMOTED]
+            if not found:
+                raise NotFound(f"no version {version} of {tenant}/{dataset}")
+            for upload in attempts:
+                if upload.state is UploadState.RECEIVING:
+                    await self._rows.update(connection, upload.quarantined())
+            upload = found[0].shredded()
+            index = await self._log.append(connection, "shred", entry_body(upload), by="datasets")
+            shredding = Shredding(upload=upload.id, log_index=index, shredded_at=self._clock.now())
+            await self._rows.update(connection, upload)
+            await self._shreddings.insert(connection, shredding)
+            return upload, shredding
+
+    async def finish_shredding(self, shredding: Shredding) -> Shredding:
+        """Notes that the key is gone; gives what was noted first."""
+        async with transaction(self._pool) as connection:
+            await self._shreddings.finish(connection, shredding)
+            return await self._shreddings.get(connection, shredding.upload)
+
+    async def shredding(self, upload: Upload) -> Shredding:
+        """What is known of the shredding of an upload."""
+        async with connected(self._pool) as connection:
+            return await self._shreddings.get(connection, upload.id)
+
+    async def shredded_after(self, log_index: int) -> list[tuple[Upload, Shredding]]:
+        """Versions shredded later in the log, and all whose key may still be there."""
+        async with connected(self._pool) as connection:
+            news = await self._shreddings.news(connection, after=log_index)
+            records = await connection.fetch(
+                SELECT + " WHERE id = ANY($1::uuid[]) AND state = 'shredded'", [found.upload for found in news]
+            )
+        uploads = {upload.id: upload for upload in self._rows.readable(records)}
+        return [(uploads[found.upload], found) for found in news if found.upload in uploads]
+
+    async def shredded(self) -> list[Upload]:
+        """Every version that was shredded. Rows that do not verify alarm and are left out."""
+        async with connected(self._pool) as connection:
+            return self._rows.readable(await connection.fetch(SELECT + " WHERE state = 'shredded'"))
