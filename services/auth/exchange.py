@@ -103,7 +103,7 @@ class Exchange:
         grants = await self._grants.find(client, source=subject.source, audience=wish.audience)
         entitlement = _entitlement(client, subject, wish, grants)
         if not wish.refresh:
-            access = self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
+            access = await self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
             return Exchanged(access=access)
         # A subject token of ours is short-lived on purpose: a family would outlive it.
         if subject.scopes is not None or not any(grant.refresh for grant in grants):
@@ -111,7 +111,7 @@ class Exchange:
         family, refresh = await self._families.begin(entitlement, spiffe_id=client.spiffe_id)
         # The family is there; only its first access token ends with the subject token.
         first = replace(entitlement, session_id=family.id)
-        access = self._issuer.mint(first, thumbprint=thumbprint, not_after=not_after)
+        access = await self._issuer.mint(first, thumbprint=thumbprint, not_after=not_after)
         return Exchanged(access=access, refresh=refresh, refresh_expires_at=family.idle_expires_at)
 
 

@@ -172,13 +172,14 @@ class Families:
                 self._observe(outcome)
                 raise invalid_grant(f"family {family.id}: {outcome.value}")
             entitlement = _entitlement(family, client, scopes, allowed=await self._allowed(client, family))
+            # First: a key that cannot sign now, in a KMS for one, must not use the token up.
+            access = await self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
             if outcome is RefreshOutcome.ROTATED:
                 successor = self._rotated(family)
                 if not await self._store.swap(family, successor):
                     continue  # another was faster: judge again by what it left
                 family = successor
             self._observe(outcome)
-            access = self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
             return Refreshed(access=access, refresh=self._tokens.current(family), expires_at=family.idle_expires_at)
         raise Conflict(f"family {presented.unverified_family_id} never stood still")
 

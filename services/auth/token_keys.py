@@ -10,9 +10,9 @@ ends them everywhere within a second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,16 +27,25 @@ from services.auth.records import TokenKey
 _PURPOSE: Final = "token-key"
 
 
+class TokenSignature(Protocol):
+    """What signs: the 64 bytes that a JWS of the key's algorithm carries."""
+
+    async def __call__(self, message: bytes) -> bytes:
+        """The signature over a message.
+
+        Raises:
+            Unavailable: the key cannot be reached, or refuses to sign.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningTokenKey:
-    """The active key, open in memory."""
+    """The active key, ready to sign: open in memory, or by asking whoever keeps it."""
 
     kid: str
     algorithm: str
-    private_key: Ed25519PrivateKey
-
-    def __repr__(self) -> str:
-        return f"SigningTokenKey(kid={self.kid!r})"
+    sign: TokenSignature = field(repr=False)
 
 
 async def generate(kek: KeyEncryptionKey, *, now: datetime) -> TokenKey:
@@ -73,8 +82,11 @@ async def open_key(kek: KeyEncryptionKey, record: TokenKey) -> SigningTokenKey:
     private_key = Ed25519PrivateKey.from_private_bytes(seed.reveal())
     if record.algorithm != EDDSA or key_thumbprint(private_key.public_key()) != record.kid:
         raise StoredDataUnreadable(f"token key {record.kid} is not the key that its row names")
-    return SigningTokenKey(kid=record.kid, algorithm=record.algorithm, private_key=private_key)
+    return SigningTokenKey(kid=record.kid, algorithm=record.algorithm, sign=_signing_with(private_key))
 
 
-def _context(kid: str) -> KeyContext:
-    return KeyContext(purpose=_PURPOSE, tenant="", name=kid, version=1)
+def _signing_with(private_key: Ed25519PrivateKey) -> TokenSignature:
+    async def sign(message: bytes) -> bytes:
+        return private_key.sign(message)
+
+    return sign

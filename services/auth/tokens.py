@@ -74,7 +74,7 @@ class Tokens:
         """
         with self._slowing.attempt(applicant.spiffe_id):
             client = await self._client(applicant)
-            return self._issuer.issue(
+            return await self._issuer.issue(
                 client,
                 audience=audience,
                 scopes=scopes,
