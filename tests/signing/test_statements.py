@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from casemate.errors import CasemateError, InvalidRequest, Reason
 from casemate.signing import merkle
-from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_BYTES, MAXIMUM_CHUNKS
+from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_BYTES, MAXIMUM_CHUNK_ROWS, MAXIMUM_CHUNKS
 from casemate.signing.keys import SigningKey
 from casemate.signing.statements import (
     ChunkDigest,
@@ -123,14 +123,14 @@ def test_chunks_that_do_not_add_up_are_refused(manifest):
 
 
 def test_more_chunks_than_the_limit_are_refused_and_the_limit_fits_an_envelope(manifest):
-    chunk = ChunkDigest(leaf_hash=bytes(32), bytes=MAXIMUM_CHUNK_BYTES, rows=MAXIMUM_CHUNK_BYTES)
+    chunk = ChunkDigest(leaf_hash=bytes(32), bytes=MAXIMUM_CHUNK_BYTES, rows=MAXIMUM_CHUNK_ROWS)
     columns = tuple(Column(name=f"{'c' * 58}{n:04}", type="integer", minimum=-(2**53) + 1) for n in range(4096))
     most = replace(
         manifest,
         chunks=(chunk,) * MAXIMUM_CHUNKS,
         schema=columns,
-        rows=MAXIMUM_CHUNKS << 20,
-        bytes=MAXIMUM_CHUNKS << 20,
+        rows=MAXIMUM_CHUNKS * MAXIMUM_CHUNK_ROWS,
+        bytes=MAXIMUM_CHUNKS * MAXIMUM_CHUNK_BYTES,
         root=merkle.root([chunk.leaf_hash] * MAXIMUM_CHUNKS),
     )
     assert sign_dataset_manifest(most, SigningKey.generate())

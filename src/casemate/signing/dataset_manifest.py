@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Final, TypeAlias, cast, get_args
 
 from casemate.signing import fields, merkle, strict_json
+from casemate.signing.columns import Column, ColumnType
+from casemate.signing.framing import MAXIMUM_ROW_RECORDS, Format
 from casemate.signing.statement import open_statement, write_statement
 from casemate.signing.strict_json import invalid
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+__all__ = ["ChunkDigest", "Column", "ColumnType", "DatasetManifest", "Format"]
+
 DATASET_PREDICATE: Final = "urn:casemate:dataset-manifest:v1"
 
-Format: TypeAlias = Literal["csv", "jsonl"]
-ColumnType: TypeAlias = Literal["integer", "number", "text"]
 Digest: TypeAlias = bytes  # `bytes` is a field's name below
 
-MAXIMUM_CHUNK_BYTES: Final = 1 << 20
-MAXIMUM_CHUNKS: Final = 20_000  # with 120 bytes each, they fit into an envelope
+MAXIMUM_CHUNK_BYTES: Final = 8 << 20
+MAXIMUM_CHUNK_ROWS: Final = 65_536  # each costs some 300 bytes of memory while it is sealed
+MAXIMUM_CHUNKS: Final = 20_000  # with 140 bytes each, they fit into an envelope
 MAXIMUM_COLUMNS: Final = 4096
+MAXIMUM_CATEGORIES_OF_ALL: Final = 10_000
 
 _CHUNK: Final = frozenset({"leaf_hash", "bytes", "rows"})
-_COLUMN: Final = frozenset({"name", "type", "minimum", "maximum"})
+_CHUNK_OF_BATCHES: Final = _CHUNK | {"records"}
 _PREDICATE: Final = frozenset(
     {
         "audience",
@@ -45,36 +49,14 @@ _PREDICATE: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One column; bounds are inclusive, and text has none.
-
-    Raises:
-        InvalidRequest: `MANIFEST_INVALID`.
-    """
-
-    name: str
-    type: ColumnType
-    minimum: float | None = None
-    maximum: float | None = None
-
-    def __post_init__(self) -> None:
-        fields.text(self.name, "schema.name", fields.COLUMN_NAME)
-        if self.type not in get_args(ColumnType):
-            raise invalid("schema.type", "is not integer, number or text")
-        bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
-        if bounds and self.type == "text":
-            raise invalid("schema.minimum", "is set on text")
-        for bound in bounds:
-            if self.type == "integer":
-                fields.integer(bound, "schema.minimum", minimum=-fields.MAXIMUM_INTEGER)
-            fields.number(bound, "schema.minimum")
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise invalid("schema.minimum", "is above the maximum")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkDigest:
     """One chunk: its RFC 6962 leaf hash and its size.
+
+    Attributes:
+        leaf_hash: of its bytes.
+        bytes: how many those are.
+        rows: rows that are stored, each sealed by itself.
+        records: records in them; None where a row is a record, as everywhere but in Arrow.
 
     Raises:
         InvalidRequest: `MANIFEST_INVALID`.
@@ -83,16 +65,25 @@ class ChunkDigest:
     leaf_hash: Digest
     bytes: int
     rows: int
+    records: int | None = None
 
     def __post_init__(self) -> None:
         fields.digest(self.leaf_hash, "chunks.leaf_hash")
         fields.integer(self.bytes, "chunks.bytes", minimum=1, maximum=MAXIMUM_CHUNK_BYTES)
-        # Each record ends in a line feed, so there are never more records than bytes.
-        fields.integer(self.rows, "chunks.rows", minimum=1, maximum=self.bytes)
+        # A row has at least one byte: a line feed.
+        fields.integer(self.rows, "chunks.rows", minimum=1, maximum=min(self.bytes, MAXIMUM_CHUNK_ROWS))
+        if self.records is not None:
+            most = self.rows * MAXIMUM_ROW_RECORDS
+            fields.integer(self.records, "chunks.records", minimum=self.rows, maximum=most)
+
+    @property
+    def record_count(self) -> int:
+        """Records in the chunk, whatever the format."""
+        return self.rows if self.records is None else self.records
 
     @classmethod
     def of(cls, data: Digest) -> ChunkDigest:
-        """The digest of a chunk's bytes: whole records, each ended by a line feed.
+        """The digest of a chunk whose records are lines: each ended by a line feed, none within.
 
         Raises:
             InvalidRequest: `MANIFEST_INVALID`; empty, too large, or the last record has no end.
@@ -111,6 +102,7 @@ class DatasetManifest:
 
     Attributes:
         audience: the service that it is meant for, as `datasets`.
+        rows: rows that are stored: records, or in Arrow batches of records.
         previous_root: root of the version before; none for the first.
         root: RFC 6962 root over the chunks' leaf hashes.
         upload_id: 16 to 64 characters that the supplier chose for this upload.
@@ -142,7 +134,7 @@ class DatasetManifest:
         fields.text(self.upload_id, "upload_id", fields.UPLOAD_ID)
         fields.integer(self.version, "version", minimum=1)
         if self.format not in get_args(Format):
-            raise invalid("format", "is not csv or jsonl")
+            raise invalid("format", "is not csv, jsonl or arrow")
         if (self.previous_root is None) != (self.version == 1):
             raise invalid("previous_root", "is missing, or set on the first version")
         if self.previous_root is not None:
@@ -150,8 +142,19 @@ class DatasetManifest:
         fields.count(self.schema, "schema", minimum=1, maximum=MAXIMUM_COLUMNS)
         if len({column.name for column in self.schema}) != len(self.schema):
             raise invalid("schema", "names a column twice")
+        self._check_format()
         fields.count(self.chunks, "chunks", minimum=1, maximum=MAXIMUM_CHUNKS)
         self._check_totals()
+
+    def _check_format(self) -> None:
+        if self.format == "csv" and any(column.type == "vector" for column in self.schema):
+            raise invalid("schema.type", "is vector, which CSV has no form for")
+        if self.format != "arrow" and any(column.storage for column in self.schema):
+            raise invalid("schema.storage", "is set on a format without widths")
+        if sum(len(column.categories or ()) for column in self.schema) > MAXIMUM_CATEGORIES_OF_ALL:
+            raise invalid("schema.categories", f"holds more than {MAXIMUM_CATEGORIES_OF_ALL} texts in all")
+        if any((chunk.records is None) is (self.format == "arrow") for chunk in self.chunks):
+            raise invalid("chunks.records", "is missing in Arrow, or set on a format whose rows are records")
 
     def _check_totals(self) -> None:
         fields.integer(self.rows, "rows", minimum=1)
@@ -164,9 +167,14 @@ class DatasetManifest:
             raise invalid("root", "is not the root of the chunks")
 
     @property
+    def records(self) -> int:
+        """Records of the version: `rows`, but in Arrow what the rows hold."""
+        return sum(chunk.record_count for chunk in self.chunks)
+
+    @property
     def schema_sha256(self) -> Digest:
         """SHA-256 of the canonical form of format and columns: what a row is sealed to."""
-        shape = {"format": self.format, "schema": [_column_out(column) for column in self.schema]}
+        shape = {"format": self.format, "schema": [column.to_json() for column in self.schema]}
         return hashlib.sha256(strict_json.canonical(shape)).digest()
 
     def to_statement(self) -> Digest:
@@ -178,10 +186,10 @@ class DatasetManifest:
             "version": self.version,
             "previous_root": None if self.previous_root is None else self.previous_root.hex(),
             "format": self.format,
-            "schema": [_column_out(column) for column in self.schema],
+            "schema": [column.to_json() for column in self.schema],
             "rows": self.rows,
             "bytes": self.bytes,
-            "chunks": [{"leaf_hash": c.leaf_hash.hex(), "bytes": c.bytes, "rows": c.rows} for c in self.chunks],
+            "chunks": [_chunk_out(chunk) for chunk in self.chunks],
             "root": self.root.hex(),
             "upload_id": self.upload_id,
             "expires_at": fields.format_moment(self.expires_at),
@@ -210,7 +218,7 @@ class DatasetManifest:
             version=cast("int", predicate["version"]),
             previous_root=None if previous is None else fields.hex_digest(previous, "previous_root"),
             format=cast("Format", predicate["format"]),
-            schema=tuple(_column_in(item) for item in fields.array(predicate["schema"], "schema")),
+            schema=tuple(Column.from_json(item) for item in fields.array(predicate["schema"], "schema")),
             rows=cast("int", predicate["rows"]),
             bytes=cast("int", predicate["bytes"]),
             chunks=tuple(_chunk_in(item) for item in fields.array(predicate["chunks"], "chunks")),
@@ -223,24 +231,17 @@ class DatasetManifest:
         return manifest
 
 
-def _column_out(column: Column) -> dict[str, object]:
-    return {"name": column.name, "type": column.type, "minimum": column.minimum, "maximum": column.maximum}
-
-
-def _column_in(item: object) -> Column:
-    column = fields.members(item, "schema", _COLUMN)
-    return Column(
-        name=cast("str", column["name"]),
-        type=cast("ColumnType", column["type"]),
-        minimum=cast("float | None", column["minimum"]),
-        maximum=cast("float | None", column["maximum"]),
-    )
+def _chunk_out(chunk: ChunkDigest) -> dict[str, object]:
+    said: dict[str, object] = {"leaf_hash": chunk.leaf_hash.hex(), "bytes": chunk.bytes, "rows": chunk.rows}
+    return said if chunk.records is None else said | {"records": chunk.records}
 
 
 def _chunk_in(item: object) -> ChunkDigest:
-    chunk = fields.members(item, "chunks", _CHUNK)
+    of_batches = isinstance(item, dict) and "records" in item
+    chunk = fields.members(item, "chunks", _CHUNK_OF_BATCHES if of_batches else _CHUNK)
     return ChunkDigest(
         leaf_hash=fields.hex_digest(chunk["leaf_hash"], "chunks.leaf_hash"),
         bytes=cast("int", chunk["bytes"]),
         rows=cast("int", chunk["rows"]),
+        records=fields.integer(chunk["records"], "chunks.records", minimum=1) if of_batches else None,
     )

@@ -8,7 +8,7 @@ from casemate.signing import fields, strict_json
 from casemate.signing.strict_json import invalid
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-MAXIMUM_STATEMENT_ITEMS: Final = 120_000  # 20,000 chunks of 4 and 4,096 columns of 5, with room
+MAXIMUM_STATEMENT_ITEMS: Final = 160_000  # 20,000 chunks of 5, 4,096 columns of 8 and 10,000 categories, with room
 
 _STATEMENT: Final = frozenset({"_type", "subject", "predicateType", "predicate"})
 
