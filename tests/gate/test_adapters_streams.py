@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
+from casemate.gate.adapters import asynchronous, early_end, synchronous
 from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import RevocationKind
 from casemate.transport.status import from_rpc_error
@@ -27,7 +28,8 @@ from tests.gate.adapter_world import (
     trainer,
 )
 from tests.gate.served import ABORTS, LIMIT_S, PARSED, RAISES, serve
-from tests.gate.world import SetClock, World, bearer, grant, thumbprint_of
+from tests.gate.world import DOMAIN, SetClock, World, bearer, grant, thumbprint_of
+from tests.support.authority import OddProfile
 
 __all__ = ["channel", "kind", "mallory", "served", "service_leaf", "trainer"]  # fixtures
 
@@ -49,44 +51,98 @@ def test_a_stream_whose_first_message_names_nothing_is_refused(served, channel, 
     assert Talk(served, channel, served.world.token(trainer)).say() == PARSED
 
 
-@pytest.mark.parametrize("ending", ["revoked", "expired", "certificate", "key", "grant", "stale"])
-def test_a_silent_stream_ends_when_its_right_does(served, channel, trainer, ending):
-    world = served.world
-    talk = Talk(served, channel, world.token(trainer, jti="the-token"))
-    assert talk.say() == PARSED
-    world.publish()  # news that does not concern it
-    assert talk.say() == PARSED
-    expected = UNAUTHENTICATED
+def end_of_right(world, leaf, ending):  # noqa: PLR0911  # a table, read row by row
+    """Takes one right of the token `the-token` away; what its stream has to end by."""
+    clock = world.clock
     if ending == "revoked":
         world.revoke(RevocationKind.TOKEN, "the-token")
-    elif ending == "certificate":
-        world.revoke(RevocationKind.CERTIFICATE, thumbprint_of(trainer))
-    elif ending == "expired":
-        world.clock.advance(minutes=5)
+        return UNAUTHENTICATED, Reason.TOKEN_REVOKED
+    if ending == "certificate":
+        world.revoke(RevocationKind.CERTIFICATE, thumbprint_of(leaf))
+        return UNAUTHENTICATED, Reason.PEER_REFUSED
+    if ending == "expired":
+        clock.advance(minutes=5)
         world.hear()
-    elif ending == "key":
+        return UNAUTHENTICATED, Reason.TOKEN_EXPIRED
+    if ending == "notAfter":
+        clock.advance(seconds=60)  # the token has four minutes left
+        world.hear()
+        return UNAUTHENTICATED, Reason.TOKEN_EXPIRED
+    if ending == "key":
         world.publish(keys=())
-    elif ending == "grant":
+        return UNAUTHENTICATED, Reason.TOKEN_REVOKED
+    if ending == "grant":
         world.publish(grants=())
-        expected = grpc.StatusCode.NOT_FOUND
-    else:
-        world.clock.wall_offset = -timedelta(seconds=301)
-        world.clock.advance(seconds=301)
-        expected = grpc.StatusCode.UNAVAILABLE
-    assert talk.refused()[0] is expected
+        return grpc.StatusCode.NOT_FOUND, Reason.RESOURCE_NOT_FOUND
+    clock.wall_offset = -timedelta(seconds=301)
+    clock.advance(seconds=301)
+    return grpc.StatusCode.UNAVAILABLE, Reason.TRUST_STALE
 
 
-def test_a_handler_that_only_waits_is_ended_too(kind, served, channel, trainer):
-    world = served.world
-    stream = channel.unary_stream("/test.Echo/UnaryStream")(
-        DIGITS.SerializeToString(), metadata=bearer(world.token(trainer, jti="the-token")), timeout=LIMIT_S
-    )
-    next(stream)
-    world.revoke(RevocationKind.TOKEN, "the-token")
-    with pytest.raises(grpc.RpcError) as ended:
+ENDINGS = ["revoked", "expired", "notAfter", "certificate", "key", "grant", "stale"]
+
+
+@pytest.fixture(scope="module")
+def short(leaf):
+    """A certificate that ends before its token does: by the clock of the gate, so that nobody waits for it."""
+    return leaf("profile", profile=OddProfile(uris=(f"spiffe://{DOMAIN}/t/acme/trainer",), end=timedelta(seconds=50)))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_silent_stream_ends_when_its_right_does(served, trainer, short, ending):
+    world, holder = served.world, short if ending == "notAfter" else trainer
+    with served.channel(holder) as channel:
+        talk = Talk(served, channel, world.token(holder, jti="the-token"))
+        assert talk.say() == PARSED
+        world.publish()  # news that does not concern it
+        assert talk.say() == PARSED
+        expected = end_of_right(world, holder, ending)
+        assert talk.refused() == expected
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_stream_whose_handler_only_waits_ends_too_and_says_why(served, trainer, short, ending):
+    """The handler neither reads nor answers: on the synchronous server nothing can wake it, and its call ends."""
+    world, holder = served.world, short if ending == "notAfter" else trainer
+    with served.channel(holder) as channel:
+        stream = channel.unary_stream("/test.Echo/UnaryStream")(
+            DIGITS.SerializeToString(), metadata=bearer(world.token(holder, jti="the-token")), timeout=LIMIT_S
+        )
         next(stream)
-    # The synchronous server cannot wake a handler that neither reads nor answers; its call is cut.
-    assert ended.value.code() is (grpc.StatusCode.CANCELLED if kind == "sync" else UNAUTHENTICATED)
+        world.publish()
+        expected = end_of_right(world, holder, ending)
+        assert refusal(next, stream) == expected
+
+
+def test_a_handler_that_only_waits_is_cut_where_grpcio_cannot_say_why(service_leaf, trainer, monkeypatch):
+    monkeypatch.setattr(early_end, "_abort", None)  # as in a release of grpcio without it
+    with serve("sync", World(), service_leaf) as served, served.channel(trainer) as channel:
+        stream = channel.unary_stream("/test.Echo/UnaryStream")(
+            DIGITS.SerializeToString(), metadata=bearer(served.world.token(trainer, jti="it")), timeout=LIMIT_S
+        )
+        next(stream)
+        served.world.revoke(RevocationKind.TOKEN, "it")
+        with pytest.raises(grpc.RpcError) as ended:
+            next(stream)
+        assert ended.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_streams_are_looked_at_often_enough_to_end_within_a_second():
+    """By what is set: a look every quarter of a second, and on the synchronous server half a second to tell."""
+    for every in (asynchronous.RECHECK_EVERY, synchronous.RECHECK_EVERY):
+        assert every <= timedelta(milliseconds=250)
+    assert 2 * synchronous.RECHECK_EVERY.total_seconds() + synchronous._CANCEL_AFTER_S <= 1
+
+
+def test_a_stream_on_which_nothing_comes_ends_and_one_that_has_begun_may_pause(kind, service_leaf, trainer):
+    with serve(kind, World(), service_leaf, body_within=timedelta(milliseconds=150)) as served:
+        token = served.world.token(trainer)
+        with served.channel(trainer) as channel:
+            begun = Talk(served, channel, token)
+            assert begun.say() == PARSED
+            silent = Talk(served, channel, token)
+            assert silent.refused() == (grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED)
+            assert [begun.say(), begun.end()] == [PARSED, []]
 
 
 def test_places_come_back_after_calls_of_every_end(served, channel, trainer):

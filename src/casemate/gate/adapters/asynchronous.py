@@ -39,7 +39,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Any: the stubs' context is generic over messages that are bytes here and messages there.
 Context: TypeAlias = Any
 
-RECHECK_EVERY = timedelta(seconds=1)
+RECHECK_EVERY = timedelta(milliseconds=250)
 BODY_WITHIN = timedelta(seconds=10)
 
 
@@ -51,7 +51,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
     Args:
         gate: decides.
         recheck_every: how often running streams are judged again; also at once when trust changes.
-        body_within: how long a single request may take to arrive after its headers.
+        body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class _Call:
         if handler.request_streaming or handler.response_streaming:
             self._guard = StreamGuard(self._gate, self._admission, caller, every_s=self._recheck_every_s)
         if handler.request_streaming:
-            return _Messages(aiter(requests), self._take)
+            return _Messages(aiter(requests), self._take, first_within_s=self._body_within_s)
         return self._take(await self._await_body(requests))
 
     async def _await_body(self, requests: AsyncIterator[bytes]) -> bytes:
@@ -242,15 +242,24 @@ class _Call:
 class _Messages:
     """The messages of a client's stream: each is judged, parsed and authorized before the handler sees it."""
 
-    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any]) -> None:
+    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any], *, first_within_s: float) -> None:
         self._raw = raw
         self._take = take
+        self._first_within_s: float | None = first_within_s
 
     def __aiter__(self) -> _Messages:
         return self
 
     async def __anext__(self) -> Any:  # noqa: ANN401  # any message
-        return self._take(await anext(self._raw))
+        if self._first_within_s is None:
+            return self._take(await anext(self._raw))
+        try:
+            async with asyncio.timeout(self._first_within_s):
+                first = await anext(self._raw)
+        except TimeoutError:
+            raise DeadlineExceeded("the first message did not arrive") from None
+        self._first_within_s = None
+        return self._take(first)
 
 
 class _ReadingContext:

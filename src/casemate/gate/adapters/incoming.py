@@ -25,6 +25,7 @@ class Incoming:
         self._wanted = threading.Semaphore(0)
         self._inbox: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self._closed = False
+        self._begun = False
         self._reader: threading.Thread | None = None
 
     def __iter__(self) -> Incoming:
@@ -44,6 +45,11 @@ class Incoming:
             raise arrived
         return self._take(arrived)
 
+    @property
+    def awaits_first(self) -> bool:
+        """Whether the handler waits, and nothing has come yet."""
+        return self._reader is not None and not self._begun
+
     def deny(self, error: Exception) -> None:
         """Wakes the handler with this error, from any thread."""
         self._inbox.put(error)
@@ -59,8 +65,11 @@ class Incoming:
             if self._closed:
                 return
             try:
-                self._inbox.put(next(self._requests))
+                message = next(self._requests)
+                self._begun = True
+                self._inbox.put(message)
             except StopIteration:
+                self._begun = True
                 self._inbox.put(None)
                 return
             except Exception as error:  # noqa: BLE001  # raised again where the handler reads

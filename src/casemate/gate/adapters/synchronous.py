@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from casemate.errors import Exhausted
+from casemate.errors import DeadlineExceeded, Exhausted
 from casemate.gate.adapters.bodies import TICK, Bodies
 from casemate.gate.adapters.caller_context import bind_caller
 from casemate.gate.adapters.calls import (
@@ -25,6 +25,7 @@ from casemate.gate.adapters.calls import (
     authorize_message,
     parse_request,
 )
+from casemate.gate.adapters.early_end import end_early
 from casemate.gate.adapters.incoming import Incoming
 from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-RECHECK_EVERY = timedelta(seconds=1)
+RECHECK_EVERY = timedelta(milliseconds=250)
+"""A stream that may not go on is found after one of these, told after two, cut after four: within a second."""
 BODY_WITHIN = timedelta(seconds=10)
 STREAMS = 12
 """Three quarters of the threads that a server has if nothing else is said."""
-_CANCEL_AFTER_TICKS = 3
+_CANCEL_AFTER_S = 0.5
 _STREAM_AGAIN = timedelta(seconds=1)
 _PEERS = "a peer without a token"  # no tenant: their names hold no spaces
 
@@ -57,7 +59,7 @@ class GateInterceptor(grpc.ServerInterceptor):
     Args:
         gate: decides.
         recheck_every: how often running streams are judged again; also at once when trust changes.
-        body_within: how long a single request may take to arrive after its headers.
+        body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
         streams: streams that may run at once, each of which holds a thread: fewer than the server has,
             so that some are left for single calls whoever streams.
     """
@@ -74,6 +76,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         self._streams = threading.BoundedSemaphore(streams)
         self._request_ids = RequestIds()
         self._bodies = Bodies(clock=gate.clock, within=body_within)
+        self._body_within_s = body_within.total_seconds()
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
         self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
         self._unary: dict[str, tuple[Handler, Handler]] = {}
@@ -114,7 +117,15 @@ class GateInterceptor(grpc.ServerInterceptor):
         if handler is not None and not handler.request_streaming and not handler.response_streaming:
             ADMITTED.set(admission)
             return self._unary_method(method, handler)
-        call = _Call(self._gate, admission, handler, self._watchdog, self._bodies, streams=self._streams)
+        call = _Call(
+            self._gate,
+            admission,
+            handler,
+            self._watchdog,
+            self._bodies,
+            streams=self._streams,
+            first_within_s=self._body_within_s,
+        )
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -158,6 +169,7 @@ class _Call:
         bodies: Bodies,
         *,
         streams: threading.BoundedSemaphore,
+        first_within_s: float,
     ) -> None:
         self._gate = gate
         self._admission = admission
@@ -165,6 +177,7 @@ class _Call:
         self._watchdog = watchdog
         self._bodies = bodies
         self._streams = streams
+        self._first_within_s = first_within_s
         self._streaming = False
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
@@ -172,7 +185,7 @@ class _Call:
         self._caller: Caller | None = None
         self._incoming: Incoming | None = None
         self._denial: CasemateError | None = None
-        self._ticks_denied = 0
+        self._denied_at: float | None = None
 
     def answer_one(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401  # a message
         """Serves a method with one response."""
@@ -198,7 +211,7 @@ class _Call:
         finally:
             self._end()
 
-    def tick(self, monotonic: float) -> None:  # noqa: ARG002  # the watchdog's; only bodies have ages
+    def tick(self, monotonic: float) -> None:
         """Judges this call again, from the watchdog's thread; wakes it if it waits for a message."""
         context = self._context
         if context is None:
@@ -206,13 +219,26 @@ class _Call:
         if self._denial is None:
             try:
                 self._judge_again()
+                self._judge_silence(monotonic)
             except Exception as error:  # noqa: BLE001  # kept, and raised in the call's own thread
                 if self._incoming is not None:
                     self._incoming.deny(error)
             return
-        self._ticks_denied += 1
-        if self._ticks_denied >= _CANCEL_AFTER_TICKS:
-            context.cancel()  # the handler neither reads nor answers: its status is lost, its rights are too
+        if self._denied_at is None:
+            self._denied_at = monotonic
+        if monotonic - self._denied_at >= _CANCEL_AFTER_S:
+            context.cancel()  # its peer does not read either: the status is lost, the rights are too
+        else:
+            # The handler neither reads nor answers, so it cannot tell its peer itself.
+            status = to_status(self._denial, request_id=self._admission.request_id)
+            end_early(context, status.with_trailing(*self._trailing))
+
+    def _judge_silence(self, monotonic: float) -> None:
+        """Ends a stream that was opened and on which nothing came: it would hold a thread for a token's life."""
+        silent = self._incoming is not None and self._incoming.awaits_first
+        if silent and monotonic - self._admission.started >= self._first_within_s:
+            self._denial = DeadlineExceeded("the first message did not arrive")
+            raise self._denial
 
     def _behavior(self, responses: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         handler = self._handler

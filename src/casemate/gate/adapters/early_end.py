@@ -1,0 +1,48 @@
+"""Ends a call of the synchronous server by a status while its handler neither reads nor answers.
+
+grpcio's public means from another thread is `cancel`, which tells the peer CANCELLED
+and not why. Beneath it lies what an abort does in the handler's own thread; it is
+used from here where grpcio has it.
+
+If this fails: the call is cancelled a moment later; its peer learns that it ended and not why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+_abort: Any = None
+try:
+    # Private: a release without them leaves `cancel`.
+    from grpc._common import STATUS_CODE_TO_CYGRPC_STATUS_CODE as _CODES
+    from grpc._server import _CANCELLED, _SEND_INITIAL_METADATA_AND_SEND_MESSAGE_TOKEN, _SEND_MESSAGE_TOKEN
+    from grpc._server import _abort as _known_abort
+
+    _abort = _known_abort
+    _SENDING = frozenset({_SEND_MESSAGE_TOKEN, _SEND_INITIAL_METADATA_AND_SEND_MESSAGE_TOKEN})
+except ImportError:
+    pass
+
+if TYPE_CHECKING:
+    from casemate.transport.status import WireStatus
+
+
+def end_early(context: Any, status: WireStatus) -> None:  # noqa: ANN401  # the synchronous server's context
+    """Sends a status and has whatever the handler still says go nowhere.
+
+    Nothing happens if a message is half sent (a status cannot follow it) or the call has ended.
+    """
+    if _abort is None:
+        return
+    try:
+        state, call = context._state, context._rpc_event.call  # see above
+        with state.condition:
+            if state.client is _CANCELLED or state.statused or not _SENDING.isdisjoint(state.due):
+                return
+            state.code, state.details = status.code, status.details.encode()
+            state.trailing_metadata = status.trailing
+            _abort(state, call, _CODES[status.code], status.details.encode())
+            # For the handler's own thread the call is over: it sends nothing more, and finishes.
+            state.client = _CANCELLED
+    except AttributeError:
+        return  # another grpcio; `cancel` follows
