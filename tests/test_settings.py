@@ -125,6 +125,7 @@ def test_misspelt_shared_name_is_refused():
     [
         ("CASEMATE_DATASETS_ANYTHING", "of another component"),
         ("CASEMATE_TRUST_STALENESS", "30s"),
+        ("CASEMATE_TRUST_POST_QUANTUM", "true"),
         ("CASEMATE_VECTORS", "/vectors"),
         ("CASEMATE_AUTH_SERVICE_HOST", "10.0.0.7"),
         ("CASEMATE_AUTH_SERVICE_PORT", "7401"),

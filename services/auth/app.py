@@ -358,7 +358,9 @@ def _gate(
         verifier=TokenVerifier(issuer=settings.issuer, audience=AUDIENCE),
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
-        peers=PeerVerifier(trust_domain=settings.identity.trust_domain),
+        peers=PeerVerifier(
+            trust_domain=settings.identity.trust_domain, post_quantum=settings.trust.post_quantum
+        ),
         quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
         audit=audit,
         clock=clock,

@@ -345,7 +345,7 @@ def _gate(
         verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=AUDIENCE),
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
-        peers=PeerVerifier(trust_domain=domain),
+        peers=PeerVerifier(trust_domain=domain, post_quantum=settings.trust.post_quantum),
         quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
         audit=audit,
         clock=clock,

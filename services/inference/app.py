@@ -117,6 +117,7 @@ class Service:
         staleness: how old the trust feed's news may be.
         lame_duck: how long calls are still taken once health says no.
         backends: upstream back ends that models may name.
+        post_quantum: refuse peers whose key exchange a quantum computer could open later.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Service:
         staleness: timedelta,
         lame_duck: timedelta = DEFAULT_LAME_DUCK,
         backends: Mapping[str, Backend] | None = None,
+        post_quantum: bool = False,
     ) -> None:
         trust = TrustView(dependencies.trust)
         self._serving: bool | None = None
@@ -174,7 +176,7 @@ class Service:
             deadline=serving.deadline,
         )
         dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
-        gate = build_gate(dependencies, trust_domain=trust_domain)
+        gate = build_gate(dependencies, trust_domain=trust_domain, post_quantum=post_quantum)
         self._interceptor = GateInterceptor(gate, streams=max(1, serving.threads * 3 // 4))
         self._server = self._build_server(dependencies.source, address, serving, lame_duck)
 
@@ -258,7 +260,7 @@ class Service:
         )
 
 
-def build_gate(dependencies: Dependencies, *, trust_domain: str) -> Gate:
+def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: bool = False) -> Gate:
     """The gate over the rpcs that this service registers."""
     counts = GateCounts(dependencies.metrics)
     return Gate(
@@ -272,7 +274,7 @@ def build_gate(dependencies: Dependencies, *, trust_domain: str) -> Gate:
         verifier=TokenVerifier(issuer=f"https://auth.{trust_domain}", audience=AUDIENCE),
         cache=TokenCache(observe=counts.looked_up),
         trust=dependencies.trust,
-        peers=PeerVerifier(trust_domain=trust_domain),
+        peers=PeerVerifier(trust_domain=trust_domain, post_quantum=post_quantum),
         quota=LocalQuota(clock=dependencies.clock),
         audit=dependencies.audit,
         clock=dependencies.clock,
@@ -326,6 +328,7 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
         serving=settings.serving,
         staleness=settings.trust.staleness,
         backends=read_backends(settings.backends_file),
+        post_quantum=settings.trust.post_quantum,
     )
     stack.callback(service.stop)
     page = MetricsServer(metrics, source, settings.listen.metrics_address)

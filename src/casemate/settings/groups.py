@@ -44,7 +44,7 @@ class IdentitySettings:
 
 @dataclass(frozen=True, slots=True)
 class TrustSettings:
-    """How old news from the trust feed may be before ordinary methods refuse."""
+    """How old news from the trust feed may be before ordinary methods refuse, and what peers must have agreed on."""
 
     staleness: timedelta = setting(
         "TRUST_STALENESS",
@@ -52,6 +52,13 @@ class TrustSettings:
         default=timedelta(seconds=300),
         shared=True,
         help="longest silence of the trust feed before calls are refused",
+    )
+    post_quantum: bool = setting(
+        "TRUST_POST_QUANTUM",
+        parse=parsers.boolean,
+        default=False,
+        shared=True,
+        help="true: refuse every call on a connection whose key exchange a quantum computer could open later",
     )
 
 

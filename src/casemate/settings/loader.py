@@ -21,7 +21,9 @@ COMPONENTS: Final = ("auth", "datasets", "inference")
 """Components that may share one environment; each ignores the names of the others."""
 
 _PREFIX: Final = "CASEMATE_"
-_ALWAYS_KNOWN: Final = frozenset({"CASEMATE_TRUST_DOMAIN", "CASEMATE_TRUST_STALENESS", "CASEMATE_VECTORS"})
+_ALWAYS_KNOWN: Final = frozenset(
+    {"CASEMATE_TRUST_DOMAIN", "CASEMATE_TRUST_POST_QUANTUM", "CASEMATE_TRUST_STALENESS", "CASEMATE_VECTORS"}
+)
 _FORBIDDEN: Final = {
     "GRPC_TRACE": "gRPC would write what it sends and receives to the log",
     "SSLKEYLOGFILE": "TLS session keys would be written to a file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import grpc
@@ -10,6 +11,8 @@ import pytest
 from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.sealing.local import LocalKeyRing
+from tests.gate.attacks import scene
+from tests.gate.attacks.test_wire import answer
 from tests.services.auth.processes import build_environment, ended, port_of, start_process
 from tests.services.auth.world import spiffe_id
 from tests.support.authority import TRUST_DOMAIN
@@ -41,6 +44,40 @@ async def test_it_serves_the_operator_that_was_bootstrapped_and_ends_when_told(e
         status, said = await ended(process)
     assert status == 0, said
     assert issued.access_token not in said
+
+
+async def test_where_the_operator_asks_for_it_a_key_exchange_without_ml_kem_is_refused(environment, leaf):
+    """Two grpcio peers use the hybrid by themselves; the other client speaks P-256, as older ones do."""
+    async with start_process({**environment, "CASEMATE_TRUST_POST_QUANTUM": "true"}, *BOOTSTRAP) as process:
+        assert (await ended(process))[0] == 0
+    directory = leaf("client", tenant="casemate", name="operator")
+    credentials = grpc.ssl_channel_credentials(
+        *((directory / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
+    )
+    answers = {}
+    for demanded in ("true", "false"):
+        async with start_process({**environment, "CASEMATE_TRUST_POST_QUANTUM": demanded}) as process:
+            port = await port_of(process)
+            options = (("grpc.ssl_target_name_override", f"auth.{TRUST_DOMAIN}"),)
+            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+                assert await TokenServiceStub(channel).IssueToken(tokens.IssueTokenRequest(audience="auth"))
+            answers[demanded] = await asyncio.to_thread(status_over_p256, port, directory)
+    assert answers == {"true": "16", "false": "0"}
+
+
+def status_over_p256(port, directory):
+    context = scene.tls(directory)
+    context.set_ecdh_curve("prime256v1")
+    with scene.connected(port, context, name=f"auth.{TRUST_DOMAIN}") as secure:
+        client = scene.RawClient(secure)
+        body = tokens.IssueTokenRequest(audience="auth").SerializeToString()
+        client.send(
+            scene.frame(
+                scene.HEADERS, scene.END_HEADERS, 1, scene.headers_of("/casemate.auth.v1.TokenService/IssueToken")
+            ),
+            scene.frame(scene.DATA, scene.END_STREAM, 1, b"\0" + len(body).to_bytes(4, "big") + body),
+        )
+        return answer(client)
 
 
 async def test_another_first_operator_is_refused_in_one_line(environment):
