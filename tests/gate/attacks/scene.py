@@ -80,10 +80,10 @@ def tls(leaf, *, version=ssl.TLSVersion.TLSv1_3, alpn=("h2",), certificate=True)
 
 
 @contextmanager
-def connected(port, context):
+def connected(port, context, *, name=f"datasets.{DOMAIN}"):
     with (
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as raw,
-        context.wrap_socket(raw, server_hostname=f"datasets.{DOMAIN}") as secure,
+        context.wrap_socket(raw, server_hostname=name) as secure,
     ):
         yield secure
 

@@ -13,7 +13,7 @@ import pytest
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
-from casemate.gate.core.peer import POST_QUANTUM, PeerVerifier
+from casemate.gate.core.peer import PeerVerifier
 from tests.gate.attacks import scene as raw
 from tests.gate.attacks.scene import EXHAUSTED, INVALID, NOT_FOUND, UNAUTHENTICATED, RawClient, Scene, frame, headers_of
 from tests.gate.served import LIMIT_S, PARSED, serve
@@ -255,7 +255,7 @@ def test_a_name_that_would_write_headers(scene, token, name):
 def test_a_key_exchange_that_a_quantum_computer_opens(kind, service_leaf, trainer):
     """Where the operator asks for it. OpenSSL 3.0 knows X25519 alone; two grpcio peers use the hybrid."""
     world = World()
-    world.gate._peers = PeerVerifier(trust_domain=DOMAIN, groups=POST_QUANTUM)
+    world.gate._peers = PeerVerifier(trust_domain=DOMAIN, post_quantum=True)
     with serve(kind, world, service_leaf) as served, served.channel(trainer) as channel:
         scene = Scene(served, channel, trainer, kind)
         context = raw.tls(trainer)

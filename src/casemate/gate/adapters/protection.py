@@ -53,6 +53,7 @@ class Protection:
         policies: of methods whose protos cannot carry it; health and reflection have theirs.
         audit_file: where decisions are written; None keeps none.
         shares: what one caller, tenant and resource may have.
+        post_quantum: refuse peers whose key exchange a quantum computer could open later.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Protection:
         policies: Iterable[MethodPolicy] = (),
         audit_file: Path | None = None,
         shares: Shares | None = None,
+        post_quantum: bool = False,
     ) -> None:
         clock = SystemClock()
         self._source = CertificateSource(identity)
@@ -79,7 +81,7 @@ class Protection:
             verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=audience),
             cache=TokenCache(),
             trust=trust,
-            peers=PeerVerifier(trust_domain=domain),
+            peers=PeerVerifier(trust_domain=domain, post_quantum=post_quantum),
             quota=LocalQuota(clock=clock, shares=shares or Shares(places=_PLACES)),
             audit=self._audit or NoAudit(),
             clock=clock,

@@ -113,13 +113,13 @@ class PeerVerifier:
 
     Args:
         trust_domain: of every peer.
-        groups: the key exchange groups that are accepted, as TLS names them; None accepts any.
-            `POST_QUANTUM` accepts only what a future quantum computer does not open.
+        post_quantum: accept only connections whose key exchange is in `POST_QUANTUM`: a quantum
+            computer cannot open later what was recorded of them.
     """
 
-    def __init__(self, *, trust_domain: str, groups: frozenset[str] | None = None) -> None:
+    def __init__(self, *, trust_domain: str, post_quantum: bool = False) -> None:
         self._trust_domain = trust_domain
-        self._groups = None if groups is None else frozenset(group.encode() for group in groups)
+        self._groups = frozenset(group.encode() for group in POST_QUANTUM) if post_quantum else None
         self._lock = threading.Lock()
         self._read: OrderedDict[bytes, tuple[PeerCertificate, dict[bytes, Peer]]] = OrderedDict()
 
