@@ -9,11 +9,12 @@ from typing import Final
 from casemate.errors import FieldViolation, InvalidRequest
 from services.auth.scopes import SCOPES, SCOPES_BY_AUDIENCE
 
-VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "*")
+VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "label", "*")
 """What a grant may give or take; `*` is all of them."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _MAX_SPIFFE_ID_BYTES: Final = 2048
 _MAX_SEGMENTS: Final = 16
@@ -89,10 +90,13 @@ class FieldChecks:
         self.that(field, "must be t/<tenant>/<name>", holds=well_formed and (tenant_named or wild))
 
     def resource_pattern(self, field: str, value: str) -> None:
-        """Resources by path: `dataset/<name>` or `model/<name>`, the name may be `*`."""
-        kind, _, name = value.partition("/")
+        """Resources by path: `dataset/<name>`, `dataset/<name>/<version>` or `model/<name>`; the name may be `*`."""
+        kind, name, *version = value.split("/") if value.count("/") else (value, "")
         holds = kind in {"dataset", "model"} and (name == "*" or _SEGMENT.fullmatch(name) is not None)
-        self.that(field, "must be dataset/<name> or model/<name>; the name may be '*'", holds=holds)
+        if version:
+            holds = holds and kind == "dataset" and len(version) == 1 and _NUMBER.fullmatch(version[0]) is not None
+        text = "must be dataset/<name>, dataset/<name>/<version> or model/<name>; the name may be '*'"
+        self.that(field, text, holds=holds)
 
     def raise_if_any(self) -> None:
         """Ends the checks.

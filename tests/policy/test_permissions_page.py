@@ -14,5 +14,8 @@ def test_the_page_is_up_to_date():
 def test_every_method_has_its_row_with_what_it_asks_for():
     rows = page(own_policies()).splitlines()
     assert sum(row.startswith("| `") for row in rows) == len(list(own_policies()))
-    assert "| `PullDataset` | token, scope `datasets.read` | `read` on dataset/{dataset} | yes | yes | yes |" in rows
+    assert (
+        "| `PullDataset` | token, scope `datasets.read` | `read` on dataset/{dataset}[/{version}] | yes | yes | yes |"
+        in rows
+    )
     assert "| `RecordRelease` | certificate of inference |  | yes | yes | yes |" in rows

@@ -23,7 +23,7 @@ from casemate.signing.keys import SigningKey
 from casemate.signing.registration import sign_registration
 from casemate.signing.signers import Role
 
-VERBS = ("push", "read", "publish", "infer", "describe", "shred", "*")
+VERBS = ("push", "read", "publish", "infer", "describe", "shred", "label", "*")
 
 MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
@@ -125,7 +125,7 @@ def grant_command() -> None:
 @click.option("--tenant", required=True, help="Whose resources it is about.")
 @click.option("--caller", required=True, help="t/TENANT/NAME, or t/TENANT/*.")
 @click.option("--verb", required=True, type=click.Choice(VERBS))
-@click.option("--resource", required=True, help="dataset/NAME or model/NAME; * for a whole segment.")
+@click.option("--resource", required=True, help="dataset/NAME[/VERSION] or model/NAME; * for a whole segment.")
 @with_session
 def create_grant(session: Session, tenant: str, caller: str, verb: str, resource: str) -> None:
     """Allows callers a verb on a resource."""

@@ -55,6 +55,36 @@ class DatasetServiceStub(object):
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
                 response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
                 _registered_method=True)
+        self.SetLabel = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/SetLabel',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelResponse.FromString,
+                _registered_method=True)
+        self.ListLabels = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/ListLabels',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsResponse.FromString,
+                _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/GetLineage',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
+        self.ReportSigner = channel.unary_stream(
+                '/casemate.datasets.v1.DatasetService/ReportSigner',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerResponse.FromString,
+                _registered_method=True)
+        self.GetCroissant = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/GetCroissant',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantResponse.FromString,
+                _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/SetRetention',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionResponse.FromString,
+                _registered_method=True)
         self.CheckRoots = channel.unary_unary(
                 '/casemate.datasets.v1.DatasetService/CheckRoots',
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.CheckRootsRequest.SerializeToString,
@@ -91,20 +121,74 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PullDataset(self, request, context):
-        """Streams one promoted version: the signed manifest, then every batch with
-        the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-        granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+        """Streams one promoted version, or one shard of it: the signed manifest, then
+        whole batches, each with the proof that it is part of the signed root, then
+        a signed receipt. Errors: NOT_FOUND (also: not granted; shredded; no such
+        label), INVALID_ARGUMENT (shard, position), DATA_LOSS / STORED_DATA_UNREADABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ShredVersion(self, request, context):
-        """Shreds one promoted version for ever: logs it, then deletes its data key,
-        and those of all other attempts to push that version. Called again, it
-        finishes what was interrupted and gives the same receipt. No replica opens
-        the version five seconds after the answer; backups of the data keys open it
-        until the date in the receipt. Errors: NOT_FOUND (also: not granted).
+        """Shreds one version for ever: logs it, then deletes its data key, and those of
+        all other attempts to push that version. A version that was never promoted
+        can be shredded too; its number stays free. Called again, it finishes what
+        was interrupted and gives the same receipt. No replica opens the version five
+        seconds after the answer; backups of the data keys open it until the date in
+        the receipt. Errors: NOT_FOUND (also: not granted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLabel(self, request, context):
+        """Has a label name another version, if it still names the expected one. Logged
+        in the same transaction. Again with the same version: no effect. Errors:
+        NOT_FOUND (also: not granted; the version is not readable), ABORTED /
+        CONCURRENT_UPDATE (it names another version than expected).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLabels(self, request, context):
+        """Lists the labels of a dataset. Errors: NOT_FOUND (not granted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Names the models whose signed manifests say that they were trained on a
+        version: those of the log's release entries. A shredded or quarantined
+        version has a lineage too. Errors: NOT_FOUND (also: not granted), DATA_LOSS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportSigner(self, request, context):
+        """Streams what a supplier's key signed from a date on, and the models trained on
+        each of it. All of it is in the log, so whoever may read that may ask. Errors:
+        NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCroissant(self, request, context):
+        """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
+        NOT_FOUND (also: not granted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """Sets how long versions of a dataset are kept; what is beyond is shredded, by
+        the service, with a receipt that ShredVersion gives. Logged. Errors:
+        NOT_FOUND (not granted), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,6 +223,36 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ShredVersion,
                     request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.FromString,
                     response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.SerializeToString,
+            ),
+            'SetLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLabel,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelResponse.SerializeToString,
+            ),
+            'ListLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLabels,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageResponse.SerializeToString,
+            ),
+            'ReportSigner': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReportSigner,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerResponse.SerializeToString,
+            ),
+            'GetCroissant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCroissant,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionResponse.SerializeToString,
             ),
             'CheckRoots': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckRoots,
@@ -255,6 +369,168 @@ class DatasetService(object):
             '/casemate.datasets.v1.DatasetService/ShredVersion',
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/SetLabel',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/ListLabels',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/GetLineage',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportSigner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/ReportSigner',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ReportSignerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCroissant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/GetCroissant',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.GetCroissantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/SetRetention',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,16 +50,45 @@ class DatasetServiceStub:
     digests and names, no rows. Errors: NOT_FOUND (also: not granted).
     """
     PullDataset: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.PullDatasetRequest, _dataset_service_pb2.PullDatasetResponse]
-    """Streams one promoted version: the signed manifest, then every batch with
-    the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-    granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+    """Streams one promoted version, or one shard of it: the signed manifest, then
+    whole batches, each with the proof that it is part of the signed root, then
+    a signed receipt. Errors: NOT_FOUND (also: not granted; shredded; no such
+    label), INVALID_ARGUMENT (shard, position), DATA_LOSS / STORED_DATA_UNREADABLE.
     """
     ShredVersion: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ShredVersionRequest, _dataset_service_pb2.ShredVersionResponse]
-    """Shreds one promoted version for ever: logs it, then deletes its data key,
-    and those of all other attempts to push that version. Called again, it
-    finishes what was interrupted and gives the same receipt. No replica opens
-    the version five seconds after the answer; backups of the data keys open it
-    until the date in the receipt. Errors: NOT_FOUND (also: not granted).
+    """Shreds one version for ever: logs it, then deletes its data key, and those of
+    all other attempts to push that version. A version that was never promoted
+    can be shredded too; its number stays free. Called again, it finishes what
+    was interrupted and gives the same receipt. No replica opens the version five
+    seconds after the answer; backups of the data keys open it until the date in
+    the receipt. Errors: NOT_FOUND (also: not granted).
+    """
+    SetLabel: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.SetLabelRequest, _dataset_service_pb2.SetLabelResponse]
+    """Has a label name another version, if it still names the expected one. Logged
+    in the same transaction. Again with the same version: no effect. Errors:
+    NOT_FOUND (also: not granted; the version is not readable), ABORTED /
+    CONCURRENT_UPDATE (it names another version than expected).
+    """
+    ListLabels: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListLabelsRequest, _dataset_service_pb2.ListLabelsResponse]
+    """Lists the labels of a dataset. Errors: NOT_FOUND (not granted)."""
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetLineageRequest, _dataset_service_pb2.GetLineageResponse]
+    """Names the models whose signed manifests say that they were trained on a
+    version: those of the log's release entries. A shredded or quarantined
+    version has a lineage too. Errors: NOT_FOUND (also: not granted), DATA_LOSS.
+    """
+    ReportSigner: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.ReportSignerRequest, _dataset_service_pb2.ReportSignerResponse]
+    """Streams what a supplier's key signed from a date on, and the models trained on
+    each of it. All of it is in the log, so whoever may read that may ask. Errors:
+    NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+    """
+    GetCroissant: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetCroissantRequest, _dataset_service_pb2.GetCroissantResponse]
+    """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
+    NOT_FOUND (also: not granted).
+    """
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.SetRetentionRequest, _dataset_service_pb2.SetRetentionResponse]
+    """Sets how long versions of a dataset are kept; what is beyond is shredded, by
+    the service, with a receipt that ShredVersion gives. Logged. Errors:
+    NOT_FOUND (not granted), INVALID_ARGUMENT.
     """
     CheckRoots: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]
     """Says whether roots are those of promoted versions of a tenant."""
@@ -86,16 +115,45 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     digests and names, no rows. Errors: NOT_FOUND (also: not granted).
     """
     PullDataset: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.PullDatasetRequest, _dataset_service_pb2.PullDatasetResponse]  # type: ignore[assignment]
-    """Streams one promoted version: the signed manifest, then every batch with
-    the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-    granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+    """Streams one promoted version, or one shard of it: the signed manifest, then
+    whole batches, each with the proof that it is part of the signed root, then
+    a signed receipt. Errors: NOT_FOUND (also: not granted; shredded; no such
+    label), INVALID_ARGUMENT (shard, position), DATA_LOSS / STORED_DATA_UNREADABLE.
     """
     ShredVersion: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ShredVersionRequest, _dataset_service_pb2.ShredVersionResponse]  # type: ignore[assignment]
-    """Shreds one promoted version for ever: logs it, then deletes its data key,
-    and those of all other attempts to push that version. Called again, it
-    finishes what was interrupted and gives the same receipt. No replica opens
-    the version five seconds after the answer; backups of the data keys open it
-    until the date in the receipt. Errors: NOT_FOUND (also: not granted).
+    """Shreds one version for ever: logs it, then deletes its data key, and those of
+    all other attempts to push that version. A version that was never promoted
+    can be shredded too; its number stays free. Called again, it finishes what
+    was interrupted and gives the same receipt. No replica opens the version five
+    seconds after the answer; backups of the data keys open it until the date in
+    the receipt. Errors: NOT_FOUND (also: not granted).
+    """
+    SetLabel: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.SetLabelRequest, _dataset_service_pb2.SetLabelResponse]  # type: ignore[assignment]
+    """Has a label name another version, if it still names the expected one. Logged
+    in the same transaction. Again with the same version: no effect. Errors:
+    NOT_FOUND (also: not granted; the version is not readable), ABORTED /
+    CONCURRENT_UPDATE (it names another version than expected).
+    """
+    ListLabels: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListLabelsRequest, _dataset_service_pb2.ListLabelsResponse]  # type: ignore[assignment]
+    """Lists the labels of a dataset. Errors: NOT_FOUND (not granted)."""
+    GetLineage: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetLineageRequest, _dataset_service_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Names the models whose signed manifests say that they were trained on a
+    version: those of the log's release entries. A shredded or quarantined
+    version has a lineage too. Errors: NOT_FOUND (also: not granted), DATA_LOSS.
+    """
+    ReportSigner: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.ReportSignerRequest, _dataset_service_pb2.ReportSignerResponse]  # type: ignore[assignment]
+    """Streams what a supplier's key signed from a date on, and the models trained on
+    each of it. All of it is in the log, so whoever may read that may ask. Errors:
+    NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+    """
+    GetCroissant: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetCroissantRequest, _dataset_service_pb2.GetCroissantResponse]  # type: ignore[assignment]
+    """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
+    NOT_FOUND (also: not granted).
+    """
+    SetRetention: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.SetRetentionRequest, _dataset_service_pb2.SetRetentionResponse]  # type: ignore[assignment]
+    """Sets how long versions of a dataset are kept; what is beyond is shredded, by
+    the service, with a receipt that ShredVersion gives. Logged. Errors:
+    NOT_FOUND (not granted), INVALID_ARGUMENT.
     """
     CheckRoots: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]  # type: ignore[assignment]
     """Says whether roots are those of promoted versions of a tenant."""
@@ -137,9 +195,10 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.PullDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.PullDatasetResponse], _abc.AsyncIterator[_dataset_service_pb2.PullDatasetResponse]]:
-        """Streams one promoted version: the signed manifest, then every batch with
-        the proof that it is part of the signed root. Errors: NOT_FOUND (also: not
-        granted; shredded), DATA_LOSS / STORED_DATA_UNREADABLE.
+        """Streams one promoted version, or one shard of it: the signed manifest, then
+        whole batches, each with the proof that it is part of the signed root, then
+        a signed receipt. Errors: NOT_FOUND (also: not granted; shredded; no such
+        label), INVALID_ARGUMENT (shard, position), DATA_LOSS / STORED_DATA_UNREADABLE.
         """
 
     @_abc_1.abstractmethod
@@ -148,11 +207,75 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ShredVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.ShredVersionResponse, _abc.Awaitable[_dataset_service_pb2.ShredVersionResponse]]:
-        """Shreds one promoted version for ever: logs it, then deletes its data key,
-        and those of all other attempts to push that version. Called again, it
-        finishes what was interrupted and gives the same receipt. No replica opens
-        the version five seconds after the answer; backups of the data keys open it
-        until the date in the receipt. Errors: NOT_FOUND (also: not granted).
+        """Shreds one version for ever: logs it, then deletes its data key, and those of
+        all other attempts to push that version. A version that was never promoted
+        can be shredded too; its number stays free. Called again, it finishes what
+        was interrupted and gives the same receipt. No replica opens the version five
+        seconds after the answer; backups of the data keys open it until the date in
+        the receipt. Errors: NOT_FOUND (also: not granted).
+        """
+
+    @_abc_1.abstractmethod
+    def SetLabel(
+        self,
+        request: _dataset_service_pb2.SetLabelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.SetLabelResponse, _abc.Awaitable[_dataset_service_pb2.SetLabelResponse]]:
+        """Has a label name another version, if it still names the expected one. Logged
+        in the same transaction. Again with the same version: no effect. Errors:
+        NOT_FOUND (also: not granted; the version is not readable), ABORTED /
+        CONCURRENT_UPDATE (it names another version than expected).
+        """
+
+    @_abc_1.abstractmethod
+    def ListLabels(
+        self,
+        request: _dataset_service_pb2.ListLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.ListLabelsResponse, _abc.Awaitable[_dataset_service_pb2.ListLabelsResponse]]:
+        """Lists the labels of a dataset. Errors: NOT_FOUND (not granted)."""
+
+    @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _dataset_service_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.GetLineageResponse, _abc.Awaitable[_dataset_service_pb2.GetLineageResponse]]:
+        """Names the models whose signed manifests say that they were trained on a
+        version: those of the log's release entries. A shredded or quarantined
+        version has a lineage too. Errors: NOT_FOUND (also: not granted), DATA_LOSS.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportSigner(
+        self,
+        request: _dataset_service_pb2.ReportSignerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.ReportSignerResponse], _abc.AsyncIterator[_dataset_service_pb2.ReportSignerResponse]]:
+        """Streams what a supplier's key signed from a date on, and the models trained on
+        each of it. All of it is in the log, so whoever may read that may ask. Errors:
+        NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+        """
+
+    @_abc_1.abstractmethod
+    def GetCroissant(
+        self,
+        request: _dataset_service_pb2.GetCroissantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.GetCroissantResponse, _abc.Awaitable[_dataset_service_pb2.GetCroissantResponse]]:
+        """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
+        NOT_FOUND (also: not granted).
+        """
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _dataset_service_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.SetRetentionResponse, _abc.Awaitable[_dataset_service_pb2.SetRetentionResponse]]:
+        """Sets how long versions of a dataset are kept; what is beyond is shredded, by
+        the service, with a receipt that ShredVersion gives. Logged. Errors:
+        NOT_FOUND (not granted), INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

@@ -275,6 +275,7 @@ class Gate:
             caller_path=caller.path,
             verb=access.verb,
             resource=resource,
+            whole=admission.policy.resource.whole(resource) if admission.policy.resource is not None else None,
             now=self.clock.now(),
         )
 

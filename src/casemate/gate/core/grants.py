@@ -85,7 +85,9 @@ class GrantIndex:
         """This index without the grant of that identifier."""
         return GrantIndex.of(grant for grant in self.by_id.values() if grant.id != grant_id)
 
-    def authorize(self, *, tenant: str, caller_path: str, verb: str, resource: str, now: datetime) -> None:
+    def authorize(
+        self, *, tenant: str, caller_path: str, verb: str, resource: str, now: datetime, whole: str | None = None
+    ) -> None:
         """Refuses unless a live grant gives `verb` on `resource` and none takes it.
 
         Args:
@@ -94,6 +96,7 @@ class GrantIndex:
             verb: what the method does.
             resource: path of the resource, `dataset/digits`.
             now: when it is done.
+            whole: path of what the resource is a version of: a grant on either gives, a denial of either takes.
 
         Raises:
             NotFound: the same as for a resource that does not exist.
@@ -102,6 +105,8 @@ class GrantIndex:
         grants = self._found.get((tenant, caller_path, verb, resource))
         if grants is None:
             grants = self._find(tenant, caller_path, verb, resource)
+        if whole is not None:
+            grants += self._find(tenant, caller_path, verb, whole)
         for grant in grants:
             if grant.expires_at is not None and now >= grant.expires_at:
                 continue

@@ -39,12 +39,15 @@ class ResourceSelector:
         fallback: the field that counts where `field` is empty: clients of one protocol differ.
         optional: a request that names nothing needs no grant. Only for methods whose handler
             then shows no more than what the caller has grants for.
+        version: the field that narrows the resource by a number. A handler that finds the
+            number by itself, where the request names none, asks for that version's grant again.
     """
 
     type: str
     field: str
     fallback: str | None = None
     optional: bool = False
+    version: str | None = None
 
     def name_in(self, request: Message) -> str:
         """The name that the request is judged by, which its handler must go by as well; may be empty."""
@@ -56,12 +59,20 @@ class ResourceSelector:
     def of(self, request: Message) -> str | None:
         """Path of the resource that the request names, as grants write it; None when it names nothing."""
         name = self.name_in(request)
-        return f"{self.type}/{name}" if name else None
+        if not name:
+            return None
+        version = getattr(request, self.version) if self.version is not None else 0
+        return f"{self.type}/{name}/{version}" if version else f"{self.type}/{name}"
+
+    def whole(self, resource: str) -> str | None:
+        """Path of the resource that this one is a version of; None when it is a whole one."""
+        return resource.rpartition("/")[0] if self.version is not None and resource.count("/") > 1 else None
 
     def words(self) -> str:
         """The selector as a policy's line says it."""
         fields = self.field if self.fallback is None else f"{self.field}|{self.fallback}"
-        return f"on {self.type}/{{{fields}}}" + (" or-none" if self.optional else "")
+        versioned = "" if self.version is None else f"[/{{{self.version}}}]"
+        return f"on {self.type}/{{{fields}}}{versioned}" + (" or-none" if self.optional else "")
 
     def missing(self) -> InvalidRequest:
         """The refusal of a request that had to name its resource."""

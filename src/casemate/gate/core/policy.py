@@ -23,6 +23,7 @@ __all__ = ["FOREIGN", "MethodPolicy", "PeerAccess", "PolicyTable", "ResourceSele
 # The stubs' own types call an extension a field descriptor, which the runtime's types do not accept as a key.
 _METHOD: Any = policy_pb2.method
 _RESOURCE: Any = policy_pb2.resource
+_VERSION: Any = policy_pb2.resource_version
 
 
 class PolicyTable:
@@ -127,4 +128,10 @@ def _selector(name: str, request: Descriptor) -> ResourceSelector | None:
     marked = [(field.name, kind) for field in request.fields if (kind := field.GetOptions().Extensions[_RESOURCE])]
     if len(marked) > 1:
         raise ConfigurationError(f"{name}: more than one resource field")
-    return ResourceSelector(type=marked[0][1], field=marked[0][0]) if marked else None
+    versions = [field.name for field in request.fields if field.GetOptions().Extensions[_VERSION]]
+    if len(versions) > len(marked):
+        raise ConfigurationError(f"{name}: more versions than resources")
+    if not marked:
+        return None
+    field, kind = marked[0]
+    return ResourceSelector(type=kind, field=field, version=next(iter(versions), None))

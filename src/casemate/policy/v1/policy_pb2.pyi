@@ -10,6 +10,8 @@ METHOD_FIELD_NUMBER: _ClassVar[int]
 method: _descriptor.FieldDescriptor
 RESOURCE_FIELD_NUMBER: _ClassVar[int]
 resource: _descriptor.FieldDescriptor
+RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+resource_version: _descriptor.FieldDescriptor
 
 class MethodPolicy(_message.Message):
     __slots__ = ("peer", "token", "sensitive", "idempotent", "audit_allowed")
