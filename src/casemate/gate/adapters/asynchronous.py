@@ -26,6 +26,7 @@ from casemate.gate.adapters.calls import (
     parse_request,
     status_name,
 )
+from casemate.gate.adapters.fair_turns import FairTurns
 from casemate.gate.adapters.stream_guard import StreamGuard
 from casemate.transport.status import to_status
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from casemate.gate.core.admission import Admission
+    from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -41,6 +43,8 @@ Context: TypeAlias = Any
 
 RECHECK_EVERY = timedelta(milliseconds=250)
 BODY_WITHIN = timedelta(seconds=10)
+AT_ONCE = 64
+"""Handlers of single calls that run at once; the next wait their tenant's turn."""
 
 
 class AioGateInterceptor(grpc.aio.ServerInterceptor):
@@ -52,12 +56,19 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         gate: decides.
         recheck_every: how often running streams are judged again; also at once when trust changes.
         body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
+        at_once: single calls whose handlers run at once, shared out among tenants. Streams are not counted.
     """
 
     def __init__(
-        self, gate: Gate, *, recheck_every: timedelta = RECHECK_EVERY, body_within: timedelta = BODY_WITHIN
+        self,
+        gate: Gate,
+        *,
+        recheck_every: timedelta = RECHECK_EVERY,
+        body_within: timedelta = BODY_WITHIN,
+        at_once: int = AT_ONCE,
     ) -> None:
         self._gate = gate
+        self._turns = FairTurns(at_once)
         self._request_ids = RequestIds()
         self._recheck_every_s = recheck_every.total_seconds()
         self._body_within_s = body_within.total_seconds()
@@ -88,7 +99,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
-        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._body_within_s)
+        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._body_within_s, turns=self._turns)
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -113,13 +124,22 @@ class _Call:
     """One admitted call: what it waits for, and how it ends."""
 
     def __init__(
-        self, gate: Gate, admission: Admission, handler: Handler | None, recheck_every_s: float, body_within_s: float
+        self,
+        gate: Gate,
+        admission: Admission,
+        handler: Handler | None,
+        recheck_every_s: float,
+        body_within_s: float,
+        *,
+        turns: FairTurns,
     ) -> None:
         self._gate = gate
         self._admission = admission
         self._handler = handler
         self._recheck_every_s = recheck_every_s
         self._body_within_s = body_within_s
+        self._turns = turns
+        self._share: str | None = None
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
         self._guard: StreamGuard | None = None
@@ -128,6 +148,8 @@ class _Call:
         """Serves a method with one response."""
         try:
             argument = await self._begin(requests, context)
+            if self._guard is None:
+                await self._take_turn(current_caller())
             response = await self._behavior("unary")(argument, self._for_handler(argument, context))
             self._succeed(context)
         except (Exception, asyncio.CancelledError) as error:
@@ -206,6 +228,11 @@ class _Call:
         authorize_message(self._gate, self._admission, current_caller(), message)
         return message
 
+    async def _take_turn(self, caller: Caller) -> None:
+        share = caller.tenant or caller.spiffe_id
+        await self._turns.take(share)
+        self._share = share
+
     def _for_handler(self, argument: Any, context: Context) -> Context:  # noqa: ANN401
         """The context that a handler gets: one that reads judged messages, for those that read by it."""
         if self._handler is not None and self._handler.request_streaming:
@@ -234,6 +261,8 @@ class _Call:
         await context.abort(status.code, status.details, status.trailing)
 
     def _end(self) -> None:
+        if self._share is not None:
+            self._turns.give(self._share)
         if self._guard is not None:
             self._guard.close()
         self._gate.finish(self._admission, self._code)
