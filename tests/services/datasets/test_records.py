@@ -100,10 +100,14 @@ def test_a_json_record_that_does_not_fit_is_refused_by_name(record, field):
     assert _violation([record], "jsonl")[0] == field
 
 
-def test_the_first_bad_record_is_named_by_its_number_within_the_version():
-    records = [b"a,1,1", b"b,2,2", b"c,seventeen,3", b"d"]
+def test_the_first_bad_records_are_named_by_their_numbers_within_the_version():
+    records = [b"a,1,1", b"b,2,2", b"c,seventeen,3", b"d", *[b"e"] * 10]
 
-    assert _violation(records, "csv", first_ordinal=1000)[0] == "records[1002].count"
+    with pytest.raises(InvalidRequest) as caught:
+        require_schema(records, encoding="csv", schema=SCHEMA, first_ordinal=1000)
+
+    named = [violation.field for violation in caught.value.violations]
+    assert named == ["records[1002].count", "records[1003]", "records[1004]", "records[1005]", "records[1006]"]
 
 
 def test_what_a_record_holds_never_reaches_the_error():
