@@ -26,7 +26,7 @@ QUICK = timedelta(milliseconds=10)
 SECRET = "postgres://user:hunter2@database/secret"
 LIMIT_S = 10.0
 RAISES, ABORTS, PARSED = 1, 2, 3
-UNARY = ("Unary", "Open", "Sensitive", "Other", "Peer", "Services", "NoPolicy")
+UNARY = ("Unary", "Open", "Revoke", "Sensitive", "Other", "Peer", "Services", "NoPolicy")
 
 
 def answer(request: GetVersionRequest) -> GetVersionResponse:

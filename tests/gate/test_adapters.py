@@ -250,6 +250,20 @@ def test_stale_trust_is_unavailable_and_never_unauthenticated(served, channel, t
     assert served.call(channel, "Sensitive", token=token).version == PARSED
 
 
+def test_while_the_audit_is_down_only_what_takes_rights_away_is_done_and_it_is_told(served, channel, trainer):
+    world, token = served.world, served.world.token(trainer)
+    world.audit.down = True
+    assert refusal(served.call, channel, "Open", token=token)[0] is grpc.StatusCode.UNAVAILABLE
+    assert served.echo.entered == []
+    assert served.call(channel, "Revoke", token=token).version == PARSED
+    assert refusal(served.call, channel, "Revoke")[0] is UNAUTHENTICATED  # it is judged as ever
+    world.audit.down = False
+    assert served.call(channel, "Open", token=token).version == PARSED
+    told = [(event.method, event.decision) for event in world.audit.events]
+    assert told[0] == ("/test.Echo/Open", "denied")
+    assert ("/test.Echo/Revoke", "allowed") in told
+
+
 def test_a_cached_token_ends_with_its_time_its_key_and_its_revocation(served, channel, trainer):
     world = served.world
     first = world.token(trainer, jti="first")

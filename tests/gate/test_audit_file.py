@@ -211,6 +211,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 audit.record(event("allowed", 0))
 audit.record(event("denied", 0))
 until("refused")
+audit.require_writable(may_wait=True)  # it only takes rights away
+audit.record(event("allowed", "revoked"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 until("taken")
 audit.record(event("allowed", 1))
@@ -225,8 +227,21 @@ def test_a_full_disk_refuses_calls_that_must_be_traced_loses_none_and_recovers(t
     )
     assert ended.returncode == 0, ended.stderr
     ids = [record["request_id"] for record in records_of(path) if "request_id" in record]
-    assert ids == ["allowed-0", "allowed-1"]
+    assert ids == ["allowed-0", "allowed-revoked", "allowed-1"]
+    # Should the process end meanwhile, the log has what was kept.
+    assert all(name in ended.stderr for name in ('"request_id": "allowed-0"', '"request_id": "allowed-revoked"'))
     assert verify_file(path).lost == 1  # the denial: counted, in the file itself
+
+
+def test_what_may_wait_is_refused_when_there_is_no_room_to_keep_it(tmp_path):
+    audit = AuditFile(tmp_path / "a.jsonl", reserved=8)
+    for may_wait in (True, False):
+        with pytest.raises(Unavailable):
+            audit.require_writable(may_wait=may_wait)
+    audit.close()
+    audit = AuditFile(tmp_path / "b.jsonl")
+    audit.require_writable(may_wait=True)
+    audit.close()
 
 
 def test_the_head_is_noted_at_intervals_and_logged(tmp_path, caplog):

@@ -98,8 +98,8 @@ class KeptAudit:
     def record(self, event: AuditEvent) -> None:
         self.events.append(event)
 
-    def require_writable(self) -> None:
-        if self.down:
+    def require_writable(self, *, may_wait: bool = False) -> None:
+        if self.down and not may_wait:
             raise Unavailable("the audit is down")
 
     @property
@@ -181,6 +181,9 @@ def echo_policies() -> PolicyTable:
     ]
     own += [
         MethodPolicy(method=ECHO + "Open", access=TokenAccess("datasets.read"), audit_allowed=True),
+        MethodPolicy(
+            method=ECHO + "Revoke", access=TokenAccess("datasets.read"), audit_allowed=True, only_revokes=True
+        ),
         MethodPolicy(method=ECHO + "Sensitive", access=TokenAccess("datasets.read"), sensitive=True),
         MethodPolicy(method=ECHO + "Other", access=TokenAccess("log.read")),
         MethodPolicy(method=ECHO + "Peer", access=PeerAccess()),

@@ -45,6 +45,7 @@ _UNDER_WAY: Final = 1_024
 _BATCH: Final = 256
 _SYNC_EVERY_S: Final = 1.0
 _LONGEST_LINE: Final = 16_384
+_KEPT: Final = "audit: the file is down; kept, and to be written later: %s"
 CHECKPOINT_EVERY: Final = timedelta(minutes=1)
 
 
@@ -109,16 +110,23 @@ class AuditFile:
         else:
             with self._lock:
                 self._lost += 1
+        if self._down and event.decision == "allowed":
+            # Should this process end before the file works again, the log is what is left of it.
+            _LOGGER.warning(_KEPT, json.dumps(members_of(event)))
         if not self._wake.is_set():
             self._wake.set()
 
-    def require_writable(self) -> None:
+    def require_writable(self, *, may_wait: bool = False) -> None:
         """Refuses while the file cannot be written, or writes so slowly that its reserved room fills.
+
+        Args:
+            may_wait: the call only takes rights away: while the file is down it goes on, and its event waits
+                in the reserved room and stands in the log.
 
         Raises:
             Unavailable: see above.
         """
-        if self._down or len(self._allowed) + _UNDER_WAY > self._reserved:
+        if (self._down and not may_wait) or len(self._allowed) + _UNDER_WAY > self._reserved:
             raise Unavailable("the audit cannot be written, and this call must be")
 
     def close(self) -> None:
@@ -182,6 +190,8 @@ class AuditFile:
                 self._lost += lost + sum(record.get("count", 1) for record in denied)
             if not self._down:
                 _LOGGER.exception("audit: the file cannot be written; calls that must be audited are refused")
+                for record in allowed:
+                    _LOGGER.warning(_KEPT, json.dumps(record))
             self._down = True
             return False
         if self._down:

@@ -57,11 +57,15 @@ class AuditSink(Protocol):
         """Takes one event. Never raises."""
         ...
 
-    def require_writable(self) -> None:
+    def require_writable(self, *, may_wait: bool = False) -> None:
         """Refuses when an event of an allowed call could not be written now.
 
         The gate asks before it lets a call on whose policy wants it audited: what
         nobody could trace is not done.
+
+        Args:
+            may_wait: the call only takes rights away. It goes on while the sink is down, as long as
+                there is room to keep its event, which the sink tells the log at once.
 
         Raises:
             Unavailable: the sink is down, or its reserved room is taken.
@@ -75,5 +79,5 @@ class NoAudit:
     def record(self, event: AuditEvent) -> None:
         """Drops the event."""
 
-    def require_writable(self) -> None:
+    def require_writable(self, *, may_wait: bool = False) -> None:
         """Has always room."""

@@ -217,7 +217,7 @@ class Gate:
         if access.scope is not None and access.scope not in token.scopes:
             raise PermissionDenied(f"{admission.method} needs scope {access.scope}")
         if policy.audit_allowed:
-            self._audit.require_writable()
+            self._audit.require_writable(may_wait=policy.only_revokes)
         admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
 
     def _bind(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
@@ -261,7 +261,7 @@ class Gate:
         if access.services and caller.service not in access.services:
             raise PermissionDenied("not one of the services that may", reason=Reason.CALLER_NOT_ALLOWED)
         if admission.policy.audit_allowed:
-            self._audit.require_writable()
+            self._audit.require_writable(may_wait=admission.policy.only_revokes)
         admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
         self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
         return caller

@@ -90,6 +90,7 @@ class MethodPolicy:
         sensitive: refuses after the short staleness of the trust feed.
         idempotent: a repeated call has the effect of one.
         audit_allowed: allowed calls are audited too.
+        only_revokes: takes rights away and gives none, so it runs while the audit is down; its event is kept.
         resource: where the request names its resource; set exactly when a verb is.
         needs_trust: refuses without fresh news from the trust feed. False for health alone,
             which has to answer while the feed is down.
@@ -101,6 +102,7 @@ class MethodPolicy:
     sensitive: bool = False
     idempotent: bool = False
     audit_allowed: bool = False
+    only_revokes: bool = False
     resource: ResourceSelector | None = None
     needs_trust: bool = True
     unwrapped: bool = False
@@ -110,7 +112,7 @@ class MethodPolicy:
         words = [self.method, *_access_words(self.access)]
         if self.resource is not None:
             words.append(self.resource.words())
-        flags = ("sensitive", "idempotent", "audit_allowed", "unwrapped")
+        flags = ("sensitive", "idempotent", "audit_allowed", "only_revokes", "unwrapped")
         words += [flag for flag in flags if getattr(self, flag)]
         if not self.needs_trust:
             words.append("without-trust")

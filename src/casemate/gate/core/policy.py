@@ -112,6 +112,7 @@ def _compile(method: MethodDescriptor) -> MethodPolicy | None:
         sensitive=declared.sensitive,
         idempotent=declared.idempotent,
         audit_allowed=declared.audit_allowed,
+        only_revokes=declared.only_revokes,
         resource=resource,
     )
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63\x61semate/policy/v1/policy.proto\x12\x12\x63\x61semate.policy.v1\x1a google/protobuf/descriptor.proto\"\xb8\x01\n\x0cMethodPolicy\x12.\n\x04peer\x18\x01 \x01(\x0b\x32\x1e.casemate.policy.v1.PeerAccessH\x00\x12\x30\n\x05token\x18\x02 \x01(\x0b\x32\x1f.casemate.policy.v1.TokenAccessH\x00\x12\x11\n\tsensitive\x18\x03 \x01(\x08\x12\x12\n\nidempotent\x18\x04 \x01(\x08\x12\x15\n\raudit_allowed\x18\x05 \x01(\x08\x42\x08\n\x06\x61\x63\x63\x65ss\"\x1e\n\nPeerAccess\x12\x10\n\x08services\x18\x01 \x03(\t\"*\n\x0bTokenAccess\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t:R\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32 .casemate.policy.v1.MethodPolicy:1\n\x08resource\x12\x1d.google.protobuf.FieldOptions\x18\xc6\x8a\x03 \x01(\t:9\n\x10resource_version\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x8a\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63\x61semate/policy/v1/policy.proto\x12\x12\x63\x61semate.policy.v1\x1a google/protobuf/descriptor.proto\"\xce\x01\n\x0cMethodPolicy\x12.\n\x04peer\x18\x01 \x01(\x0b\x32\x1e.casemate.policy.v1.PeerAccessH\x00\x12\x30\n\x05token\x18\x02 \x01(\x0b\x32\x1f.casemate.policy.v1.TokenAccessH\x00\x12\x11\n\tsensitive\x18\x03 \x01(\x08\x12\x12\n\nidempotent\x18\x04 \x01(\x08\x12\x15\n\raudit_allowed\x18\x05 \x01(\x08\x12\x14\n\x0conly_revokes\x18\x06 \x01(\x08\x42\x08\n\x06\x61\x63\x63\x65ss\"\x1e\n\nPeerAccess\x12\x10\n\x08services\x18\x01 \x03(\t\"*\n\x0bTokenAccess\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t:R\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32 .casemate.policy.v1.MethodPolicy:1\n\x08resource\x12\x1d.google.protobuf.FieldOptions\x18\xc6\x8a\x03 \x01(\t:9\n\x10resource_version\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x8a\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'casemate.policy.v1.policy_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METHODPOLICY']._serialized_start=90
-  _globals['_METHODPOLICY']._serialized_end=274
-  _globals['_PEERACCESS']._serialized_start=276
-  _globals['_PEERACCESS']._serialized_end=306
-  _globals['_TOKENACCESS']._serialized_start=308
-  _globals['_TOKENACCESS']._serialized_end=350
+  _globals['_METHODPOLICY']._serialized_end=296
+  _globals['_PEERACCESS']._serialized_start=298
+  _globals['_PEERACCESS']._serialized_end=328
+  _globals['_TOKENACCESS']._serialized_start=330
+  _globals['_TOKENACCESS']._serialized_end=372
 # @@protoc_insertion_point(module_scope)

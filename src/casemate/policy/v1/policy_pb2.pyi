@@ -14,18 +14,20 @@ RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
 resource_version: _descriptor.FieldDescriptor
 
 class MethodPolicy(_message.Message):
-    __slots__ = ("peer", "token", "sensitive", "idempotent", "audit_allowed")
+    __slots__ = ("peer", "token", "sensitive", "idempotent", "audit_allowed", "only_revokes")
     PEER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SENSITIVE_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENT_FIELD_NUMBER: _ClassVar[int]
     AUDIT_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    ONLY_REVOKES_FIELD_NUMBER: _ClassVar[int]
     peer: PeerAccess
     token: TokenAccess
     sensitive: bool
     idempotent: bool
     audit_allowed: bool
-    def __init__(self, peer: _Optional[_Union[PeerAccess, _Mapping]] = ..., token: _Optional[_Union[TokenAccess, _Mapping]] = ..., sensitive: bool = ..., idempotent: bool = ..., audit_allowed: bool = ...) -> None: ...
+    only_revokes: bool
+    def __init__(self, peer: _Optional[_Union[PeerAccess, _Mapping]] = ..., token: _Optional[_Union[TokenAccess, _Mapping]] = ..., sensitive: bool = ..., idempotent: bool = ..., audit_allowed: bool = ..., only_revokes: bool = ...) -> None: ...
 
 class PeerAccess(_message.Message):
     __slots__ = ("services",)
