@@ -73,19 +73,37 @@ def probe_floor(credentials: grpc.ServerCredentials) -> None:
         try:
             port = server.add_secure_port("127.0.0.1:0", credentials)
             server.start()
-            _judge(port)
+            _judge(port, what="this process's gRPC", cure=f"export {CIPHER_SUITES_VARIABLE}={CIPHER_SUITES}")
         finally:
             server.stop(None).wait()
 
 
-def _judge(port: int) -> None:
+def probe_context_floor(context: ssl.SSLContext) -> None:
+    """Proves the same of a context of Python's own TLS. Blocks for milliseconds.
+
+    Raises:
+        ConfigurationError: TLS 1.2 was answered, or TLS 1.3 was not.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(max_workers=1) as threads:
+        listener.settimeout(_PROBE_SECONDS)
+
+        def answer() -> None:
+            for _ in range(2):
+                with suppress(OSError):
+                    connection, _ = listener.accept()
+                    connection.settimeout(_PROBE_SECONDS)
+                    context.wrap_socket(connection, server_side=True).close()
+
+        threads.submit(answer)
+        _judge(listener.getsockname()[1], what="the HTTPS face", cure="its context must begin at TLS 1.3")
+
+
+def _judge(port: int, *, what: str, cure: str) -> None:
     # TLS 1.3 first: without it, a port that answers nobody would pass for one that refuses TLS 1.2.
     if not _answers(port, ssl.TLSVersion.TLSv1_3):
         raise ConfigurationError("the TLS probe was not answered on TLS 1.3: check the certificate files")
     if _answers(port, ssl.TLSVersion.TLSv1_2):
-        raise ConfigurationError(
-            f"this process's gRPC would accept TLSv1.2: export {CIPHER_SUITES_VARIABLE}={CIPHER_SUITES}"
-        )
+        raise ConfigurationError(f"{what} would accept TLSv1.2: {cure}")
 
 
 def _answers(port: int, version: ssl.TLSVersion) -> bool:

@@ -6,14 +6,11 @@ domain, or are missing from the dashboards. No row, token or key is among them.
 
 from __future__ import annotations
 
-import os
 import ssl
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, Final
 
@@ -22,7 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from casemate.errors import ConfigurationError
-from casemate.transport.certificates import CertificatePair, CertificateSource, spiffe_id_of
+from casemate.transport.certificates import CertificateSource, spiffe_id_of
+from casemate.transport.https import server_context
 
 _PREFIX = "casemate_"
 
@@ -184,7 +182,10 @@ class _Server(ThreadingMixIn, HTTPServer):
         """Makes the handshake here, where a slow peer holds only its own place."""
         try:
             request.settimeout(self._connection_seconds)
-            with suppress(OSError), _context(self._source.current).wrap_socket(request, server_side=True) as secured:
+            with (
+                suppress(OSError),
+                server_context(self._source.current).wrap_socket(request, server_side=True) as secured,
+            ):
                 self.finish_request(secured, client_address)
         finally:
             self._places.release()
@@ -224,33 +225,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_arguments: object) -> None:
         """Nothing: a scrape every few seconds is no news."""
-
-
-def _context(pair: CertificatePair) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0
-    context.load_verify_locations(cadata=pair.roots_pem.decode("ascii"))
-    with _readable(pair.private_key_pem.reveal() + b"\n" + pair.certificate_chain_pem) as path:
-        context.load_cert_chain(path)
-    return context
-
-
-@contextmanager
-def _readable(content: bytes) -> Iterator[Path]:
-    """A path to read the content from: `ssl` takes a key from a file only. In memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
-        try:
-            os.write(descriptor, content)
-            path = Path(f"/proc/self/fd/{descriptor}")
-            if os.access(path, os.R_OK):
-                yield path
-                return
-        finally:
-            os.close(descriptor)
-    with tempfile.NamedTemporaryFile() as scratch:  # mode 0600, gone with the block
-        scratch.write(content)
-        scratch.flush()
-        yield Path(scratch.name)

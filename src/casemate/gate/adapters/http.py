@@ -1,0 +1,128 @@
+"""The gate in front of our HTTP faces.
+
+A face serves rpcs in another dress: each request is judged as the rpc that it stands
+for, by the same policy, on every request of a connection. A method that needs a token
+takes it from `Authorization`.
+
+If this fails: handlers run for requests that the gate refused. TLS has still proven a
+certificate of ours, and the domain proves the client behind it again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from casemate.errors import CasemateError, InternalError
+from casemate.gate.adapters.calls import RequestIds
+from casemate.transport.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from aiohttp import web
+
+    from casemate.gate.core.admission import Admission
+    from casemate.gate.core.caller import Caller
+    from casemate.gate.core.gate import Gate
+    from casemate.transport.http_protocol import Answer
+
+REQUEST_ID_HEADER: Final = "Casemate-Request-Id"
+"""On every answer, good or bad: what a caller quotes, and the logs know."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCall:
+    """A request whose peer was proven.
+
+    Attributes:
+        request: as it came; its body has not been read.
+        caller: who sent it.
+    """
+
+    request: web.BaseRequest
+    caller: Caller
+    _gate: Gate
+    _admission: Admission
+
+    def narrow(self, method: str) -> None:
+        """Says which rpc the request turns out to be, now that its body was read; judged again as that one.
+
+        Raises:
+            Unauthenticated: expired or revoked meanwhile.
+            Unavailable: TRUST_STALE.
+        """
+        self._admission.method = method
+        self._admission.policy = self._gate.policies.of(method)
+        self._gate.recheck(self._admission, self.caller)
+
+
+class HttpGate:
+    """Admits requests.
+
+    Args:
+        gate: decides.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._request_ids = RequestIds()
+
+    async def serve(
+        self,
+        request: web.BaseRequest,
+        method: str,
+        *,
+        answer: Callable[[HttpCall], Awaitable[Answer]],
+        refuse: Callable[[CasemateError], Answer],
+    ) -> Answer:
+        """The answer to a request that stands for an rpc; whatever goes wrong, `refuse` says how that is told.
+
+        Args:
+            request: of which only the head was read.
+            method: full name of the rpc.
+            answer: serves an admitted request.
+            refuse: turns an error into an answer, as the face's protocol has it.
+        """
+        request_id = self._request_ids.take()
+        try:
+            response = await self._admitted(request, method, request_id, answer)
+        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, its text stays here
+            to_status(error, request_id=request_id)  # logs it, once, as for an rpc
+            response = refuse(error if isinstance(error, CasemateError) else InternalError())
+        response.headers[REQUEST_ID_HEADER] = request_id
+        return response
+
+    async def _admitted(
+        self,
+        request: web.BaseRequest,
+        method: str,
+        request_id: str,
+        answer: Callable[[HttpCall], Awaitable[Answer]],
+    ) -> Answer:
+        metadata = [(name.lower(), value) for name, value in request.headers.items()]
+        admission = self._gate.at_headers(method, metadata, request_id=request_id)
+        code = "CANCELLED"
+        try:
+            caller = self._gate.at_message(admission, connection_of(request))
+            response = await answer(HttpCall(request, caller, self._gate, admission))
+            code = "OK"
+        except Exception as error:
+            code = error.code.value if isinstance(error, CasemateError) else InternalError.code.value
+            raise
+        finally:
+            self._gate.finish(admission, code)
+        return response
+
+
+def connection_of(request: web.BaseRequest) -> Mapping[str, Sequence[bytes]]:
+    """What Python's TLS knows of a request's connection, by grpcio's names; the group it does not know."""
+    connection = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+    if connection is None:
+        return {}
+    leaf, version = connection.getpeercert(binary_form=True), connection.version()
+    return {
+        "ssl_tls_version": (version.encode(),) if version else (),
+        "x509_pem_cert": (ssl.DER_cert_to_PEM_cert(leaf).encode(),) if leaf else (),
+    }
