@@ -34,6 +34,7 @@ from casemate.sealing.key_ring import KekWatch
 from casemate.sealing.provider import load_kek
 from casemate.settings import load_settings
 from casemate.signing.checkpoint import verification_key
+from casemate.signing.dataset_manifest import MAXIMUM_MESSAGE_BYTES
 from casemate.signing.keys import SigningKey
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_pool
@@ -184,6 +185,7 @@ async def serving(
             address=settings.listen.address,
             health=health,
             lame_duck=lame_duck,
+            max_message_bytes=MAXIMUM_MESSAGE_BYTES,
         )
         metrics_server = _show_metrics(settings, stack, metrics, source)
         probe = HealthProbe(

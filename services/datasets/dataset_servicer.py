@@ -15,6 +15,7 @@ from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1 import dataset_service_pb2_grpc as stubs
 from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied, Reason
 from casemate.gate.adapters.caller_context import current_caller
+from services.datasets.arrivals import Arrivals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,27 +44,20 @@ class DatasetServicer(stubs.DatasetServiceServicer):
     async def PushDataset(  # noqa: N802  # the protocol's name
         self, request_iterator: AsyncIterator[messages.PushDatasetRequest], _context: object
     ) -> AsyncIterator[messages.PushDatasetResponse]:
-        """Answers each message once what it asked for is durable; one message at a time is in memory."""
-        tenant = _tenant()
-        upload: OpenUpload | None = None
-        dataset = ""
-        async for request in request_iterator:
-            step = request.WhichOneof("step")
-            if upload is None:
-                dataset = request.dataset
-                upload = await self._open(tenant, request)
-                yield messages.PushDatasetResponse(next_offset=upload.next_offset)
-                continue
-            if request.dataset not in {"", dataset}:
-                raise _invalid("dataset", "not the one of the first message")
-            if step == "chunk":
-                offset = await upload.put(offset=request.chunk.offset, data=request.chunk.data)
-                yield messages.PushDatasetResponse(next_offset=offset)
-            elif step == "finish":
-                yield _promoted(await upload.finish())
-                return
-            else:
-                raise _invalid("step", "not a chunk and not the end, after the manifest")
+        """Answers each message once what it asked for is durable; a few chunks are in memory."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None:
+            return
+        upload = await self._open(_tenant(), first)
+        yield messages.PushDatasetResponse(next_offset=upload.next_offset)
+        async with Arrivals(_steps(requests, first.dataset), upload, largest=upload.largest_chunk) as arrivals:
+            async for group in arrivals.groups():
+                offset = await upload.store(group)
+                for _ in group:
+                    yield messages.PushDatasetResponse(next_offset=offset)
+        if arrivals.finished:
+            yield _promoted(await upload.finish())
 
     async def _open(self, tenant: str, request: messages.PushDatasetRequest) -> OpenUpload:
         if request.WhichOneof("step") != "manifest":
@@ -113,6 +107,19 @@ class DatasetServicer(stubs.DatasetServiceServicer):
             raise _invalid("roots", "more than 1000")
         refused = await self._reader.refused_roots(tenant=request.tenant, roots=list(request.roots))
         return messages.CheckRootsResponse(refused=refused)
+
+
+async def _steps(
+    requests: AsyncIterator[messages.PushDatasetRequest], dataset: str
+) -> AsyncIterator[tuple[int, bytes] | None]:
+    """The chunks behind the manifest, at last None where the supplier says that it is done."""
+    async for request in requests:
+        if request.dataset not in {"", dataset}:
+            raise _invalid("dataset", "not the one of the first message")
+        step = request.WhichOneof("step")
+        if step not in {"chunk", "finish"}:
+            raise _invalid("step", "not a chunk and not the end, after the manifest")
+        yield (request.chunk.offset, request.chunk.data) if step == "chunk" else None
 
 
 def _tenant() -> str:

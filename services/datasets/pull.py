@@ -204,6 +204,6 @@ def _open(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, sealed: 
     if len(sealed.rows) != chunk.digest.rows or sealed.first_ordinal != chunk.first_ordinal:
         raise StoredDataUnreadable(f"batch {chunk.number} has other rows than were signed")
     records = open_batch(key, batch_context(manifest, chunk.number), sealed)
-    if merkle.leaf_hash(join_records(records)) != chunk.digest.leaf_hash:
+    if merkle.leaf_hash(join_records(records, encoding=manifest.format)) != chunk.digest.leaf_hash:
         raise StoredDataUnreadable(f"batch {chunk.number} opens to bytes that were not signed")
     return records

@@ -1,7 +1,7 @@
 """Takes one version in: manifest, chunks, promotion. Knows no transport.
 
-Memory per upload is the manifest and one chunk, whatever the size of the
-dataset. Hashing, checking and sealing a chunk leave the event loop.
+Memory per upload is the manifest and a few chunks, whatever the size of the
+dataset. Hashing, checking, sealing and encoding a chunk leave the event loop.
 
 If this fails: see `upload` and `store`; what reaches a reader is verified again
 when it is read, and again by the reader.
@@ -10,16 +10,18 @@ when it is read, and again by the reader.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
-from casemate.sealing.rows import BatchContext, SealedBatch, seal_batch
+from casemate.sealing.rows import BatchContext, seal_rows
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
+from services.datasets.copying import SealedChunk, encode_chunk
 from services.datasets.key_store import rows_context
-from services.datasets.records import require_schema, split_records
+from services.datasets.records import record_check, split_records
 from services.datasets.store import require_next
 from services.datasets.upload import (
     ChunkPlan,
@@ -31,13 +33,14 @@ from services.datasets.upload import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from casemate.clock import Clock
     from casemate.sealing.keys import DataKey
     from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
     from services.datasets.key_store import DataKeyStore
+    from services.datasets.records import RecordCheck
     from services.datasets.store import VersionStore
     from services.datasets.upload import PlannedChunk
 
@@ -135,6 +138,7 @@ class OpenUpload:
         self._clock = clock
         self._verified = manifest
         self._plan = ChunkPlan(manifest.manifest.chunks)
+        self._check = record_check(manifest.manifest.format, manifest.manifest.schema)
         self._upload = upload
         self._key_of = key_of
 
@@ -143,28 +147,59 @@ class OpenUpload:
         """The offset that is wanted next; all before it is durable."""
         return self._upload.next_offset
 
-    async def put(self, *, offset: int, data: bytes) -> int:
-        """Stores the chunk at an offset and gives the next one; durable when it returns.
+    @property
+    def largest_chunk(self) -> int:
+        """Bytes of the largest chunk that the manifest announces."""
+        return max(chunk.bytes for chunk in self._verified.manifest.chunks)
+
+    async def take(self, *, offset: int, data: bytes) -> ArrivedChunk:
+        """Hashes a chunk, and if it is the signed one for its offset checks and seals it; stores nothing.
+
+        May be called for a chunk while those before it are being stored.
 
         Raises:
-            OutOfRange: no chunk begins there, or chunks before it are missing.
-            DigestMismatch: the bytes are not those that were signed.
-            Conflict: EQUIVOCATION, other bytes are stored there; the upload is now quarantined.
+            OutOfRange: no chunk begins there.
             InvalidRequest: RECORD_INVALID, a record does not fit the schema.
         """
         chunk = self._plan.at(offset)
-        leaf_hash = await asyncio.to_thread(merkle.leaf_hash, data)
-        verdict = judge_chunk(self._upload, chunk, leaf_hash)
-        if verdict is Verdict.EQUIVOCATION:
-            self._upload = await self._store.quarantine(self._upload.id, why="equivocation")
-            raise Conflict(f"other bytes at offset {offset}", reason=Reason.EQUIVOCATION)
-        if verdict is Verdict.APPEND:
-            key = await self._key_of(use_bytes=len(data))
-            batch = await asyncio.to_thread(_seal, key, self._verified.manifest, chunk, data)
-            self._upload = await self._store.append(self._upload.id, chunk, batch)
-            require_not_quarantined(self._upload)
-        # What the database said: behind this chunk, or further if another writer of the same bytes was faster.
+        key = await self._key_of(use_bytes=len(data)) if offset >= self._upload.next_offset else None
+        return await asyncio.to_thread(self._take, key, chunk, data)
+
+    async def store(self, arrived: Sequence[ArrivedChunk]) -> int:
+        """Stores chunks in the order they came, and gives the offset wanted next; durable when it returns.
+
+        Raises:
+            OutOfRange: chunks before one of them are missing.
+            DigestMismatch: the bytes are not those that were signed.
+            Conflict: EQUIVOCATION, other bytes are stored there; the upload is now quarantined.
+        """
+        expected, wanted = self._upload, list[SealedChunk]()
+        try:
+            for each in arrived:
+                verdict = judge_chunk(expected, each.chunk, each.leaf_hash)
+                if verdict is Verdict.EQUIVOCATION:
+                    self._upload = await self._store.quarantine(self._upload.id, why="equivocation")
+                    raise Conflict(f"other bytes at offset {each.chunk.offset}", reason=Reason.EQUIVOCATION)
+                if verdict is Verdict.APPEND and each.sealed is not None:
+                    wanted.append(each.sealed)
+                    expected = expected.after(each.chunk)
+        finally:
+            # What came before a bad one is good, and need not be sent again.
+            if wanted:
+                self._upload = await self._store.append(self._upload.id, wanted)
+        require_not_quarantined(self._upload)
+        # What the database said: behind these chunks, or further if another writer of the same bytes was faster.
         return self._upload.next_offset
+
+    def _take(self, key: DataKey | None, chunk: PlannedChunk, data: bytes) -> ArrivedChunk:
+        leaf_hash = merkle.leaf_hash(data)
+        if key is None or leaf_hash != chunk.digest.leaf_hash:
+            return ArrivedChunk(chunk, leaf_hash, None)
+        manifest = self._verified.manifest
+        rows = _checked_rows(self._check, manifest, chunk, data)
+        context = batch_context(manifest, chunk.number)
+        batch = seal_rows(key, context, rows, first_ordinal=chunk.first_ordinal)
+        return ArrivedChunk(chunk, leaf_hash, encode_chunk(self._upload.id, chunk, batch))
 
     async def finish(self) -> Upload:
         """Validates, judges the signer again, promotes. Repeated, it gives the same version.
@@ -195,17 +230,31 @@ class OpenUpload:
             )
 
 
-def _seal(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, data: bytes) -> SealedBatch:
-    """Checks the records of a chunk whose digest holds, and seals them."""
-    records = split_records(data, field=f"chunks[{chunk.number}]")
-    if len(records) != chunk.digest.rows:
+@dataclass(frozen=True, slots=True)
+class ArrivedChunk:
+    """A chunk that came: what it hashes to, and itself sealed if those are the signed bytes and are not stored yet."""
+
+    chunk: PlannedChunk
+    leaf_hash: bytes
+    sealed: SealedChunk | None
+
+
+def _checked_rows(check: RecordCheck, manifest: DatasetManifest, chunk: PlannedChunk, data: bytes) -> list[bytes]:
+    """The rows of a chunk whose digest holds, if its counts and its records are as they were signed."""
+    rows = split_records(data, field=f"chunks[{chunk.number}]", encoding=manifest.format)
+    _require_count(len(rows), chunk.digest.rows, f"chunks[{chunk.number}].rows")
+    records = check.require(rows, first_record=chunk.first_record)
+    _require_count(records, chunk.digest.record_count, f"chunks[{chunk.number}].records")
+    return rows
+
+
+def _require_count(found: int, signed: int, field: str) -> None:
+    if found != signed:
         raise InvalidRequest(
-            f"chunk {chunk.number} holds another number of records than its manifest says",
+            f"{field} is {signed} in the manifest, and {found}",
             reason=Reason.MANIFEST_INVALID,
-            violations=(FieldViolation(f"chunks[{chunk.number}].rows", "not the number of records in the chunk"),),
+            violations=(FieldViolation(field, "not the number in the chunk"),),
         )
-    require_schema(records, encoding=manifest.format, schema=manifest.schema, first_ordinal=chunk.first_ordinal)
-    return seal_batch(key, batch_context(manifest, chunk.number), records, first_ordinal=chunk.first_ordinal)
 
 
 def batch_context(manifest: DatasetManifest, number: int) -> BatchContext:

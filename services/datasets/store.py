@@ -23,6 +23,7 @@ from casemate.errors import (
     StoredDataUnreadable,
 )
 from casemate.sealing.rows import SealedBatch
+from services.datasets.copying import copy_chunks
 from services.datasets.database import connected, transaction
 from services.datasets.upload import StoredBatch, Upload, UploadState, require_complete, require_stored
 from services.datasets.upload_rows import LATEST, SELECT, UploadRows, entry_body
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from casemate.signing.statements import DatasetManifest, VerifiedManifest
     from casemate.storage.pool import Connection, Pool
     from services.datasets.alarms import Alarms
+    from services.datasets.copying import SealedChunk
     from services.datasets.log_store import LogStore
-    from services.datasets.upload import PlannedChunk
 
 # Serializes promotions of one dataset; released with the transaction.
 _LOCK_DATASET: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
@@ -94,32 +95,24 @@ class VersionStore:
             raise Conflict("an upload appeared and went away")
         return found
 
-    async def append(self, upload_id: UUID, chunk: PlannedChunk, batch: SealedBatch) -> Upload:
-        """Stores a sealed chunk if its offset is still the next one, and gives the upload as it then is.
+    async def append(self, upload_id: UUID, chunks: Sequence[SealedChunk]) -> Upload:
+        """Stores those of the sealed chunks whose offset is the next one, and gives the upload as it then is.
 
-        Rows, header and offset move in one transaction; when this returns they are
-        durable. When another writer was first, nothing is stored.
+        Rows, headers and offset move in one transaction; when this returns they are
+        durable. What another writer of the same bytes has stored is not stored again.
         """
         async with transaction(self._pool) as connection:
-            upload = await self._rows.locked(connection, upload_id)
-            if upload.state is not UploadState.RECEIVING or upload.next_offset != chunk.offset:
+            stored = upload = await self._rows.locked(connection, upload_id)
+            if upload.state is not UploadState.RECEIVING:
                 return upload
-            await connection.execute(
-                "INSERT INTO batches (upload, number, first_ordinal, row_count, leaf_hash, salt, commitment) "
-                "VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                *(upload_id, chunk.number, chunk.first_ordinal, len(batch.rows)),
-                *(chunk.digest.leaf_hash, batch.salt, batch.commitment),
-            )
-            await connection.copy_records_to_table(
-                "sealed_rows",
-                columns=("upload", "batch", "ordinal", "sealed"),
-                records=[
-                    (upload_id, chunk.number, ordinal, row)
-                    for ordinal, row in enumerate(batch.rows, chunk.first_ordinal)
-                ],
-            )
-            upload = upload.after(chunk)
-            await self._rows.update(connection, upload)
+            wanted: list[SealedChunk] = []
+            for sealed in chunks:
+                if sealed.chunk.offset == upload.next_offset:
+                    upload = upload.after(sealed.chunk)
+                    wanted.append(sealed)
+            if upload is not stored:
+                await copy_chunks(connection, upload_id, wanted)
+                await self._rows.update(connection, upload)
             return upload
 
     async def quarantine(self, upload_id: UUID, *, why: str) -> Upload:

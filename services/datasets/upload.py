@@ -86,12 +86,13 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """A chunk that the manifest announces. `first_ordinal` counts records from 0."""
+    """A chunk that the manifest announces. `first_ordinal` counts stored rows from 0, `first_record` records."""
 
     number: int
     offset: int
     first_ordinal: int
     digest: ChunkDigest
+    first_record: int
 
     @property
     def end(self) -> int:
@@ -100,16 +101,19 @@ class PlannedChunk:
 
 
 class ChunkPlan:
-    """Where every chunk of a manifest begins. Memory: two integers a chunk."""
+    """Where every chunk of a manifest begins. Memory: three integers a chunk."""
 
     def __init__(self, chunks: Sequence[ChunkDigest]) -> None:
         self._chunks = chunks
         self._offsets = list(accumulate((chunk.bytes for chunk in chunks), initial=0))
         self._ordinals = list(accumulate((chunk.rows for chunk in chunks), initial=0))
+        self._records = list(accumulate((chunk.record_count for chunk in chunks), initial=0))
 
     def number(self, number: int) -> PlannedChunk:
         """The chunk with this number, counted from 0."""
-        return PlannedChunk(number, self._offsets[number], self._ordinals[number], self._chunks[number])
+        return PlannedChunk(
+            number, self._offsets[number], self._ordinals[number], self._chunks[number], self._records[number]
+        )
 
     def at(self, offset: int) -> PlannedChunk:
         """The chunk that begins at an offset.

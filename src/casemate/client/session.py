@@ -21,11 +21,16 @@ from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.inference.v1 import model_service_pb2
 from casemate.keys.v1 import key_service_pb2
 from casemate.secret import Secret
+from casemate.signing.dataset_manifest import MAXIMUM_MESSAGE_BYTES
 from casemate.transport.certificates import CertificatePair, CertificateSource, PinnedPair
 from casemate.transport.channel import RotatingChannel, idempotent_methods
+from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES
 from casemate.transport.status import from_rpc_error
 
 ISSUE_SECONDS = 10.0
+
+_MESSAGE_BYTES = {"datasets": MAXIMUM_MESSAGE_BYTES}
+"""Services whose messages are larger than most."""
 
 _SERVICES = tuple(
     service
@@ -85,6 +90,7 @@ class Session:
                     service_name=self.service_name(service),
                     source=self.source,
                     idempotent_methods=idempotent_methods(*_SERVICES),
+                    max_message_bytes=_MESSAGE_BYTES.get(service, DEFAULT_MAX_MESSAGE_BYTES),
                     call_metadata=lambda pair: self._bearer(service, pair),
                 )
             return self._channels[service]

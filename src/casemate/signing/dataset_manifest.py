@@ -22,6 +22,9 @@ DATASET_PREDICATE: Final = "urn:casemate:dataset-manifest:v1"
 Digest: TypeAlias = bytes  # `bytes` is a field's name below
 
 MAXIMUM_CHUNK_BYTES: Final = 8 << 20
+MAXIMUM_MESSAGE_BYTES: Final = MAXIMUM_CHUNK_BYTES + (1 << 20)
+"""Of a gRPC message that carries a chunk: room for its proof, and for the frames of its rows."""
+
 MAXIMUM_CHUNK_ROWS: Final = 65_536  # each costs some 300 bytes of memory while it is sealed
 MAXIMUM_CHUNKS: Final = 20_000  # with 140 bytes each, they fit into an envelope
 MAXIMUM_COLUMNS: Final = 4096

@@ -66,14 +66,15 @@ async def test_an_offset_that_is_not_wanted_is_out_of_range_and_harms_nothing(wo
     assert (await trainer.push_all(envelope)).rows == 6
 
 
-async def test_the_first_record_that_breaks_the_schema_is_named(world):
+async def test_the_first_records_that_break_the_schema_are_named(world):
     chunks = (b"1,one\n2,two\n", b"3,three\n-4,four\nfive,five\n")
 
     with pytest.raises(InvalidRequest) as caught:
         await world.actor().push_all(world.signed(manifest_of(chunks)), chunks)
 
     assert caught.value.reason is Reason.RECORD_INVALID
-    assert [violation.field for violation in caught.value.violations] == ["records[3].number"]
+    named = [violation.field for violation in caught.value.violations]
+    assert named == ["records[3].number", "records[4].number"]
 
 
 async def test_a_manifest_that_miscounts_its_rows_is_refused(world):

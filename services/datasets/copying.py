@@ -1,0 +1,69 @@
+"""Sealed chunks as PostgreSQL's binary COPY takes them.
+
+Written here and not by the driver, which would look at each of four values a row:
+a chunk becomes one run of bytes in a thread, and the event loop only passes it on.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from uuid import UUID
+
+    from casemate.sealing.rows import SealingBatch
+    from casemate.storage.pool import Connection
+    from services.datasets.upload import PlannedChunk
+
+_COLUMNS: Final = ("upload", "batch", "ordinal", "sealed")
+# "Binary Format" in PostgreSQL's documentation of COPY: signature, no flags, no extension; -1 ends it.
+_BEGIN: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_END: Final = b"\xff\xff"
+_PLACE: Final = struct.Struct(">hi16sii")
+_ROW: Final = struct.Struct(">iqi")
+
+
+@dataclass(frozen=True, slots=True)
+class SealedChunk:
+    """One chunk, sealed and ready to be stored."""
+
+    chunk: PlannedChunk
+    salt: bytes = field(repr=False)
+    commitment: bytes = field(repr=False)
+    rows: bytes = field(repr=False)
+
+
+def encode_chunk(upload_id: UUID, chunk: PlannedChunk, batch: SealingBatch) -> SealedChunk:
+    """Seals the rows of a batch, each as it is written; the batch cannot be taken again."""
+    place = _PLACE.pack(len(_COLUMNS), 16, upload_id.bytes, 4, chunk.number)
+    pack = _ROW.pack
+    parts: list[bytes] = []
+    for ordinal, row in enumerate(batch.rows, chunk.first_ordinal):
+        parts += (place, pack(8, ordinal, len(row)), row)
+    return SealedChunk(chunk, batch.salt, batch.commitment, b"".join(parts))
+
+
+async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[SealedChunk]) -> None:
+    """Writes headers and rows, inside the caller's transaction."""
+    await connection.executemany(
+        "INSERT INTO batches (upload, number, first_ordinal, row_count, leaf_hash, salt, commitment) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        [
+            (
+                *(upload_id, sealed.chunk.number, sealed.chunk.first_ordinal, sealed.chunk.digest.rows),
+                *(sealed.chunk.digest.leaf_hash, sealed.salt, sealed.commitment),
+            )
+            for sealed in chunks
+        ],
+    )
+    await connection.copy_to_table("sealed_rows", source=_pieces(chunks), columns=_COLUMNS, format="binary")
+
+
+async def _pieces(chunks: Sequence[SealedChunk]) -> AsyncIterator[bytes]:
+    yield _BEGIN
+    for sealed in chunks:
+        yield sealed.rows
+    yield _END
