@@ -256,3 +256,29 @@ async def test_every_session_has_time_limits(database: DatabaseSettings):
     assert shown == ["1min", "20s"]
     assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
     await connection.close()
+
+
+async def test_pool_shows_the_certificate_that_its_files_hold_by_then(database: DatabaseSettings, tmp_path: Path):
+    authority, stranger = Authority.create(tmp_path / "ca"), Authority.create(tmp_path / "stranger")
+    async with tls_front(socket_of(database), server_context(authority)) as port:
+        settings = over_tls(database, authority, port)
+        assert settings.cert_file is not None
+        assert settings.key_file is not None
+        good = settings.cert_file.read_bytes(), settings.key_file.read_bytes()
+        cert_file, key_file = stranger.issue("client")
+        async with await open_pool(settings, min_size=0) as pool:
+            assert await _newly_connected(pool)
+            # Only the key is there yet: the pair before goes on.
+            settings.key_file.write_bytes(key_file.read_bytes())
+            assert await _newly_connected(pool)
+            settings.cert_file.write_bytes(cert_file.read_bytes())
+            with pytest.raises(Unavailable), storage_errors():
+                await _newly_connected(pool)
+            settings.cert_file.write_bytes(good[0])
+            settings.key_file.write_bytes(good[1])
+            assert await _newly_connected(pool)
+
+
+async def _newly_connected(pool: asyncpg.Pool) -> bool:
+    await pool.expire_connections()
+    return bool(await pool.fetchval("SELECT true"))

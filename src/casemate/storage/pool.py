@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -63,6 +63,7 @@ async def open_pool(settings: DatabaseSettings, *, min_size: int = 1, max_size: 
     """A pool of connections to the one database of `settings`; the caller closes it.
 
     Every command has a time limit, and so has waiting for the server to accept a connection.
+    Each new connection shows the certificate that the files hold by then.
 
     Raises:
         ConfigurationError: a certificate file is unusable, the server's certificate or TLS
@@ -71,7 +72,9 @@ async def open_pool(settings: DatabaseSettings, *, min_size: int = 1, max_size: 
     """
     arguments = connect_arguments(settings)
     with storage_errors(), _refusals_at_start(settings):
-        return await asyncpg.create_pool(**arguments, min_size=min_size, max_size=max_size)
+        return await asyncpg.create_pool(
+            **arguments, min_size=min_size, max_size=max_size, connect=_RenewedConnect(settings, arguments)
+        )
 
 
 async def open_connection(settings: DatabaseSettings) -> asyncpg.Connection[asyncpg.Record]:
@@ -79,6 +82,23 @@ async def open_connection(settings: DatabaseSettings) -> asyncpg.Connection[asyn
     arguments = connect_arguments(settings)
     with storage_errors(), _refusals_at_start(settings):
         return await asyncpg.connect(**arguments)
+
+
+class _RenewedConnect:
+    """Connects with the certificate of this moment: a pool outlives the one that it began with."""
+
+    def __init__(self, settings: DatabaseSettings, arguments: ConnectArguments) -> None:
+        self._settings = settings
+        self._context = arguments["ssl"]
+
+    async def __call__(self, *arguments: Any, **keywords: Any) -> asyncpg.Connection[asyncpg.Record]:  # noqa: ANN401  # what asyncpg passes on
+        if not self._settings.is_local:
+            # Between the new key and the new certificate the files do not fit: the pair before still holds.
+            with suppress(ConfigurationError):
+                self._context = build_tls_context(self._settings)
+            keywords["ssl"] = self._context
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(*arguments, **keywords)
+        return connection
 
 
 def connect_arguments(settings: DatabaseSettings) -> ConnectArguments:
