@@ -42,7 +42,7 @@ def serving(address: str, service: str, source: CertificateSource, trust_domain:
     default=None,
     help="Leaf directory [default: the operator's].",
 )
-@click.option("--trust-domain", default=None, help="SPIFFE trust domain.")
+@click.option("--trust-domain", default=None, help="SPIFFE trust domain [default: the identity's].")
 @click.pass_obj
 def health_command(
     options: Options, service: str, address: str | None, identity: Path | None, trust_domain: str | None
@@ -50,11 +50,12 @@ def health_command(
     """Exits 0 when SERVICE proves its name and says that it serves."""
     state = StateDirectory(options.state)
     said = Announcement.read(state)
+    source = CertificateSource(identity or state.client_leaf(*OPERATOR))
     healthy = serving(
         address or said.endpoints.of(service),
         service,
-        CertificateSource(identity or state.client_leaf(*OPERATOR)),
-        trust_domain or said.trust_domain,
+        source,
+        trust_domain or source.current.trust_domain,
     )
     click.echo("SERVING" if healthy else "NOT SERVING")
     sys.exit(0 if healthy else 1)

@@ -7,8 +7,9 @@ which lies apart, and no service's process ever loads it.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypedDict
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -24,14 +25,32 @@ from cryptography.hazmat.primitives.serialization import (
 from casemate.clock import Clock
 from casemate.errors import ConfigurationError, StoredDataUnreadable
 from casemate.pki.leaves import CERTIFICATE_FILE, IssuedLeaf, load_certificate, spiffe_id_of, write_leaf
-from casemate.pki.names import ClientName, LeafName, ServiceName, parse_spiffe_id, parse_trust_domain
-from casemate.pki.profiles import LEAF_LIFETIME, build_authority, build_leaf
+from casemate.pki.names import (
+    ClientName,
+    DatabaseLeafName,
+    LeafName,
+    ServiceName,
+    parse_spiffe_id,
+    parse_trust_domain,
+)
+from casemate.pki.profiles import LEAF_LIFETIME, build_authority, build_database_leaf, build_leaf
 from casemate.sealing.keys import KeyContext
 from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.private_files import read_private, write_file
 from casemate.secret import Secret
 
 SEALED_KEY_FILE = "key.sealed"
+
+
+class _Signing(TypedDict):
+    """What every leaf is signed with."""
+
+    trust_domain: str
+    public_key: CertificatePublicKeyTypes
+    issuer: x509.Certificate
+    issuer_key: ec.EllipticCurvePrivateKey
+    now: datetime
+    lifetime: timedelta
 
 
 class CertificateAuthority:
@@ -135,6 +154,14 @@ class CertificateAuthority:
         """A service's leaf, good for serving and for calling. As `issue_client` otherwise."""
         return self._issue(ServiceName(service=service), public_key, lifetime)
 
+    def issue_database(self, name: DatabaseLeafName, *, lifetime: timedelta = LEAF_LIFETIME) -> IssuedLeaf:
+        """A leaf for PostgreSQL or for one of its roles; no gate and no service takes it for a peer.
+
+        Raises:
+            ConfigurationError: the authority has expired, or the lifetime is nothing.
+        """
+        return self._issue(name, None, lifetime)
+
     def renew(self, directory: Path, *, lifetime: timedelta = LEAF_LIFETIME) -> IssuedLeaf:
         """A new key and leaf for whom the leaf in `directory` names, written there.
 
@@ -154,7 +181,9 @@ class CertificateAuthority:
         write_leaf(leaf, directory)
         return leaf
 
-    def _issue(self, name: LeafName, public_key: CertificatePublicKeyTypes | None, lifetime: timedelta) -> IssuedLeaf:
+    def _issue(
+        self, name: LeafName | DatabaseLeafName, public_key: CertificatePublicKeyTypes | None, lifetime: timedelta
+    ) -> IssuedLeaf:
         now = self._clock.now()
         if lifetime <= timedelta(0):
             raise ConfigurationError("a leaf's lifetime is more than nothing")
@@ -166,8 +195,7 @@ class CertificateAuthority:
             public_key = private_key.public_key()
             plain = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             private_key_pem = Secret(plain)
-        certificate = build_leaf(
-            name=name,
+        signing = _Signing(
             trust_domain=self._trust_domain,
             public_key=public_key,
             issuer=self._certificate,
@@ -175,6 +203,10 @@ class CertificateAuthority:
             now=now,
             lifetime=lifetime,
         )
+        if isinstance(name, ClientName | ServiceName):
+            certificate = build_leaf(name=name, **signing)
+        else:
+            certificate = build_database_leaf(name=name, **signing)
         return IssuedLeaf(private_key_pem=private_key_pem, certificate_pem=_pem(certificate), ca_pem=self.ca_pem)
 
 

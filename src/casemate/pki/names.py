@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from casemate.errors import ConfigurationError
 
 _LABEL = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_ROLE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # RFC 1123 labels in lower case: the domain is a DNS suffix as well as a SPIFFE trust domain.
 _TRUST_DOMAIN = re.compile(r"(?=.{1,190}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
@@ -74,6 +75,38 @@ class ServiceName:
 
 
 LeafName = ClientName | ServiceName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseServer:
+    """PostgreSQL itself: `<host>.<domain>` in DNS, and no SPIFFE ID.
+
+    Raises:
+        ConfigurationError: the host is not a label (`[a-z][a-z0-9-]{0,62}`).
+    """
+
+    host: str
+
+    def __post_init__(self) -> None:
+        _require_label("database host", self.host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseRole:
+    """A role of PostgreSQL, as its client certificate's common name says it.
+
+    Raises:
+        ConfigurationError: not a role's name (`[a-z][a-z0-9_]{0,62}`).
+    """
+
+    role: str
+
+    def __post_init__(self) -> None:
+        if not _ROLE.fullmatch(self.role):
+            raise ConfigurationError(f"not a database role (a-z, 0-9, underscore; a letter first): {self.role!r}")
+
+
+DatabaseLeafName = DatabaseServer | DatabaseRole
 
 
 def parse_spiffe_id(spiffe_id: str, *, trust_domain: str) -> LeafName:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from casemate.pki.names import LeafName, ServiceName
+from casemate.pki.names import DatabaseLeafName, DatabaseRole, LeafName, ServiceName
 
 AUTHORITY_LIFETIME = timedelta(days=3652)  # ten years
 LEAF_LIFETIME = timedelta(hours=24)
@@ -71,10 +71,52 @@ def build_leaf(
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if isinstance(name, ServiceName):
         usages.insert(0, ExtendedKeyUsageOID.SERVER_AUTH)
+    leaf = _unsigned_leaf(_subject(None), usages, public_key, issuer=issuer, now=now, lifetime=lifetime)
+    return leaf.add_extension(x509.SubjectAlternativeName(alternatives), critical=False).sign(
+        issuer_key, hashes.SHA256()
+    )
+
+
+def build_database_leaf(
+    *,
+    name: DatabaseLeafName,
+    trust_domain: str,
+    public_key: CertificatePublicKeyTypes,
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    now: datetime,
+    lifetime: timedelta,
+) -> x509.Certificate:
+    """A leaf for PostgreSQL, or for one of its roles; without a SPIFFE ID, so that no gate takes it.
+
+    A role stands in the common name, where `clientcert=verify-full` looks for it (PostgreSQL 20.1). The
+    server has its DNS name and serverAuth alone: it calls nobody.
+    """
+    if isinstance(name, DatabaseRole):
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        leaf = _unsigned_leaf(_subject(name.role), usages, public_key, issuer=issuer, now=now, lifetime=lifetime)
+    else:
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        leaf = _unsigned_leaf(_subject(None), usages, public_key, issuer=issuer, now=now, lifetime=lifetime)
+        host = x509.DNSName(f"{name.host}.{trust_domain}")
+        leaf = leaf.add_extension(x509.SubjectAlternativeName([host]), critical=False)
+    return leaf.sign(issuer_key, hashes.SHA256())
+
+
+def _unsigned_leaf(
+    subject: x509.Name,
+    usages: list[x509.ObjectIdentifier],
+    public_key: CertificatePublicKeyTypes,
+    *,
+    issuer: x509.Certificate,
+    now: datetime,
+    lifetime: timedelta,
+) -> x509.CertificateBuilder:
+    """What every leaf has: who and for what, a life within its issuer's, and no power to sign others."""
     issuer_identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
         x509.CertificateBuilder()
-        .subject_name(_subject(None))
+        .subject_name(subject)
         .issuer_name(issuer.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
@@ -83,12 +125,10 @@ def build_leaf(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(_SIGNATURE), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
         )
-        .sign(issuer_key, hashes.SHA256())
     )
 
 

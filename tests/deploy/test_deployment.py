@@ -1,0 +1,182 @@
+"""What the authority of a deployment of containers makes, renews, and refuses to make again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from casemate.cli.deployment import Deployment, DeploymentFolders
+from casemate.cli.state import SERVICES
+from casemate.errors import ConfigurationError
+from casemate.pki.leaves import load_certificate
+from casemate.transport.certificates import load_pair
+
+DOMAIN = "casemate.internal"
+LIFETIME = timedelta(hours=24)
+
+
+class Hand:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time.timestamp()
+
+
+@pytest.fixture
+def clock() -> Hand:
+    return Hand()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> DeploymentFolders:
+    return DeploymentFolders(authority=tmp_path / "authority", issued=tmp_path / "issued")
+
+
+def deployed(folders: DeploymentFolders, clock: Hand, *, create: bool = True) -> Deployment:
+    return Deployment.open(
+        folders, trust_domain=DOMAIN, lifetime=LIFETIME, clock=clock, report=lambda _: None, create=create
+    )
+
+
+def usages(certificate: x509.Certificate) -> set[x509.ObjectIdentifier]:
+    return set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+
+
+def test_each_service_finds_its_own_leaf_secrets_and_logins_and_nothing_of_others(folders, clock):
+    deployed(folders, clock).renew_due()
+    for service in SERVICES:
+        assert load_pair(folders.leaf(service, "service")).spiffe_id == f"spiffe://{DOMAIN}/svc/{service}"
+    found = {
+        owner.name: sorted(path.name for path in (owner / "secrets").iterdir())
+        for owner in folders.issued.iterdir()
+        if (owner / "secrets").is_dir()
+    }
+    assert found == {
+        "auth": ["casemate_auth", "kek.json"],
+        "datasets": ["casemate_datakeys", "casemate_datasets", "kek.json"],
+        "inference": ["kek.json"],
+        "postgres": ["casemate_auth", "casemate_datakeys", "casemate_datasets"],
+    }
+    keks = {folders.secret(service, "kek.json").read_bytes() for service in SERVICES}
+    assert len(keks) == len(SERVICES)
+
+
+def test_postgresql_is_given_verifiers_and_no_password(folders, clock):
+    deployed(folders, clock)
+    password = folders.secret("auth", "casemate_auth").read_text()
+    assert folders.secret("postgres", "casemate_auth").read_text().startswith("SCRAM-SHA-256$")
+    assert all(password not in path.read_text() for path in (folders.issued / "postgres").rglob("*") if path.is_file())
+
+
+def test_every_private_key_and_secret_is_its_owners_alone(folders, clock):
+    deployed(folders, clock).renew_due()
+    private = [*folders.issued.rglob("key.pem"), *folders.issued.rglob("secrets/*"), folders.authority / "kek.json"]
+    assert len(private) == 9 + 9 + 1
+    assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
+
+
+def test_a_roles_leaf_names_the_role_and_is_nobody_at_a_gate(folders, clock):
+    deployed(folders, clock).renew_due()
+    leaf = load_certificate(folders.leaf("datasets", "database/casemate_datakeys") / "cert.pem")
+    assert leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "casemate_datakeys"
+    assert usages(leaf) == {ExtendedKeyUsageOID.CLIENT_AUTH}
+    with pytest.raises(ConfigurationError, match="0 URI names"):
+        load_pair(folders.leaf("datasets", "database/casemate_datakeys"))
+
+
+def test_the_databases_leaf_proves_its_name_and_cannot_call(folders, clock):
+    deployed(folders, clock).renew_due()
+    leaf = load_certificate(folders.leaf("postgres", "server") / "cert.pem")
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [f"postgres.{DOMAIN}"]
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == []
+    assert usages(leaf) == {ExtendedKeyUsageOID.SERVER_AUTH}
+
+
+def test_leaves_are_renewed_at_half_their_life_and_not_before(folders, clock):
+    deployment = deployed(folders, clock)
+    assert deployment.renew_due() == 9
+    clock.time += LIFETIME / 2 - timedelta(minutes=2)
+    assert deployment.renew_due() == 0
+    clock.time += timedelta(minutes=2)
+    assert deployment.renew_due() == 9
+
+
+def test_an_authority_that_renews_nothing_is_not_healthy(folders, clock):
+    deployment = deployed(folders, clock)
+    deployment.renew_due()
+    clock.time += LIFETIME / 2
+    deployment.require_healthy()
+    clock.time += LIFETIME / 4
+    with pytest.raises(ConfigurationError, match=r"not renewed: auth/service"):
+        deployment.require_healthy()
+    deployment.renew_due()
+    deployment.require_healthy()
+
+
+def test_a_client_that_was_issued_once_is_renewed_with_the_others(folders, clock):
+    deployment = deployed(folders, clock)
+    folder = deployment.issue_client("acme", "caller")
+    first = load_certificate(folder / "cert.pem").serial_number
+    assert deployment.issue_client("acme", "caller") == folder
+    assert load_certificate(folder / "cert.pem").serial_number == first
+    clock.time += LIFETIME / 2
+    deployed(folders, clock).renew_due()
+    assert load_certificate(folder / "cert.pem").serial_number != first
+
+
+def test_a_second_start_changes_nothing(folders, clock):
+    deployed(folders, clock).renew_due()
+    before = {path: path.read_bytes() for path in folders.issued.rglob("*") if path.is_file()}
+    deployed(folders, clock).renew_due()
+    assert {path: path.read_bytes() for path in folders.issued.rglob("*") if path.is_file()} == before
+
+
+def test_a_first_start_that_was_cut_off_is_gone_on_with(folders, clock):
+    deployed(folders, clock)
+    kept = folders.secret("auth", "kek.json").read_bytes()
+    for path in (folders.authority / "ca").iterdir():
+        path.unlink()
+    folders.secret("inference", "kek.json").unlink()
+    deployed(folders, clock).renew_due()
+    assert folders.secret("auth", "kek.json").read_bytes() == kept
+    assert folders.secret("inference", "kek.json").exists()
+
+
+@pytest.mark.parametrize(("owner", "name"), [("datasets", "kek.json"), ("auth", "casemate_auth")])
+def test_a_secret_that_is_gone_is_named_and_not_made_anew(folders, clock, owner, name):
+    deployed(folders, clock)
+    secret = folders.secret(owner, name)
+    kept = secret.read_bytes()
+    secret.unlink()
+    with pytest.raises(ConfigurationError, match=f"{name} is gone"):
+        deployed(folders, clock)
+    assert not secret.exists()
+    secret.touch(mode=0o600)
+    secret.write_bytes(kept)
+    deployed(folders, clock)
+
+
+def test_the_key_above_the_authority_is_not_made_anew(folders, clock):
+    deployed(folders, clock)
+    (folders.authority / "kek.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"kek\.json is gone"):
+        deployed(folders, clock)
+
+
+def test_only_the_process_that_keeps_may_make_the_authority(folders, clock):
+    with pytest.raises(ConfigurationError, match="no authority"):
+        deployed(folders, clock, create=False)
+    assert not folders.issued.exists()
+    deployed(folders, clock)
+    deployed(folders, clock, create=False)
