@@ -210,6 +210,7 @@ async def _auth(directory: Path) -> AsyncIterator[Served]:
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "CASEMATE_AUTH_LISTEN": "127.0.0.1:0",
             "CASEMATE_AUTH_METRICS_LISTEN": "127.0.0.1:0",
+            "CASEMATE_AUTH_HTTP_LISTEN": "127.0.0.1:0",
             "CASEMATE_AUTH_IDENTITY_DIR": str(directory / "leaves" / "auth"),
             "CASEMATE_AUTH_DATABASE_HOST": database.host,
             "CASEMATE_AUTH_DATABASE_PORT": str(database.port),

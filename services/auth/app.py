@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casemate.auth.v1 import (
@@ -51,6 +50,7 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_se
 from services.auth.administration import Administration
 from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
+from services.auth.http_face import FacePace, build_face
 from services.auth.key_ring import LOOKED_AT, TokenKeyRing
 from services.auth.key_schedule import KeySchedule
 from services.auth.labels import Labels
@@ -81,9 +81,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
 
 AUDIENCE: Final = "auth"
-_SCHEMA: Final = Path(__file__).parent / "schema"
 _GRACE: Final = timedelta(seconds=5)
-_CLOSE_SECONDS: Final = 10.0
 _LOG_TOLD_EVERY: Final = timedelta(seconds=1)
 _PLACES: Final = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS: Final = (
@@ -109,6 +107,7 @@ class Pace:
         lame_duck: how long calls are still taken once health says no.
         keys: how long token keys live.
         keys_looked_at: how often that is looked at.
+        face: how long the HTTPS face waits.
     """
 
     heartbeat: timedelta = HEARTBEAT
@@ -116,6 +115,7 @@ class Pace:
     lame_duck: timedelta = DEFAULT_LAME_DUCK
     keys: KeySchedule = field(default_factory=KeySchedule)
     keys_looked_at: timedelta = LOOKED_AT
+    face: FacePace = field(default_factory=FacePace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +123,16 @@ class Running:
     """A service that takes calls."""
 
     port: int
+    http_port: int
     metrics_port: int
     metrics: Metrics
     health: HealthState
     trust: TrustState
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Of rpcs, of OAuth, and of metrics."""
+        return self.port, self.http_port, self.metrics_port
 
 
 class _HealthReport:
@@ -156,7 +162,7 @@ async def run(environment: Mapping[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with serving(settings) as running:
-        _log.info("ready: rpcs on port %d, metrics on port %d", running.port, running.metrics_port)
+        _log.info("ready: rpcs on port %d, OAuth on %d, metrics on %d", *running.ports)
         await ended.wait()
         _log.info("draining")
 
@@ -220,7 +226,7 @@ async def serving(
         await publisher.refresh()
         ring.follow(trust)
         report.looked(trust.staleness(clock))
-        services = _services(settings, authority, ring, publisher, trust=trust, clock=clock)
+        services, tokens = _services(settings, authority, ring, publisher, trust=trust, clock=clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
@@ -233,9 +239,13 @@ async def serving(
             lame_duck=pace.lame_duck,
         )
         metrics_server = _show_metrics(settings, stack, metrics, source)
+        face = build_face(settings, source=source, gate=gate, tokens=tokens, clock=clock, pace=pace.face)
+        await face.start()
+        stack.push_async_callback(face.stop, _GRACE)
         await _take_calls(settings, stack, server, publisher, turning=ring.run(every=pace.keys_looked_at))
         _tell_log(settings, stack, source, authority)
-        yield Running(port=server.port, metrics_port=metrics_server.port, metrics=metrics, health=health, trust=trust)
+        ports = {"port": server.port, "http_port": face.port, "metrics_port": metrics_server.port}
+        yield Running(**ports, metrics=metrics, health=health, trust=trust)
 
 
 async def _take_calls(
@@ -291,7 +301,7 @@ def _services(
     *,
     trust: TrustState,
     clock: Clock,
-) -> list[RegisteredService]:
+) -> tuple[list[RegisteredService], TokenServicer]:
     store = authority.store
     administration = Administration(
         store=store,
@@ -316,7 +326,7 @@ def _services(
     releases = Releases(store=store, clock=clock)
     labels = Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock)
     wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
-    return [
+    services = [
         registered(add_TokenServiceServicer_to_server, tokens),
         registered(add_CredentialServiceServicer_to_server, credentials),
         registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
@@ -327,6 +337,7 @@ def _services(
         ),
         key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
     ]
+    return services, tokens
 
 
 def build_witness(settings: AuthSettings, authority: Authority, clock: Clock) -> Witness:

@@ -16,8 +16,10 @@ from services.auth.scopes import SCOPES
 MAX_AGE: Final = timedelta(minutes=5)
 """For how long a key set may be kept: keys are published for longer before they sign."""
 
-_GRANTS: Final = ("client_credentials", "refresh_token", "urn:ietf:params:oauth:grant-type:token-exchange")
+GRANT_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+_GRANTS: Final = ("client_credentials", "refresh_token", GRANT_EXCHANGE)
 _METHODS: Final = ("tls_client_auth", "private_key_jwt", "client_secret_post")
+_HTTP_METHODS: Final = (*_METHODS, "client_secret_basic")
 _ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
 
 
@@ -43,6 +45,30 @@ class ServerMetadata:
             "token_endpoint_auth_signing_alg_values_supported": list(_ALGORITHMS),
             "scopes_supported": sorted(SCOPES),
             "tls_client_certificate_bound_access_tokens": True,
+        }
+
+    def document(self, url: str) -> dict[str, Any]:
+        """The metadata of RFC 8414 section 2 for a face at this URL; only what is served there.
+
+        Every endpoint needs the client's certificate, so those of RFC 8705 section 5 are the same.
+        """
+        endpoints = {
+            "token_endpoint": f"{url}/oauth2/token",
+            "revocation_endpoint": f"{url}/oauth2/revoke",
+            "introspection_endpoint": f"{url}/oauth2/introspect",
+        }
+        proofs = {
+            f"{name}_auth_{what}_supported": list(values)
+            for name in endpoints
+            for what, values in (("methods", _HTTP_METHODS), ("signing_alg_values", _ALGORITHMS))
+        }
+        return {
+            **self.described(),
+            **endpoints,
+            **proofs,
+            "mtls_endpoint_aliases": endpoints,
+            "jwks_uri": f"{url}/.well-known/jwks.json",
+            "response_types_supported": [],  # required, and there is no authorization endpoint
         }
 
     def key_set(self) -> list[dict[str, str]]:

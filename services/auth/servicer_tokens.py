@@ -27,17 +27,17 @@ _KINDS = {
 
 
 class TokenServicer(TokenServiceServicer):
-    """Translates; `Tokens` decides."""
+    """Translates; `Tokens` decides. The HTTPS face translates for the same two."""
 
     def __init__(self, *, tokens: Tokens, metadata: ServerMetadata) -> None:
-        self._tokens = tokens
-        self._metadata = metadata
+        self.tokens = tokens
+        self.metadata = metadata
 
     async def IssueToken(  # noqa: N802  # the protocol's names, here and below
         self, request: messages.IssueTokenRequest, _context: Context
     ) -> messages.IssueTokenResponse:
         """A token for the caller's certificate."""
-        issued = await self._tokens.issue(
+        issued = await self.tokens.issue(
             _applicant(request.credential), audience=request.audience, scopes=tuple(request.scopes)
         )
         return messages.IssueTokenResponse(
@@ -62,7 +62,7 @@ class TokenServicer(TokenServiceServicer):
             scopes=tuple(request.scopes),
             refresh=request.request_refresh_token,
         )
-        exchanged = await self._tokens.exchange(_applicant(request.credential), wish)
+        exchanged = await self.tokens.exchange(_applicant(request.credential), wish)
         return messages.ExchangeTokenResponse(
             access_token=exchanged.access.token.reveal(),
             expires_at=_timestamp(exchanged.access.expires_at),
@@ -76,7 +76,7 @@ class TokenServicer(TokenServiceServicer):
         self, request: messages.RefreshTokenRequest, _context: Context
     ) -> messages.RefreshTokenResponse:
         """The successor of a refresh token, and an access token for the caller's certificate."""
-        refreshed = await self._tokens.refresh(
+        refreshed = await self.tokens.refresh(
             _applicant(request.credential), request.refresh_token, scopes=tuple(request.scopes)
         )
         return messages.RefreshTokenResponse(
@@ -92,7 +92,7 @@ class TokenServicer(TokenServiceServicer):
         self, request: messages.RevokeTokenRequest, _context: Context
     ) -> messages.RevokeTokenResponse:
         """Revokes one of the caller's own tokens."""
-        await self._tokens.revoke_own(
+        await self.tokens.revoke_own(
             _applicant(request.credential), token_id=request.token_id, refresh_token=request.refresh_token
         )
         return messages.RevokeTokenResponse()
@@ -101,7 +101,7 @@ class TokenServicer(TokenServiceServicer):
         self, request: messages.IntrospectTokenRequest, _context: Context
     ) -> messages.IntrospectTokenResponse:
         """Whether a token is live, as far as it concerns the caller."""
-        live = await self._tokens.introspect(_applicant(request.credential), request.token)
+        live = await self.tokens.introspect(_applicant(request.credential), request.token)
         if live is None:
             return messages.IntrospectTokenResponse(active=False)
         return messages.IntrospectTokenResponse(
@@ -116,22 +116,22 @@ class TokenServicer(TokenServiceServicer):
             token_id=live.token_id or "",
             session_id=live.session_id or "",
             certificate_thumbprint=live.certificate_thumbprint or "",
-            issuer=self._metadata.issuer,
+            issuer=self.metadata.issuer,
         )
 
     async def GetServerMetadata(  # noqa: N802
         self, _request: messages.GetServerMetadataRequest, _context: Context
     ) -> messages.GetServerMetadataResponse:
         """What this token service is and serves."""
-        return messages.GetServerMetadataResponse(**self._metadata.described())
+        return messages.GetServerMetadataResponse(**self.metadata.described())
 
     async def GetJsonWebKeySet(  # noqa: N802
         self, _request: messages.GetJsonWebKeySetRequest, _context: Context
     ) -> messages.GetJsonWebKeySetResponse:
         """The keys that verify access tokens."""
         return messages.GetJsonWebKeySetResponse(
-            keys=[messages.JsonWebKey(**key) for key in self._metadata.key_set()],
-            max_age_seconds=int(self._metadata.max_age.total_seconds()),
+            keys=[messages.JsonWebKey(**key) for key in self.metadata.key_set()],
+            max_age_seconds=int(self.metadata.max_age.total_seconds()),
         )
 
 

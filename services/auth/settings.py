@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from casemate.errors import ConfigurationError
 from casemate.sealing.provider import KekSettings
@@ -16,6 +18,14 @@ from casemate.settings import (
     path,
     setting,
 )
+
+_URL: Final = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?", re.ASCII)
+
+
+def _https_url(value: str) -> str:
+    if _URL.fullmatch(value) is None:
+        raise ValueError('must be "https://" and a host, with a port or without, and nothing after it')
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,8 @@ class AuthSettings:
         authority_key_file: the key of the MACs on rows of authority, sealed under the
             KEK; made at the first start.
         audit_file: where decisions are written, one JSON object a line.
+        http_address: where it serves OAuth over HTTPS.
+        http_url: where clients reach that, if it is not the service's own name and port.
         datasets_address: where the transparency log is, which is told of every change;
             not told if not set.
     """
@@ -47,6 +59,15 @@ class AuthSettings:
         help="file of the sealed MAC key; beside the key-encryption key if not set",
     )
     audit_file: Path = setting("AUDIT_FILE", parse=path, help="file that decisions are appended to")
+    http_address: str = setting(
+        "HTTP_LISTEN", parse=address, default="127.0.0.1:7404", help="host:port of OAuth over HTTPS"
+    )
+    http_url: str | None = setting(
+        "HTTP_URL",
+        parse=_https_url,
+        default=None,
+        help="URL by which clients reach that; https://auth.<trust domain>:<port> if not set",
+    )
     datasets_address: str | None = setting(
         "DATASETS_ADDRESS",
         parse=address,

@@ -125,7 +125,7 @@ async def test_every_port_refuses_tls_1_2(tmp_path):
     async with state_in(tmp_path) as state, started(state, told) as cluster:
         source = cluster.certificates.require_client(*OPERATOR)
         identity = state.client_leaf(*OPERATOR)
-        for port in (*cluster.ports.grpc.values(), *cluster.ports.metrics.values()):
+        for port in cluster.ports.all():
             assert await asyncio.to_thread(offer_tls_1_2, port, source, identity) == "refused"
         session = operator(cluster)  # the same certificate, by TLS 1.3
         with pytest.raises(NotFound):

@@ -29,7 +29,7 @@ def test_port_in_use_is_named_and_free_ones_are_not():
         listener.listen()
         taken = listener.getsockname()[1]
         free = Ports.free()
-        crowded = Ports({**free.grpc, "auth": taken}, free.metrics)
+        crowded = Ports({**free.grpc, "auth": taken}, free.http, free.metrics)
         with pytest.raises(ConfigurationError, match=f"port {taken};"):
             crowded.require_free()
         free.require_free()

@@ -140,7 +140,7 @@ class Attacks:
         """TLS 1.2 on every port there is."""
         source = self._story.session("caller").source
         identity = self._cluster.state.client_leaf(TENANT, "caller")
-        ports = [*self._cluster.ports.grpc.values(), *self._cluster.ports.metrics.values()]
+        ports = list(self._cluster.ports.all())
         answers = [offer_tls_1_2(port, source, identity) for port in ports]
         held = all(answer == "refused" for answer in answers)
         return Outcome("TLS 1.2 client", f"handshake refused on {answers.count('refused')} of {len(ports)} ports", held)

@@ -77,6 +77,8 @@ class Launcher:
             f"{prefix}_KEK_FILE": str(self.state.kek(service)),
             f"{prefix}_AUDIT_FILE": str(self.state.audit(service)),
         }
+        if service in self.ports.http:
+            values[f"{prefix}_HTTP_LISTEN"] = f"127.0.0.1:{self.ports.http[service]}"
         if service != "auth":
             values[f"{prefix}_AUTH_ADDRESS"] = f"127.0.0.1:{self.ports.grpc['auth']}"
         if service != "datasets":

@@ -221,6 +221,7 @@ class Cluster:
         return {
             "trust_domain": self.trust_domain,
             "grpc": dict(self.ports.grpc),
+            "http": dict(self.ports.http),
             "metrics": dict(self.ports.metrics),
             "supervisor": os.getpid(),
         }

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from casemate.cli.state import METRICS_PORTS, PORTS, SERVICES
+from casemate.cli.state import HTTP_PORTS, METRICS_PORTS, PORTS
 from casemate.errors import ConfigurationError
 
 
@@ -16,26 +16,29 @@ class Ports:
     """Where the services listen, on loopback."""
 
     grpc: Mapping[str, int]
+    http: Mapping[str, int]
     metrics: Mapping[str, int]
 
     @classmethod
     def fixed(cls) -> Ports:
         """The documented ports."""
-        return cls(PORTS, METRICS_PORTS)
+        return cls(PORTS, HTTP_PORTS, METRICS_PORTS)
 
     @classmethod
     def free(cls) -> Ports:
         """Ports that nobody uses at this moment."""
         with contextlib.ExitStack() as held:
-            numbers = []
-            for _ in range(2 * len(SERVICES)):
+
+            def free() -> int:
                 listener = held.enter_context(socket.socket())
                 listener.bind(("127.0.0.1", 0))
-                numbers.append(listener.getsockname()[1])
-        return cls(
-            dict(zip(SERVICES, numbers[: len(SERVICES)], strict=True)),
-            dict(zip(SERVICES, numbers[len(SERVICES) :], strict=True)),
-        )
+                return int(listener.getsockname()[1])
+
+            return cls(*({name: free() for name in documented} for documented in (PORTS, HTTP_PORTS, METRICS_PORTS)))
+
+    def all(self) -> tuple[int, ...]:
+        """Every port that something listens on."""
+        return (*self.grpc.values(), *self.http.values(), *self.metrics.values())
 
     def require_free(self) -> None:
         """Refuses to start beside somebody who listens already.
@@ -43,7 +46,7 @@ class Ports:
         Raises:
             ConfigurationError: names the ports in use, all at once.
         """
-        taken = [str(port) for port in (*self.grpc.values(), *self.metrics.values()) if _in_use(port)]
+        taken = [str(port) for port in self.all() if _in_use(port)]
         if taken:
             raise ConfigurationError(f"in use by another process: port {', '.join(taken)}; stop it and start again")
 

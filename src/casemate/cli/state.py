@@ -12,6 +12,7 @@ SERVICES = ("auth", "inference", "datasets")
 """The three services, in the order in which they are announced."""
 
 PORTS = {"auth": 7401, "inference": 7402, "datasets": 7403}
+HTTP_PORTS = {"auth": 7404}
 METRICS_PORTS = {"auth": 7411, "inference": 7412, "datasets": 7413}
 
 

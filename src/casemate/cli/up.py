@@ -87,6 +87,8 @@ def _announce(cluster: Cluster, seconds: float) -> None:
     for service in SERVICES:
         port, metrics = cluster.ports.grpc[service], cluster.ports.metrics[service]
         say(f"  {service:<10} 127.0.0.1:{port}   metrics https://127.0.0.1:{metrics}/metrics")
+        if service in cluster.ports.http:
+            say(f"  {'':<10} OAuth 2 over HTTPS: https://127.0.0.1:{cluster.ports.http[service]}/oauth2/token")
     say("\nFrom any other terminal:")
     say(f"  {casemate} try predict   # ask for a prediction, as a caller with a certificate")
     say(f"  {casemate} try steal     # use the caller's token with another certificate")

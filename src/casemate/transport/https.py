@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
 import tempfile
 from collections import Counter
@@ -84,15 +85,9 @@ class HttpsServer:
             ConfigurationError: TLS 1.2 would be answered, or the address cannot be bound.
         """
         probe_context_floor(self._present_context())
-        host, _, port = self._address.rpartition(":")
-        loop = asyncio.get_running_loop()
-        try:
-            self._server = await loop.create_server(lambda: _Arrival(self._arrived), host.strip("[]"), int(port))
-        except OSError:
-            raise ConfigurationError(
-                f"{self._address} cannot be bound: the port is in use or the address is not ours"
-            ) from None
-        self.port = int(self._server.sockets[0].getsockname()[1])
+        listener = _listener(self._address)
+        self._server = await asyncio.get_running_loop().create_server(lambda: _Arrival(self._arrived), sock=listener)
+        self.port = int(listener.getsockname()[1])
 
     def close(self) -> None:
         """Takes no more connections; proven ones go on."""
@@ -210,6 +205,17 @@ class _Connection(asyncio.Protocol):
         if self._protocol is not None:
             self._protocol.connection_lost(error)
             self._gone(self._leaf)
+
+
+def _listener(address: str) -> socket.socket:
+    """A bound socket; that of `[::]` takes IPv4 too, as grpcio's does."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, int(port)), family=family, dualstack_ipv6=host == "::")
+    except (OSError, ValueError):
+        raise ConfigurationError(f"{address} cannot be bound: the port is in use or the address is not ours") from None
 
 
 def _leaf_of(transport: asyncio.Transport) -> bytes | None:

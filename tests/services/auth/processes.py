@@ -28,6 +28,7 @@ def build_environment(database: DatabaseSettings, identity: Path, state: Path) -
         "PYTHONPATH": str(CHECKOUT),
         "CASEMATE_AUTH_LISTEN": "127.0.0.1:0",
         "CASEMATE_AUTH_METRICS_LISTEN": "127.0.0.1:0",
+        "CASEMATE_AUTH_HTTP_LISTEN": "127.0.0.1:0",
         "CASEMATE_AUTH_IDENTITY_DIR": str(identity),
         "CASEMATE_AUTH_DATABASE_HOST": database.host,
         "CASEMATE_AUTH_DATABASE_PORT": str(database.port),

@@ -233,6 +233,7 @@ def build_settings(database: DatabaseSettings, identity: Path, state: Path) -> A
         database=database,
         kek=KekSettings(kek_file=state / "kek.json"),
         audit_file=state / "audit.jsonl",
+        http_address="127.0.0.1:0",
     )
 
 
