@@ -11,8 +11,8 @@ from casemate.transport.floor import raise_floor
 if __name__ == "__main__":
     try:
         raise_floor(os.environ)
-        from services.inference.app import main
+        from services.inference.processes import main
 
-        main(os.environ)
+        main(os.environ, sys.argv[1:])
     except CasemateError as error:
         sys.exit(f"inference: {error}")

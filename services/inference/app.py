@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from casemate.auth.v1 import release_service_pb2, trust_service_pb2
 from casemate.clock import Clock, SystemClock
-from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.gate.adapters.audit_file import AuditFile
 from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.adapters.feed import TrustFeed
@@ -28,22 +24,17 @@ from casemate.gate.core.foreign import FOREIGN
 from casemate.gate.core.gate import Gate
 from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.policy import PolicyTable
-from casemate.gate.core.quota import LocalQuota
+from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.inference.v1 import model_service_pb2
-from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
-from casemate.sealing.provider import load_kek
-from casemate.settings import load_settings
 from casemate.transport.certificates import CertificateSource
-from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import reflection_service
 from casemate.transport.registry import methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, SyncServer, build_server
-from casemate.transport.service_config import idempotent_methods
 from services.inference.backends import Backend, Backends, read_backends
 from services.inference.blocking_kek import BlockingKek, KekThread
 from services.inference.building import Building
@@ -52,11 +43,11 @@ from services.inference.dependencies import Datasets, Releases
 from services.inference.key_wraps import ModelKeyWraps
 from services.inference.loader import Loader
 from services.inference.models import Models
-from services.inference.object_repository import ObjectPlace, open_object_repository
+from services.inference.opening import open_channel, open_kek, open_repository
 from services.inference.predictions import Predictions
 from services.inference.preparation import Preparation, available_cores
 from services.inference.publishing import Publishing, PublishLimits
-from services.inference.repository import Repository
+from services.inference.seat import share_out
 from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
 from services.inference.settings import InferenceSettings, ServingSettings
 from services.inference.streams import Streams
@@ -70,6 +61,7 @@ from services.keys.blocking import KEY_SERVICE, blocking_key_service
 from services.keys.operations import KeyOperations
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
 
     import grpc
@@ -77,6 +69,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
     from casemate.sealing.kek import KeyEncryptionKey
     from services.inference.repository import Store
+    from services.inference.seat import Seat, Tell
 
 COMPONENT = "inference"
 AUDIENCE = "inference"
@@ -87,6 +80,8 @@ _LOOK_EVERY = timedelta(milliseconds=500)
 _KEK_TIMEOUT = timedelta(seconds=10)
 _REWRAP_TIMEOUT = timedelta(seconds=120)  # for one page of keys
 _LOGGER = logging.getLogger(__name__)
+
+READY = "ready: rpcs on port %d, metrics on port %d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +113,7 @@ class Service:
         lame_duck: how long calls are still taken once health says no.
         backends: upstream back ends that models may name.
         post_quantum: refuse peers whose key exchange a quantum computer could open later.
+        seat: its place among several workers on one port; None: it is the only one.
     """
 
     def __init__(
@@ -132,8 +128,11 @@ class Service:
         lame_duck: timedelta = DEFAULT_LAME_DUCK,
         backends: Mapping[str, Backend] | None = None,
         post_quantum: bool = False,
+        seat: Seat | None = None,
     ) -> None:
         trust = TrustView(dependencies.trust)
+        workers = seat.count if seat is not None else 1
+        serving = replace(serving, uploads=max(1, serving.uploads // workers))
         self._serving: bool | None = None
         self._trust, self._staleness = dependencies.trust, staleness
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
@@ -145,7 +144,10 @@ class Service:
             backends or {}, source=dependencies.source, max_message_bytes=serving.max_message_bytes
         )
         build = Building(self._backends)
-        prepare = Preparation(instances=available_cores())
+        prepare = Preparation(
+            instances=max(1, available_cores() // workers), board=seat.board if seat is not None else None
+        )
+        self.oldest_run = prepare.oldest_run
         loader = Loader(
             vault=vault,
             trust=trust,
@@ -176,9 +178,9 @@ class Service:
             deadline=serving.deadline,
         )
         dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
-        gate = build_gate(dependencies, trust_domain=trust_domain, post_quantum=post_quantum)
+        gate = build_gate(dependencies, trust_domain=trust_domain, post_quantum=post_quantum, workers=workers)
         self._interceptor = GateInterceptor(gate, streams=max(1, serving.threads * 3 // 4))
-        self._server = self._build_server(dependencies.source, address, serving, lame_duck)
+        self._server = self._build_server(dependencies.source, address, serving, lame_duck, shared=seat is not None)
 
     def _models(self, trust: TrustView, serving: ServingSettings) -> Models:
         return Models(
@@ -235,7 +237,13 @@ class Service:
         self._kek.close()
 
     def _build_server(
-        self, source: CertificateSource, address: str, serving: ServingSettings, lame_duck: timedelta
+        self,
+        source: CertificateSource,
+        address: str,
+        serving: ServingSettings,
+        lame_duck: timedelta,
+        *,
+        shared: bool,
     ) -> SyncServer:
         health, state = health_service()
         services = (
@@ -257,11 +265,12 @@ class Service:
             max_message_bytes=serving.max_message_bytes,
             health=state,
             lame_duck=lame_duck,
+            share_port=shared,
         )
 
 
-def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: bool = False) -> Gate:
-    """The gate over the rpcs that this service registers."""
+def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: bool = False, workers: int = 1) -> Gate:
+    """The gate over the rpcs that this service registers; each of several workers has its part of every quota."""
     counts = GateCounts(dependencies.metrics)
     return Gate(
         policies=PolicyTable.from_descriptors(
@@ -275,38 +284,29 @@ def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: b
         cache=TokenCache(observe=counts.looked_up),
         trust=dependencies.trust,
         peers=PeerVerifier(trust_domain=trust_domain, post_quantum=post_quantum),
-        quota=LocalQuota(clock=dependencies.clock),
+        quota=LocalQuota(clock=dependencies.clock, shares=share_out(Shares(), workers)),
         audit=dependencies.audit,
         clock=dependencies.clock,
         observer=counts,
     )
 
 
-def main(environment: Mapping[str, str]) -> None:
-    """Runs the service until SIGTERM or SIGINT, then drains.
+def run(
+    settings: InferenceSettings, stack: contextlib.ExitStack, ended: threading.Event, *, seat: Seat | None = None
+) -> None:
+    """Builds everything, closed by `stack` in reverse order, and serves until `ended`.
 
-    Raises:
-        ConfigurationError: the process cannot start as configured.
+    With a seat it is one of several workers: it tells its supervisor that it lives, and shows no page of its own.
     """
-    log_to_stderr()
-    settings = load_settings(InferenceSettings, environment, component=COMPONENT)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with contextlib.ExitStack() as stack:
-        run(settings, stack, ended)
-
-
-def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threading.Event) -> None:
-    """Builds everything, closed by `stack` in reverse order, and serves until `ended`."""
     clock, metrics = SystemClock(), Metrics(COMPONENT)
     source = CertificateSource(settings.identity.directory, metrics=metrics)
     source.start()
     stack.callback(source.close)
     trust = TrustState(staleness=settings.trust.staleness)
-    auth = stack.enter_context(contextlib.closing(_channel("auth", settings.auth_address, source)))
-    datasets = stack.enter_context(contextlib.closing(_channel("datasets", settings.datasets_address, source)))
-    audit = stack.enter_context(contextlib.closing(AuditFile(settings.audit_file)))
+    auth = stack.enter_context(contextlib.closing(open_channel("auth", settings.auth_address, source)))
+    datasets = stack.enter_context(contextlib.closing(open_channel("datasets", settings.datasets_address, source)))
+    file = settings.audit_file if seat is None else seat.own(settings.audit_file)
+    audit = stack.enter_context(contextlib.closing(AuditFile(file)))
     thread = KekThread()
     stack.callback(thread.close)
     dependencies = Dependencies(
@@ -329,59 +329,32 @@ def run(settings: InferenceSettings, stack: contextlib.ExitStack, ended: threadi
         staleness=settings.trust.staleness,
         backends=read_backends(settings.backends_file),
         post_quantum=settings.trust.post_quantum,
+        seat=seat,
     )
     stack.callback(service.stop)
-    page = MetricsServer(metrics, source, settings.listen.metrics_address)
-    stack.callback(page.stop)
     feed = TrustFeed(auth, trust, clock)
     stack.callback(feed.close)
-    page.start()
+    if seat is None:
+        page = MetricsServer(metrics, source, settings.listen.metrics_address)
+        stack.callback(page.stop)
+        page.start()
+        tell: Tell = _Announcement(service.port, page.port)
+    else:
+        tell = seat.link(metrics.exposition, ended.set)
     service.start()
     feed.start()
-    announced = False
     while not ended.wait(_LOOK_EVERY.total_seconds()):
-        if service.look() and not announced:
-            announced = True
-            _LOGGER.info("ready: rpcs on port %d, metrics on port %d", service.port, page.port)
+        tell(ready=service.look(), oldest_run=service.oldest_run())
     _LOGGER.info("draining")
 
 
-def open_kek(
-    settings: InferenceSettings, stack: contextlib.ExitStack, metrics: Metrics, thread: KekThread
-) -> KeyEncryptionKey:
-    """The key-encryption key, opened in its thread until `stack` ends.
+class _Announcement:
+    """Says once that the service is ready."""
 
-    Raises:
-        ConfigurationError: as `load_kek`.
-    """
-    failed = metrics.counting("kek_reload_failed_total")
-    opening = load_kek(settings.kek, clock=SystemClock(), reload_failed=failed)
-    kek = thread.run(opening.__aenter__(), timeout=_KEK_TIMEOUT)
-    stack.callback(lambda: thread.run(opening.__aexit__(None, None, None), timeout=_KEK_TIMEOUT))
-    return kek
+    def __init__(self, port: int, metrics_port: int) -> None:
+        self._ports: tuple[int, int] | None = (port, metrics_port)
 
-
-def open_repository(settings: InferenceSettings) -> Store:
-    """Where the sealed models lie: a folder or a bucket.
-
-    Raises:
-        ConfigurationError: a bucket, and no S3 client is installed.
-    """
-    place = settings.repository
-    if isinstance(place, ObjectPlace):
-        return open_object_repository(place, address=settings.repository_endpoint)
-    return Repository(place)
-
-
-def _channel(service: str, address: str, source: CertificateSource) -> RotatingChannel:
-    return RotatingChannel(
-        target=address,
-        service_name=service,
-        source=source,
-        idempotent_methods=idempotent_methods(
-            release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"],
-            trust_service_pb2.DESCRIPTOR.services_by_name["TrustService"],
-            dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
-            log_service_pb2.DESCRIPTOR.services_by_name["LogService"],
-        ),
-    )
+    def __call__(self, *, ready: bool, oldest_run: float) -> None:  # noqa: ARG002  # a lone process has no supervisor
+        if ready and self._ports is not None:
+            _LOGGER.info(READY, *self._ports)
+            self._ports = None

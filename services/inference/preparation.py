@@ -57,7 +57,17 @@ class Preparation:
         """
         serving = read_serving(files)
         pad = warm_up(instance, serving)
-        return Prepared(serving, Batcher(instance, serving, instances=self._instances, pad_lone_row=pad, now=self._now))
+        batcher = Batcher(
+            instance,
+            serving,
+            instances=self._instances,
+            pad_lone_row=pad,
+            board=self._board,
+            key=_key(files) if self._board is not None else b"",
+            now=self._now,
+        )
+        self._made.add(batcher)
+        return Prepared(serving, batcher)
 
 
 def available_cores() -> int:

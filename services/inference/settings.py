@@ -83,6 +83,31 @@ class ServingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How many processes serve, and when one of several is replaced."""
+
+    count: int = setting("WORKERS", parse=integer(1, 64), default=1, help="processes that serve on the one port")
+    memory_mib: int = setting(
+        "WORKER_MEMORY_MIB",
+        parse=integer(0, 1024 * 1024),
+        default=0,
+        help="one of several workers is replaced when it has more in memory, in MiB; 0 for no limit",
+    )
+    silence: timedelta = setting(
+        "WORKER_SILENCE",
+        parse=duration,
+        default=timedelta(seconds=10),
+        help="one of several workers is replaced when its main thread has said nothing for so long",
+    )
+    longest_run: timedelta = setting(
+        "WORKER_LONGEST_RUN",
+        parse=duration,
+        default=timedelta(seconds=90),
+        help="one of several workers is replaced when a run of a model takes longer",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceSettings:
     """Everything that `python -m services.inference` reads from its environment."""
 
@@ -90,6 +115,7 @@ class InferenceSettings:
     identity: IdentitySettings
     trust: TrustSettings
     serving: ServingSettings
+    workers: WorkerSettings
     kek: KekSettings
     auth_address: str = setting("AUTH_ADDRESS", parse=address, default="127.0.0.1:7401", help="host:port of auth")
     datasets_address: str = setting(

@@ -3,7 +3,8 @@
 Each worker is a whole service: its own gate, trust feed, models and audit file.
 The kernel spreads new connections over them (SO_REUSEPORT). A worker that dies,
 whose main thread stops, whose run takes longer than any may, or that outgrows its
-memory is replaced; the others go on.
+memory is replaced; the others go on. What an operator has one worker load or
+unload by rpc, that worker alone does; what all have to follow comes by the feed.
 
 If this fails: fewer workers serve, or none. Nothing is decided here.
 """
@@ -147,7 +148,7 @@ class Supervisor:
         self._environment = environment
         self._limits = limits
         self._board = SupervisorBoard(count)
-        self._retiring: list[tuple[Worker, float]] = []
+        self._leaving: dict[int, float] = {}
         self._waits = [0.0] * count
         self._due = [0.0] * count
         self._served = False
@@ -169,7 +170,6 @@ class Supervisor:
             while not ended.is_set():
                 for index in range(len(self.workers)):
                     self._tend(index)
-                self._retire()
                 if self.ready and not self._served:
                     self._served = True
                     announce()
@@ -183,16 +183,20 @@ class Supervisor:
             if time.monotonic() >= self._due[index]:
                 self.workers[index] = self._start(index)
             return
+        leaves = index in self._leaving
         if worker.ended() is not None:
-            self._bury(index, worker)
+            self._bury(index, worker, counted=leaves)
+        elif leaves:
+            if time.monotonic() > self._leaving[index]:
+                worker.end(signal.SIGKILL)
         elif (why := self._wrong(worker)) is not None:
             _LOGGER.error("worker %d (process %d) %s: replaced", index, worker.pid, why)
             self._count(why)
             if why == "outgrew its memory":
-                # It still serves: it ends when it has answered, and its successor starts at once.
+                # It still serves: it ends when it has answered. Its successor needs its place on the board, and its
+                # audit file, and so starts after it.
                 worker.end(signal.SIGTERM)
-                self._retiring.append((worker, time.monotonic() + self._limits.drain.total_seconds()))
-                self.workers[index] = None
+                self._leaving[index] = time.monotonic() + self._limits.drain.total_seconds()
                 return
             worker.end(signal.SIGKILL)
             worker.wait(self._limits.drain.total_seconds())
@@ -211,6 +215,7 @@ class Supervisor:
     def _bury(self, index: int, worker: Worker, *, counted: bool = False) -> None:
         code = worker.ended()
         worker.close()
+        self._leaving.pop(index, None)
         if code == _CONFIGURATION_EXIT and not self._served and not worker.ready:
             raise ConfigurationError("a worker does not start as configured; its own line says why")
         running = self._board.died(index)
@@ -229,16 +234,8 @@ class Supervisor:
         _LOGGER.info("worker %d started as process %d", index, worker.pid)
         return worker
 
-    def _retire(self) -> None:
-        for worker, until in tuple(self._retiring):
-            if worker.ended() is None and time.monotonic() > until:
-                worker.end(signal.SIGKILL)
-            if worker.ended() is not None:
-                worker.close()
-                self._retiring.remove((worker, until))
-
     def _drain(self) -> None:
-        left = [worker for worker in self.workers if worker is not None] + [worker for worker, _ in self._retiring]
+        left = [worker for worker in self.workers if worker is not None]
         for worker in left:
             worker.end(signal.SIGTERM)
         until = time.monotonic() + self._limits.drain.total_seconds()

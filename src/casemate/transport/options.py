@@ -61,9 +61,12 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
 """Of every channel; the rest depends on whom it calls."""
 
 
-def server_options(*, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> tuple[Option, ...]:
-    """The hardened options, with the largest message either way."""
-    return (*HARDENED_SERVER_OPTIONS, *message_options(max_message_bytes))
+def server_options(
+    *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, share_port: bool = False
+) -> tuple[Option, ...]:
+    """The hardened options, with the largest message either way; `share_port` for several workers on one port."""
+    hardened = dict(HARDENED_SERVER_OPTIONS) | ({"grpc.so_reuseport": 1} if share_port else {})
+    return (*hardened.items(), *message_options(max_message_bytes))
 
 
 def message_options(max_message_bytes: int) -> tuple[Option, ...]:

@@ -141,6 +141,7 @@ def build_server(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     health: HealthState | None = None,
     lame_duck: timedelta = DEFAULT_LAME_DUCK,
+    share_port: bool = False,
 ) -> SyncServer:
     """A bound synchronous server that is not started yet.
 
@@ -153,6 +154,7 @@ def build_server(
         max_message_bytes: the largest message, either way.
         health: the state of the health service, if that is among `services`.
         lame_duck: how long calls are still taken once health says no.
+        share_port: other processes of this user may bind the port as well, and get a part of its connections.
 
     Raises:
         ConfigurationError: TLS 1.2 would be answered, the address cannot be bound, or a service is there twice.
@@ -166,10 +168,11 @@ def build_server(
     server = grpc.server(
         pool,
         interceptors=list(interceptors),
-        options=server_options(max_message_bytes=max_message_bytes),
+        options=server_options(max_message_bytes=max_message_bytes, share_port=share_port),
         maximum_concurrent_rpcs=_MAXIMUM_CONCURRENT_CALLS,
     )
     port = _prepare(server, services, address, credentials)
+    source.on_ending(health.hold_back)
     return SyncServer(server=server, threads=pool, port=port, services=services, health=health, lame_duck=lame_duck)
 
 
@@ -199,6 +202,7 @@ def build_aio_server(
         maximum_concurrent_rpcs=_MAXIMUM_CONCURRENT_CALLS,
     )
     port = _prepare(server, services, address, credentials)
+    source.on_ending(health.hold_back)
     return AioServer(server=server, port=port, services=services, health=health, lame_duck=lame_duck)
 
 

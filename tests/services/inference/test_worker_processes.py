@@ -1,0 +1,202 @@
+"""Two real workers on one port, of which one dies, hangs, stops or takes too much memory (row D21)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from casemate.gate.adapters.audit_file import verify_chain
+from casemate.gate.core.quota import Shares
+from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.seat import share_out
+from tests.services.inference.conftest import Digits
+from tests.services.inference.hall import Hall
+from tests.services.inference.house import PATIENCE, House
+from tests.services.inference.nets import looping
+from tests.support.authority import LeafFactory
+
+ENDLESS = 2**60
+HUNDRED_MILLION = 100_000_000
+
+
+def hungry() -> bytes:
+    """Takes four bytes of memory for each of the elements that its caller asks for."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["x"], ["much"]),
+        helper.make_node("Cos", ["much"], ["as_much"]),
+        helper.make_node("ReduceSum", ["as_much"], ["y"], keepdims=1),
+    ]
+    takes = [helper.make_tensor_value_info("x", TensorProto.INT64, [1])]
+    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
+    graph = helper.make_graph(nodes, "hungry", takes, gives)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: Digits) -> Iterator[House]:
+    house = House(directory=tmp_path_factory.mktemp("house"), leaf=leaf)
+    house.publish({"model.onnx": digits.onnx})
+    house.publish({"model.onnx": looping()}, model="loop")
+    house.publish({"model.onnx": hungry()}, model="hungry")
+    yield house
+    house.close()
+
+
+@pytest.fixture(scope="module")
+def hall(house: House, leaf: LeafFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+    hall = Hall(house, leaf, tmp_path_factory.mktemp("hall"), WORKER_LONGEST_RUN="1s")
+    yield hall
+    hall.close()
+
+
+def number(model: str, count: int) -> wire.ModelInferRequest:
+    request = wire.ModelInferRequest(model_name=model, raw_input_contents=[np.array([count], "<i8").tobytes()])
+    request.inputs.add(name="x", datatype="INT64", shape=[1])
+    return request
+
+
+def pictures(digits: Digits) -> wire.ModelInferRequest:
+    request = wire.ModelInferRequest(model_name="digits", raw_input_contents=[digits.images.tobytes()])
+    request.inputs.add(name="image", datatype="FP32", shape=digits.images.shape)
+    return request
+
+
+def labels(answer: bytes) -> list[int]:
+    response = wire.ModelInferResponse.FromString(answer)
+    place = [output.name for output in response.outputs].index("label")
+    return np.frombuffer(response.raw_output_contents[place], dtype="<i8").tolist()
+
+
+class Callers:
+    """Callers on connections of their own, who ask all the time until told to end."""
+
+    def __init__(self, hall: Hall, digits: Digits, count: int = 4) -> None:
+        self._hall, self._digits = hall, digits
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(count)
+        self._asking = [self._pool.submit(self._ask) for _ in range(count)]
+
+    def _ask(self) -> list[list[int] | str]:
+        said: list[list[int] | str] = []
+        with self._hall.channel() as channel:
+            while not self._ended.is_set():
+                try:
+                    said.append(labels(self._hall.ask(pictures(self._digits), channel=channel)))
+                except grpc.RpcError as error:
+                    said.append(error.code().name)
+        return said
+
+    def end(self) -> list[list[int] | str]:
+        """What all of them were answered."""
+        self._ended.set()
+        said = [answer for asking in self._asking for answer in asking.result(PATIENCE)]
+        self._pool.shutdown()
+        return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_d21_a_worker_that_is_killed_under_load_is_replaced_and_every_call_is_answered_rightly(
+    hall: Hall, digits: Digits, number: int
+) -> None:
+    callers, before = Callers(hall, digits), hall.pids()
+    os.kill(min(before), number)
+    hall.replaced(before)
+    said = callers.end()
+    assert len(said) > 10
+    assert all(answer == digits.labels.tolist() for answer in said)
+    assert hall.pids() & before == {max(before)}
+
+
+def test_d21_an_input_that_never_ends_ends_its_worker_twice_and_is_then_refused(hall: Hall, digits: Digits) -> None:
+    for _ in range(2):
+        before = hall.pids()
+        callers = Callers(hall, digits, 2)
+        with hall.channel(again=False) as channel, pytest.raises(grpc.RpcError) as caught:
+            hall.ask(number("loop", ENDLESS), channel=channel)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        hall.replaced(before)
+        assert all(answer == digits.labels.tolist() for answer in callers.end())
+    with hall.channel(again=False) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            hall.ask(number("loop", ENDLESS), channel=channel)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert hall.ask(number("loop", 3), channel=channel)
+    assert hall.serving() == 2
+
+
+def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall: Hall) -> None:
+    page = hall.page()
+    assert all(f'worker="{index}"' in page for index in (0, 1))
+    assert "casemate_workers_replaced_total{" in page
+    files = sorted(file.name for file in hall._directory.glob("audit*.jsonl"))
+    assert files == ["audit.0.jsonl", "audit.1.jsonl"]
+
+
+def test_every_quota_is_divided_among_the_workers() -> None:
+    whole, part = Shares(), share_out(Shares(), 4)
+    assert (part.caller_concurrency, part.tenant_concurrency) == (16, 64)
+    assert part.calls_per_second * 4 == whole.calls_per_second
+    assert part.tenant_calls_per_second * 4 == whole.tenant_calls_per_second
+    assert part.resource_burst * 4 == whole.resource_burst
+    assert share_out(whole, 1) == whole
+    assert share_out(Shares(caller_concurrency=1), 4).caller_concurrency == 1
+
+
+def test_told_to_end_all_workers_answer_what_they_have_and_end(
+    house: House, leaf: LeafFactory, tmp_path: Path, digits: Digits
+) -> None:
+    hall = Hall(house, leaf, tmp_path)
+    with hall.channel() as channel:
+        assert labels(hall.ask(pictures(digits), channel=channel)) == digits.labels.tolist()
+        workers = hall.pids()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(hall.ask, number("loop", 2_000_000), channel=channel)
+            hall.process.send_signal(signal.SIGTERM)
+            assert running.result(PATIENCE)
+    assert hall.end() == 0
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not any("Traceback" in text for text in hall.heard)
+    for file in tmp_path.glob("audit.*.jsonl"):
+        with file.open("rb") as lines:
+            verify_chain(lines)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_stopped_is_replaced_and_no_call_is_answered_wrongly(
+    house: House, leaf: LeafFactory, tmp_path: Path, digits: Digits
+) -> None:
+    hall = Hall(house, leaf, tmp_path, WORKER_SILENCE="2s")
+    try:
+        callers, before = Callers(hall, digits), hall.pids()
+        os.kill(min(before), signal.SIGSTOP)
+        hall.replaced(before)
+        said = callers.end()
+        assert all(answer == digits.labels.tolist() for answer in said)
+        assert "hangs" in hall.page()
+    finally:
+        hall.close()
+
+
+@pytest.mark.long
+def test_a_worker_that_outgrows_its_memory_answers_what_it_has_and_is_replaced(
+    house: House, leaf: LeafFactory, tmp_path: Path, digits: Digits
+) -> None:
+    hall = Hall(house, leaf, tmp_path, WORKER_MEMORY_MIB="500")
+    try:
+        callers, before = Callers(hall, digits), hall.pids()
+        with hall.channel() as channel:
+            assert hall.ask(number("hungry", HUNDRED_MILLION), channel=channel)
+        hall.replaced(before)
+        assert all(answer == digits.labels.tolist() for answer in callers.end())
+        assert 'why="outgrew its memory"' in hall.page()
+    finally:
+        hall.close()
