@@ -35,6 +35,8 @@ CERTIFICATE_FILE = "cert.pem"
 ROOTS_FILE = "ca.pem"
 
 _Stamp = tuple[tuple[int, int, int] | None, ...]
+_ENDING_PART = 50
+"""A pair is about to end when less than one part in so many of its life is left: half an hour of a day."""
 
 
 class CertificateMetrics(Protocol):
@@ -77,6 +79,11 @@ class CertificatePair:
     spiffe_id: str
     thumbprint: str
     not_after: datetime
+
+    def is_ending(self, now: datetime) -> bool:
+        """Whether it has ended, or is about to although it should have been renewed long ago."""
+        life = self.not_after - self.leaf.not_valid_before_utc
+        return now >= self.not_after - life / _ENDING_PART
 
     @property
     def trust_domain(self) -> str:
@@ -212,6 +219,7 @@ class CertificateSource:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._subscribers: dict[object, Callable[[CertificatePair], None]] = {}
+        self._ending_told: dict[Callable[[bool], None], bool] = {}
         self._loaded_stamp = self._stamp()
         self._failed_stamp: _Stamp | None = None
         self._reported_stamp: _Stamp | None = None
@@ -251,11 +259,26 @@ class CertificateSource:
 
         return end
 
+    def on_ending(self, callback: Callable[[bool], None]) -> None:
+        """Has `callback` called now, and whenever the pair in force begins or ceases to be about to end.
+
+        For readiness: calls go elsewhere before peers refuse the certificate.
+        """
+        with self._lock:
+            self._ending_told[callback] = ending = self._current.is_ending(datetime.now(UTC))
+        callback(ending)
+
     def poll(self) -> bool:
         """Compares the files with what was loaded; true if a new pair is now in force.
 
         The watching thread calls this; a test or a signal may too.
         """
+        try:
+            return self._look()
+        finally:
+            self._tell_ending()
+
+    def _look(self) -> bool:
         stamp = self._stamp()
         if stamp in {self._loaded_stamp, self._reported_stamp}:
             return False
@@ -298,6 +321,16 @@ class CertificateSource:
     def _report_expiry(self) -> None:
         if self._metrics is not None:
             self._metrics.set_value("certificate_not_after_seconds", self._current.not_after.timestamp())
+
+    def _tell_ending(self) -> None:
+        ending = self._current.is_ending(datetime.now(UTC))
+        with self._lock:
+            untold = [callback for callback, told in self._ending_told.items() if told is not ending]
+            self._ending_told.update(dict.fromkeys(untold, ending))
+        if untold and ending:
+            _LOGGER.error("the certificate ends at %s and was not renewed; not ready", self._current.not_after)
+        for callback in untold:
+            callback(ending)
 
     def _tell(self, pair: CertificatePair) -> None:
         with self._lock:

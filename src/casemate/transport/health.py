@@ -40,6 +40,7 @@ class HealthState:
         self._statuses: dict[str, _Status] = {"": _SERVING}
         self._watchers: dict[object, tuple[str, Callable[[_Status], None]]] = {}
         self._draining = False
+        self._held_back = False
 
     def set_serving(self, service: str, *, serving: bool) -> None:
         """Says whether a service takes calls; without effect once draining."""
@@ -54,10 +55,19 @@ class HealthState:
             for service in self._statuses:
                 self._put(service, _NOT_SERVING)
 
+    def hold_back(self, held: bool) -> None:  # noqa: FBT001  # a callback of `CertificateSource.on_ending`
+        """Has every service say that it takes no calls, whatever was set, until this is taken back."""
+        with self._lock:
+            before = {service: self._shown(service) for service in self._statuses}
+            self._held_back = held
+            for service, status in before.items():
+                if self._shown(service) != status:
+                    self._tell(service)
+
     def status(self, service: str) -> _Status | None:
         """The status of a service; None if there is no such service."""
         with self._lock:
-            return self._statuses.get(service)
+            return self._shown(service)
 
     def watch(self, service: str, callback: Callable[[_Status], None]) -> Callable[[], None]:
         """Has `callback` called with the status now and at each change.
@@ -70,7 +80,8 @@ class HealthState:
         key = object()
         with self._lock:
             self._watchers[key] = (service, callback)
-            callback(self._statuses.get(service, _UNKNOWN))
+            status = self._shown(service)
+            callback(_UNKNOWN if status is None else status)
 
         def end() -> None:
             with self._lock:
@@ -79,11 +90,19 @@ class HealthState:
         return end
 
     def _put(self, service: str, status: _Status) -> None:
-        if self._statuses.get(service) == status:
-            return
+        before = self._shown(service)
         self._statuses[service] = status
+        if self._shown(service) != before:
+            self._tell(service)
+
+    def _shown(self, service: str) -> _Status | None:
+        status = self._statuses.get(service)
+        return _NOT_SERVING if self._held_back and status is not None else status
+
+    def _tell(self, service: str) -> None:
+        status = self._shown(service)
         for watched, callback in self._watchers.values():
-            if watched == service:
+            if watched == service and status is not None:
                 callback(status)
 
 
