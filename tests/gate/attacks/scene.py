@@ -80,10 +80,10 @@ def tls(leaf, *, version=ssl.TLSVersion.TLSv1_3, alpn=("h2",), certificate=True)
 
 
 @contextmanager
-def connected(port, context, *, name=f"datasets.{DOMAIN}"):
+def connected(port, context, *, name=f"datasets.{DOMAIN}", session=None):
     with (
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as raw,
-        context.wrap_socket(raw, server_hostname=name) as secure,
+        context.wrap_socket(raw, server_hostname=name, session=session) as secure,
     ):
         yield secure
 

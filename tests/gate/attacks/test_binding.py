@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 from datetime import timedelta
 
 import grpc
 import pytest
 
+from casemate.auth.v1 import trust_service_pb2_grpc
 from casemate.client.interceptors import BearerInterceptor
 from casemate.errors import Reason
 from casemate.gate.adapters.feed import TrustFeed
 from casemate.gate.core.cache import TokenCache
-from casemate.gate.core.records import RevocationKind
-from casemate.gate.core.trust import TrustGap, TrustState
+from casemate.gate.core.records import Revocation, RevocationKind
+from casemate.gate.core.trust import TrustGap, TrustSnapshot, TrustState
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
+from casemate.transport.registry import registered
+from casemate.transport.server import build_server
+from casemate.transport.status import from_rpc_error
 from tests.gate.attacks.scene import DENIED, NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE, Scene
 from tests.gate.attacks.test_tokens import claims_of, signed_payload
-from tests.gate.served import PARSED, serve
+from tests.gate.served import LIMIT_S, PARSED, serve
 from tests.gate.test_adapters import Talk
-from tests.gate.world import DOMAIN, SetClock, World, grant, thumbprint_of
+from tests.gate.test_trust import ScriptedAuth, news
+from tests.gate.world import DOMAIN, ISSUER, SetClock, TokenMint, World, grant, thumbprint_of
 
 MISMATCH = Reason.CERTIFICATE_MISMATCH
 
@@ -165,6 +171,52 @@ def test_a_revocation_reaches_every_warm_replica_with_its_next_call(kind, servic
             if by is not RevocationKind.KEY:
                 with scene.served.channel(mallory) as theirs:
                     scene.good(channel=theirs, token=other)
+
+
+def test_a_revocation_that_auth_tells_ends_a_warm_token_at_three_replicas(kind, leaf, service_leaf, trainer):
+    """By auth's feed. Within five seconds, as the row asks; how long it takes is in `make bench-auth`."""
+    scripted, mint = ScriptedAuth(), TokenMint()
+    feeding = build_server(
+        source=CertificateSource(leaf("service", service="auth")),
+        services=[registered(trust_service_pb2_grpc.add_TrustServiceServicer_to_server, scripted)],
+        interceptors=[],
+        address="127.0.0.1:0",
+        lame_duck=timedelta(0),
+    )
+    feeding.start()
+    follower = CertificateSource(leaf("service", service="inference"))
+    everything = TrustSnapshot.build(epoch="told", sequence=1, issuer=ISSUER, keys=(mint.key,), grants=(grant(),))
+    with ExitStack() as stack:
+        stack.callback(feeding.stop, timedelta(0))
+        stack.callback(lambda: [watch.tell(None) for watch in scripted.begun])
+        replicas = []
+        for _ in range(3):
+            world = World()
+            world.mint = mint
+            target = f"127.0.0.1:{feeding.port}"
+            channel = stack.enter_context(RotatingChannel(target=target, service_name="auth", source=follower))
+            feed = TrustFeed(channel, world.trust, world.clock)
+            feed.start()
+            stack.callback(feed.close)
+            watch = scripted.next()
+            watch.tell(news(everything, epoch="told"))
+            assert feed.wait_ready(timedelta(seconds=LIMIT_S))
+            served = stack.enter_context(serve(kind, world, service_leaf))
+            replicas.append((Scene(served, stack.enter_context(served.channel(trainer)), trainer, kind), watch))
+        text = replicas[0][0].world.token(trainer, jti="stolen")
+        for scene, _watch in replicas:
+            scene.good(token=text)
+        revocation = Revocation(id="r", kind=RevocationKind.TOKEN, value="stolen")
+        for scene, watch in replicas:
+            watch.tell(news(changes=[revocation], epoch="told", sequence=2))
+            until, code = time.monotonic() + 5, None
+            while code is None and time.monotonic() < until:
+                try:
+                    scene.served.call(scene.channel, token=text)
+                except grpc.RpcError as error:
+                    code = error.code(), from_rpc_error(error).reason
+            assert code == (UNAUTHENTICATED, Reason.TOKEN_REVOKED)
+            scene.good()
 
 
 def test_news_that_stops_refuses_the_sensitive_first_then_all_and_never_as_unauthenticated(scene):

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import threading
+import time
 from datetime import timedelta
 
 import grpc
@@ -14,13 +15,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from casemate.errors import Reason
+from casemate.errors import Reason, Unauthenticated
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.jose import MAX_TOKEN_LENGTH
 from casemate.gate.core.records import RevocationKind
-from tests.gate.attacks.scene import EXHAUSTED, UNAUTHENTICATED, UNAVAILABLE, Scene
+from tests.gate.attacks.scene import DENIED, EXHAUSTED, NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE, Scene
 from tests.gate.served import LIMIT_S, serve
-from tests.gate.world import AUDIENCE, ISSUER, TokenMint, World, base64url, thumbprint_of
+from tests.gate.world import AUDIENCE, ISSUER, TokenMint, World, base64url, grant, thumbprint_of
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
@@ -324,6 +325,62 @@ def test_a_token_or_metadata_beyond_its_size(scene, token):
         assert scene.served.echo.entered == []
     scene.good(token=token)
     scene.good(metadata=(("authorization", f"Bearer {token}"), ("x-note", "n" * 3_000)))
+
+
+def header_of(mint):
+    return json.dumps({"alg": mint.algorithm, "kid": mint.key.kid, "typ": "at+jwt"}).encode()
+
+
+BULKY = {
+    "4,097 bytes": lambda _mint: "A" * (MAX_TOKEN_LENGTH + 1),
+    "a megabyte": lambda _mint: "A." * 500_000,
+    "a thousand lists": lambda mint: mint.sign_raw(header_of(mint), b"[" * 1_000 + b"]" * 1_000),
+    "as deep as fits": lambda mint: mint.sign_raw(header_of(mint), b"[" * 2_900),
+    "a lone dot": lambda _mint: ".",
+}
+
+
+@pytest.mark.parametrize("bulk", BULKY)
+def test_refusing_what_is_too_much_takes_less_than_a_millisecond_of_the_processor(bulk):
+    """Of the gate's own thread, at its best of twenty: other work on this machine is not the question."""
+    world = World()
+    metadata = (("authorization", f"Bearer {BULKY[bulk](world.mint)}"),)
+    took = []
+    for _ in range(20):
+        begun = time.thread_time()
+        with pytest.raises(Unauthenticated):
+            world.gate.at_headers("/test.Echo/Unary", metadata, request_id="r")
+        took.append(time.thread_time() - begun)
+    assert min(took) < 0.001
+    assert len(world.cache) == 0
+
+
+ACTORS = {"sub": "acme-frontend", "act": {"sub": "acme-gateway", "act": {"sub": "acme-portal"}}}
+
+
+@pytest.mark.parametrize("lacking", ["the service", "the user"])
+def test_a_token_on_behalf_of_somebody_gives_what_both_may_and_no_more(scene, lacking):
+    """Which scopes both have, auth decides when it exchanges; here, what a token without one of them is worth."""
+    given = signed_payload(scene, claims_of(scene, sub="idp:alice", act=ACTORS, scope="datasets.read"))
+    scene.good(token=given)
+    narrowed = signed_payload(scene, claims_of(scene, sub="idp:alice", act=ACTORS, scope="datasets.write"))
+    scene.refused(DENIED, Reason.INSUFFICIENT_SCOPE, token=narrowed, audited="INSUFFICIENT_SCOPE")
+    # A grant is the service's; the user's part ends with what names the user.
+    if lacking == "the service":
+        scene.world.publish(grants=(grant(caller="t/acme/another"),))
+        scene.refused(NOT_FOUND, Reason.RESOURCE_NOT_FOUND, token=given, audited="GRANT_MISSING")
+    else:
+        scene.world.revoke(RevocationKind.SUBJECT, "idp:alice")
+        scene.unauthenticated(Reason.TOKEN_REVOKED, token=given)
+    scene.world.publish()
+    scene.good(token=given)
+
+
+def test_a_chain_of_more_actors_than_three_is_refused(scene):
+    deep = {"sub": "a", "act": {"sub": "b", "act": ACTORS}}
+    scene.unauthenticated(token=signed_payload(scene, claims_of(scene, act=deep)))
+    scene.unauthenticated(token=signed_payload(scene, claims_of(scene, act="acme-frontend")))
+    scene.good(token=signed_payload(scene, claims_of(scene, act=ACTORS)))
 
 
 def test_keys_rotate_without_a_refusal_and_a_compromised_one_ends_at_once(scene, trainer):

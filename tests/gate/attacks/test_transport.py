@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,9 +19,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from grpc_health.v1 import health_pb2
 
 from casemate.errors import Reason
 from casemate.gate.core.records import RevocationKind
+from casemate.transport import options
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.metrics import Metrics
@@ -244,6 +247,106 @@ def test_a_root_is_added_and_removed_and_its_leaves_follow(kind, leaf, authority
         scene.good()
 
 
+def test_an_open_connection_ages_out_and_must_prove_itself_under_the_roots_of_then(
+    kind, leaf, foreign_authority, trainer, monkeypatch
+):
+    """Ten minutes as it is served; a quarter of a second here, so that nobody waits for it."""
+    aged = {"grpc.max_connection_age_ms": 250, "grpc.max_connection_age_grace_ms": 100}
+    assert set(aged) <= set(dict(HARDENED_SERVER_OPTIONS))
+    hardened = tuple((name, aged.get(name, value)) for name, value in HARDENED_SERVER_OPTIONS)
+    monkeypatch.setattr(options, "HARDENED_SERVER_OPTIONS", hardened)
+    service, theirs = leaf("service", service="datasets"), leaf("wrong-ca", tenant="acme", name="other")
+    ours = (service / "ca.pem").read_bytes()
+    replace(service / "ca.pem", ours + foreign_authority.ca_pem)
+    source = CertificateSource(service)
+    with serve(kind, World(), service, source=source) as served, served.channel(theirs) as open_before:
+        served.call(open_before, "Peer")
+        replace(service / "ca.pem", ours)
+        assert source.poll()
+        ends = time.monotonic() + 6 * LIMIT_S
+
+        def call_on():
+            while time.monotonic() < ends:
+                served.call(open_before, "Peer")
+
+        with pytest.raises(grpc.RpcError) as ended:
+            call_on()
+        assert ended.value.code() is UNAVAILABLE
+        with served.channel(trainer) as channel:
+            Scene(served, channel, trainer, kind).good()
+
+
+class Calling:
+    """One caller that calls without a pause, on another thread, and counts what fails."""
+
+    def __init__(self, call):
+        self._call, self._ended = call, threading.Event()
+        self.done, self.failed = 0, []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join(LIMIT_S)
+
+    def _run(self):
+        while not self._ended.is_set():
+            try:
+                self._call()
+                self.done += 1
+            except grpc.RpcError as error:
+                self.failed.append(error)
+
+    def go_on(self, calls):
+        """Waits until so many more were answered."""
+        wanted, ends = self.done + calls, time.monotonic() + 6 * LIMIT_S
+        while self.done < wanted:
+            assert time.monotonic() < ends, self.failed
+            time.sleep(0.001)
+
+
+def test_both_sides_renew_again_and_again_under_load_and_no_call_fails(kind, leaf):
+    """The whole minute, on all services, is in `tests/cli/test_endurance.py`."""
+    service, client = leaf("service", service="datasets"), leaf("client", tenant="acme", name="renewing")
+    at_server, at_client = CertificateSource(service), CertificateSource(client)
+    with (
+        serve(kind, World(), service, source=at_server) as served,
+        RotatingChannel(target=f"127.0.0.1:{served.port}", service_name="datasets", source=at_client) as channel,
+        Calling(lambda: served.call(channel, "Peer")) as calling,
+    ):
+        for _ in range(10):
+            calling.go_on(20)
+            leaf("service", service="datasets", into=service)
+            leaf("client", tenant="acme", name="renewing", into=client)
+            assert at_server.poll()
+            assert at_client.poll()
+        calling.go_on(50)
+        assert not calling.failed
+        # What is refused by its thumbprint is the last one: the calls are made with it.
+        served.world.revoke(RevocationKind.CERTIFICATE, at_client.current.thumbprint)
+        ends = time.monotonic() + LIMIT_S
+        while not calling.failed:
+            assert time.monotonic() < ends
+            time.sleep(0.001)
+    assert {from_rpc_error(error).reason for error in calling.failed} == {Reason.PEER_REFUSED}
+
+
+def test_a_renewal_that_does_not_come_makes_the_server_unready_before_its_certificate_ends(kind, leaf, trainer):
+    folder = leaf("profile", profile=served_as(start=timedelta(hours=-23), end=timedelta(seconds=60)))
+    source = CertificateSource(folder)
+    with serve(kind, World(), folder, source=source) as served, served.channel(trainer) as channel:
+        scene = Scene(served, channel, trainer, kind)
+        assert served.health(channel).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        scene.good()  # whoever calls all the same is served until it ends
+        leaf("service", service="datasets", into=folder)
+        assert source.poll()
+        assert served.health(channel).status == health_pb2.HealthCheckResponse.SERVING
+        scene.good()
+
+
 def replace(path, content):
     path.with_suffix(".new").write_bytes(content)
     path.with_suffix(".new").replace(path)
@@ -340,8 +443,24 @@ def test_a_leaf_of_another_key_type_opens_no_lower_version(kind, leaf, trainer):
             Scene(served, channel, trainer, kind).good()
 
 
+def test_a_leaf_that_is_renewed_with_another_key_type_opens_no_lower_version_either(kind, leaf, trainer):
+    folder = leaf("service", service="datasets")
+    source = CertificateSource(folder)
+    with serve(kind, World(), folder, source=source) as served:
+        leaf("profile", profile=served_as(key=rsa.generate_private_key(65537, 3072)), into=folder)
+        assert source.poll()
+        context = tls(trainer, version=ssl.TLSVersion.TLSv1_2)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.raises((ssl.SSLError, ConnectionError)), connected(served.port, context):
+            pass
+        with served.channel(trainer) as channel:
+            Scene(served, channel, trainer, kind).good()
+        with connected(served.port, tls(trainer)) as secure:
+            assert secure.version() == "TLSv1.3"
+
+
 def test_handshakes_that_dawdle_are_closed_and_hold_up_nobody(scene):
-    slow = [socket.create_connection(("127.0.0.1", scene.served.port), timeout=LIMIT_S) for _ in range(200)]
+    slow = [socket.create_connection(("127.0.0.1", scene.served.port), timeout=LIMIT_S) for _ in range(500)]
     try:
         with scene.served.channel(scene.trainer) as fresh:
             scene.good(channel=fresh)

@@ -7,9 +7,11 @@ import ssl
 import struct
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 
 import grpc
 import pytest
+from cryptography import x509
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
@@ -68,6 +70,35 @@ def untouched(scene, *, good=0):
 def test_the_hand_made_client_is_served_when_it_keeps_the_rules(by_hand, token):
     by_hand.send(request(token))
     assert answer(by_hand) == "0"
+
+
+def test_a_ticket_of_a_certificate_that_has_expired_opens_a_connection_and_no_call(scene, trainer):
+    """TLS 1.3 resumes without showing the certificate, so its dates are the gate's to judge."""
+    context, ask = raw.tls(trainer), frame(raw.HEADERS, raw.END_HEADERS, 1, headers_of("/test.Echo/Peer"))
+    ask += frame(raw.DATA, raw.END_STREAM, 1, message(DIGITS))
+    clock = scene.world.clock
+
+    def call(session=None):
+        with raw.connected(scene.served.port, context, session=session) as secure:
+            client = RawClient(secure)
+            client.send(ask)
+            return answer(client), secure.session, secure.session_reused
+
+    status, ticket, reused = call()
+    assert (status, reused) == ("0", False)
+    assert ticket.has_ticket
+    status, _, reused = call(ticket)
+    assert (status, reused) == ("0", True)  # the twin: resumed, before the end of its certificate
+    ends = x509.load_pem_x509_certificate((trainer / "cert.pem").read_bytes()).not_valid_after_utc
+    clock.offset += ends - clock.now()
+    scene.world.hear()
+    entered = len(scene.served.echo.entered)
+    status, _, reused = call(ticket)
+    assert (status, reused) == ("16", True)  # UNAUTHENTICATED
+    assert scene.world.audit.denials == ["PEER_REFUSED"]
+    assert len(scene.served.echo.entered) == entered
+    clock.offset -= timedelta(seconds=30)  # the twin again: half a minute before
+    assert call(ticket)[0] == "0"
 
 
 @pytest.mark.parametrize("how", ["one of 9 KiB", "400 of them", "a long path"])
