@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason
+from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 from casemate.signing.merkle import leaf_hash
 from casemate.signing.statements import ChunkDigest
 
 DEFAULT_CHUNK_BYTES = 256 * 1024
 """Large enough that a proof per chunk costs nothing, small enough to repeat after a crash."""
 
-MAXIMUM_CHUNK_BYTES = 1024 * 1024
-"""What the service accepts in one message."""
+MAXIMUM_CHUNK_BYTES = MAXIMUM_RECORD_BYTES
+"""What these functions make at most; the service takes more in one message."""
 
 RecordSource = Callable[[], Iterable[bytes]]
 """Gives the same records, in the same order, each time it is called: once to be

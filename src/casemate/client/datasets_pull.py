@@ -16,6 +16,7 @@ import grpc
 from casemate.client.datasets_versions import DatasetVersions
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import StoredDataUnreadable
+from casemate.signing.framing import join_rows
 from casemate.signing.keys import PublicKey
 from casemate.signing.merkle import leaf_hash, verify_inclusion
 from casemate.signing.signers import Signer
@@ -117,7 +118,7 @@ def _proven(verified: VerifiedManifest, responses: Iterator[messages.PullDataset
         for response in responses:
             batch = response.batch
             records = tuple(batch.records)
-            leaf = leaf_hash(b"".join(record + b"\n" for record in records))
+            leaf = leaf_hash(join_rows(records, encoding=manifest.format))
             if batch.number != number or batch.first_ordinal != ordinal or number >= len(manifest.chunks):
                 raise StoredDataUnreadable(f"batch {batch.number} came where {number} was due")
             if leaf != manifest.chunks[number].leaf_hash:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import queue
 import secrets
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Final
 
 import grpc
 
-from casemate.client.chunks import DEFAULT_CHUNK_BYTES, RecordSource, cut, digest
+from casemate.client.chunks import DEFAULT_CHUNK_BYTES, RecordSource, cut
+from casemate.client.dataset_files import CutChunk, DatasetFile
 from casemate.client.datasets_versions import DatasetVersions
+from casemate.client.digesting import digest_chunks
 from casemate.datasets.v1 import dataset_service_pb2 as messages
-from casemate.errors import NotFound, StoredDataUnreadable
+from casemate.errors import NotFound, StoredDataUnreadable, Unavailable
+from casemate.signing.framing import Format
 from casemate.signing.keys import SigningKey
 from casemate.signing.merkle import root
 from casemate.signing.statements import Column, DatasetManifest, sign_dataset_manifest
@@ -30,6 +34,9 @@ CHUNKS_IN_FLIGHT = 8
 """Chunks sent and not yet acknowledged: bounds what a crash repeats."""
 
 PUSH_TIMEOUT_SECONDS = 3600.0
+
+_FRUITLESS_ATTEMPTS: Final = 5
+_WAIT_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +60,38 @@ class DatasetPushes(DatasetVersions):
         tenant: str,
         dataset: str,
         schema: Sequence[Column],
-        format: Literal["csv", "jsonl"] = "csv",  # noqa: A002  # the manifest's own word
+        format: Format = "csv",  # noqa: A002  # the manifest's own word
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> DatasetManifest:
-        """Counts and digests the records into the manifest of the next version. Reads them once."""
+        """Counts and digests the records, lines of text, into the manifest of the next version. Reads them once."""
+        chunks = (CutChunk(data, data.count(b"\n")) for data in cut(source(), chunk_bytes=chunk_bytes))
+        return self._manifest(chunks, tenant=tenant, dataset=dataset, schema=schema, encoding=format)
+
+    def manifest_of(self, file: DatasetFile, *, tenant: str, dataset: str) -> DatasetManifest:
+        """Counts and digests a file into the manifest of the next version. Reads it once."""
+        return self._manifest(file.chunks(), tenant=tenant, dataset=dataset, schema=file.schema, encoding=file.format)
+
+    def _manifest(
+        self, chunks: Iterable[CutChunk], *, tenant: str, dataset: str, schema: Sequence[Column], encoding: Format
+    ) -> DatasetManifest:
         try:
             latest = self.describe(dataset)
             version, previous = latest.version + 1, latest.root
         except NotFound:
             version, previous = 1, None
-        chunks = digest(cut(source(), chunk_bytes=chunk_bytes))
+        digests = digest_chunks(chunks)
         return DatasetManifest(
             audience=self._session.service_name("datasets"),
             tenant=tenant,
             dataset=dataset,
             version=version,
             previous_root=previous,
-            format=format,
+            format=encoding,
             schema=tuple(schema),
-            rows=sum(chunk.rows for chunk in chunks),
-            bytes=sum(chunk.bytes for chunk in chunks),
-            chunks=chunks,
-            root=root([chunk.leaf_hash for chunk in chunks]),
+            rows=sum(digest.rows for digest in digests),
+            bytes=sum(digest.bytes for digest in digests),
+            chunks=digests,
+            root=root([digest.leaf_hash for digest in digests]),
             upload_id=secrets.token_hex(16),
             expires_at=self._clock.now() + MANIFEST_LIFETIME,
         )
@@ -100,18 +117,68 @@ class DatasetPushes(DatasetVersions):
         envelope = sign_dataset_manifest(manifest, signing_key)
         return self.push_envelope(envelope, cut(source(), chunk_bytes=chunk_bytes), dataset=manifest.dataset)
 
-    def push_envelope(self, envelope: bytes, chunks: Iterator[bytes], *, dataset: str) -> PushedVersion:
+    def push_file(
+        self,
+        file: DatasetFile,
+        *,
+        manifest: DatasetManifest,
+        signing_key: SigningKey,
+        progress: Callable[[int], None] | None = None,
+    ) -> PushedVersion:
+        """As `push`, of a file; goes on by itself where the connection or the service was lost.
+
+        Args:
+            file: what the manifest was made of.
+            manifest: by `manifest_of`.
+            signing_key: the supplier's.
+            progress: is told how many bytes are durable, each time there are more.
+
+        Raises:
+            Unavailable: the service was not there five times in a row, and nothing got through in between.
+        """
+        envelope = sign_dataset_manifest(manifest, signing_key)
+        durable = fruitless = 0
+
+        def told(offset: int) -> None:
+            nonlocal durable, fruitless
+            if offset > durable:
+                durable, fruitless = offset, 0
+                if progress is not None:
+                    progress(offset)
+
+        while True:
+            try:
+                chunks = (chunk.data for chunk in file.chunks())
+                return self.push_envelope(envelope, chunks, dataset=manifest.dataset, progress=told)
+            except Unavailable:
+                fruitless += 1
+                if fruitless >= _FRUITLESS_ATTEMPTS:
+                    raise
+                threading.Event().wait(_WAIT_SECONDS * fruitless)
+
+    def push_envelope(
+        self,
+        envelope: bytes,
+        chunks: Iterator[bytes],
+        *,
+        dataset: str,
+        progress: Callable[[int], None] | None = None,
+    ) -> PushedVersion:
         """Pushes an envelope that was signed elsewhere, and its chunks."""
         acknowledged: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        requests = _requests(envelope, chunks, dataset, acknowledged)
-        responses = self._stub.PushDataset(requests, timeout=PUSH_TIMEOUT_SECONDS)
+        sending = _Sending(envelope, chunks, dataset, acknowledged)
+        responses = self._stub.PushDataset(iter(sending), timeout=PUSH_TIMEOUT_SECONDS)
         promoted: messages.PromotedVersion | None = None
         try:
             for response in responses:
                 acknowledged.put(response.next_offset)
+                if progress is not None:
+                    progress(response.next_offset)
                 if response.HasField("promoted"):
                     promoted = response.promoted
         except grpc.RpcError as error:
+            if sending.error is not None:
+                raise sending.error from error
             raise from_rpc_error(error) from error
         finally:
             acknowledged.put(None)  # ends the sender, whatever happened
@@ -120,23 +187,39 @@ class DatasetPushes(DatasetVersions):
         return PushedVersion(dataset, promoted.version, promoted.root, promoted.rows, promoted.log_index)
 
 
-def _requests(
-    envelope: bytes, chunks: Iterator[bytes], dataset: str, acknowledged: queue.SimpleQueue[int | None]
-) -> Iterator[messages.PushDatasetRequest]:
-    """The manifest, the chunks from the announced offset on, and the end."""
-    yield messages.PushDatasetRequest(dataset=dataset, manifest=envelope)
-    wanted = acknowledged.get()
-    if wanted is None:
-        return
-    offset = 0
-    in_flight = 0
-    for data in chunks:
-        if offset >= wanted:
-            while in_flight >= CHUNKS_IN_FLIGHT:
-                if acknowledged.get() is None:
-                    return
-                in_flight -= 1
-            yield messages.PushDatasetRequest(chunk=messages.Chunk(offset=offset, data=data))
-            in_flight += 1
-        offset += len(data)
-    yield messages.PushDatasetRequest(finish=messages.Finish())
+class _Sending:
+    """The manifest, the chunks from the announced offset on, and the end; gRPC iterates it in a thread of its own."""
+
+    def __init__(
+        self, envelope: bytes, chunks: Iterator[bytes], dataset: str, acknowledged: queue.SimpleQueue[int | None]
+    ) -> None:
+        self._envelope = envelope
+        self._chunks = chunks
+        self._dataset = dataset
+        self._acknowledged = acknowledged
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[messages.PushDatasetRequest]:
+        try:
+            yield from self._requests()
+        except Exception as error:
+            # gRPC would say no more than that iterating failed.
+            self.error = error
+            raise
+
+    def _requests(self) -> Iterator[messages.PushDatasetRequest]:
+        yield messages.PushDatasetRequest(dataset=self._dataset, manifest=self._envelope)
+        wanted = self._acknowledged.get()
+        if wanted is None:
+            return
+        offset = in_flight = 0
+        for data in self._chunks:
+            if offset >= wanted:
+                while in_flight >= CHUNKS_IN_FLIGHT:
+                    if self._acknowledged.get() is None:
+                        return
+                    in_flight -= 1
+                yield messages.PushDatasetRequest(chunk=messages.Chunk(offset=offset, data=data))
+                in_flight += 1
+            offset += len(data)
+        yield messages.PushDatasetRequest(finish=messages.Finish())
