@@ -195,8 +195,8 @@ class Predictions:
             seconds = patience.seconds
         if request.parameters:
             wish = request.parameters.get("timeout")
-            if wish is not None and 0 < wish.int64_param < seconds * 1e6:
-                seconds = wish.int64_param / 1e6
+            if wish is not None and 0 < (microseconds := wish.int64_param or wish.uint64_param) < seconds * 1e6:
+                seconds = microseconds / 1e6
             wish = request.parameters.get("priority")
             priority = int(wish.uint64_param or max(0, wish.int64_param)) if wish is not None else 0
         return Terms(tenant, caller.client_id or caller.spiffe_id, self._now() + seconds, priority, patience.on_leave)

@@ -45,6 +45,9 @@ _REFUSED_PARAMETERS = (
     ("sequence_start", "sequences are not served"),
     ("sequence_end", "sequences are not served"),
 )
+# What is honoured must be legible: a limit that is silently none is worse than a refusal.
+_WHOLE_PARAMETERS = ("priority", "timeout")
+_WHOLE = ("int64_param", "uint64_param")
 _REFUSED_TENSOR_PARAMETERS = (
     ("shared_memory_region", "shared memory is not served"),
     ("classification", "classification is not served"),
@@ -149,6 +152,9 @@ def _check_parameters(request: wire.ModelInferRequest, found: _Violations) -> No
         for name, description in _REFUSED_PARAMETERS:
             if name in request.parameters:
                 found.add("parameters", description)
+        for name in _WHOLE_PARAMETERS:
+            if name in request.parameters and request.parameters[name].WhichOneof("parameter_choice") not in _WHOLE:
+                found.add("parameters", "priority and timeout are whole numbers")
     for index, tensor in enumerate(request.inputs):
         _check_tensor_parameters(tensor.parameters, f"inputs[{index}]", found)
     for index, output in enumerate(request.outputs):

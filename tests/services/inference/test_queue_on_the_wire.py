@@ -1,0 +1,292 @@
+"""What waits for a model, over the wire: its place, its deadline, its caller who leaves (rows D10, D16 to D20, D22).
+
+The model is on a back end that answers when the test says, one run at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from casemate.errors import CasemateError, Code
+from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.transport.status import from_rpc_error
+from services.inference.servicers import OPEN_INFERENCE
+from services.inference.statistics import Counts
+from services.inference.streams import Streams
+from tests.services.inference.back_end import LocalServer, Sums
+from tests.services.inference.house import PATIENCE, SERVING, TENANT, Caller, House
+from tests.services.inference.identity import identity
+from tests.services.inference.test_upstream import backend, upstream_file
+from tests.support.authority import LeafFactory
+
+SETTINGS = dataclasses.replace(SERVING, threads=16)
+
+
+class Counter:
+    """A house whose one model is held: what it is asked, and what it then does."""
+
+    def __init__(self, house: House, sums: Sums, **serving: object) -> None:
+        self.house, self.sums = house, sums
+        files = upstream_file()
+        files["serving.json"] = json.dumps({"instances": 1, **serving}).encode()
+        house.publish(files, model="sums")
+        sums.seen.clear()
+        while sums.begun.acquire(blocking=False):
+            pass
+        sums.hold = threading.Event()
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def ask(
+        self, *rows: float, caller: Caller | None = None, within: float | None = PATIENCE, **wishes: int
+    ) -> grpc.Future:
+        """A call under way; its rows tell who it is."""
+        who = caller or self.house.caller
+        values = np.repeat(np.array(rows, "<f4").reshape(-1, 1), 3, axis=1)
+        request = wire.ModelInferRequest(model_name="sums", raw_input_contents=[values.tobytes()])
+        request.inputs.add(name="rows", datatype="FP32", shape=values.shape)
+        for name, wish in wishes.items():
+            request.parameters[name].int64_param = wish
+        channel = self._channels.setdefault(who.name, self.house.channel(who))
+        infer = channel.unary_unary(f"/{OPEN_INFERENCE}/ModelInfer", None, None)
+        return infer.future(request.SerializeToString(), metadata=self.house.metadata(who), timeout=within)
+
+    def running(self, *rows: float, **terms: object) -> grpc.Future:
+        """As `ask`; returns once the model runs it."""
+        asked = self.ask(*rows, **terms)
+        assert self.sums.begun.acquire(timeout=PATIENCE)
+        return asked
+
+    def waiting(self, *rows: float, **terms: object) -> grpc.Future:
+        """As `ask`; returns once it is in the queue."""
+        before = self.batcher.waiting
+        asked = self.ask(*rows, **terms)
+        until(lambda: self.batcher.waiting == before + 1)
+        return asked
+
+    @property
+    def batcher(self):
+        return self.house.service.catalogue.find(TENANT, "sums", "").batcher
+
+    @property
+    def counts(self) -> Counts:
+        return self.house.service.catalogue.find(TENANT, "sums", "").statistics.current
+
+    def go(self) -> None:
+        """Lets the model answer from now on."""
+        self.sums.hold.set()
+
+    def ran(self) -> list[list[float]]:
+        """The first value of each row, run by run."""
+        return [
+            np.frombuffer(request.raw_input_contents[0], "<f4")[::3].tolist() for request, _metadata in self.sums.seen
+        ]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    turns = threading.Event()
+    for _ in range(int(PATIENCE / 0.002)):
+        if condition():
+            return
+        turns.wait(0.002)
+    raise AssertionError("it never came to that")
+
+
+def answer(asked: grpc.Future) -> list[float]:
+    response = wire.ModelInferResponse.FromString(asked.result(timeout=PATIENCE))
+    return np.frombuffer(response.raw_output_contents[0], "<f4").tolist()
+
+
+def refusal(asked: grpc.Future) -> CasemateError:
+    with pytest.raises(grpc.RpcError) as caught:
+        asked.result(timeout=PATIENCE)
+    return from_rpc_error(caught.value)
+
+
+@pytest.fixture
+def sums() -> Sums:
+    return Sums()
+
+
+@pytest.fixture
+def make(sums: Sums, tmp_path: Path, leaf: LeafFactory) -> Iterator[Callable[..., Counter]]:
+    """Makes the one counter of a test."""
+    server = LocalServer(sums.service(), "127.0.0.1:0", grpc.LocalConnectionType.LOCAL_TCP)
+    houses: list[House] = []
+
+    def make(*, deadline: timedelta = SETTINGS.deadline, **serving: object) -> Counter:
+        settings = dataclasses.replace(SETTINGS, deadline=deadline)
+        known = {"sidecar": backend(f"127.0.0.1:{server.port}")}
+        houses.append(House(directory=tmp_path, leaf=leaf, serving=settings, backends=known))
+        return Counter(houses[0], sums, **serving)
+
+    yield make
+    if sums.hold is not None:
+        sums.hold.set()
+    for house in houses:
+        house.close()
+    server.stop()
+
+
+SAMPLE = {"inputs": {"rows": {"shape": [2, 3], "values": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}}
+
+
+def test_d10_a_request_that_fails_in_a_shared_run_fails_alone(make: Callable[..., Counter]) -> None:
+    counter = make(batching={"max_rows": 8}, warm_up=[SAMPLE])
+    first = counter.running(1)
+    bad = counter.waiting(-5, caller=counter.house.trainer)
+    good = [counter.waiting(2), counter.waiting(3, 4)]
+    counter.sums.poison = -5.0
+    counter.go()
+    assert refusal(bad).code is Code.INVALID_ARGUMENT
+    assert [answer(first), *(answer(each) for each in good)] == [[3.0], [6.0], [9.0, 12.0]]
+    assert sorted(counter.ran()[1]) == [-5.0, 2.0, 3.0, 4.0]  # they did share one
+
+
+def test_d16_a_full_queue_refuses_with_a_time_to_come_again_and_a_place_in_it_does_not(
+    make: Callable[..., Counter],
+) -> None:
+    counter = make(queue=1)
+    first, second = counter.running(1), counter.waiting(2)
+    error = refusal(counter.ask(3))
+    assert error.code is Code.RESOURCE_EXHAUSTED
+    assert error.retry_after > timedelta(0)
+    assert counter.counts.shed == {"queue": 1}
+    counter.go()
+    assert (answer(first), answer(second), answer(counter.ask(3))) == ([3.0], [6.0], [9.0])
+    assert counter.ran() == [[1.0], [2.0], [3.0]]
+
+
+def test_d17_a_deadline_that_passes_in_the_queue_ends_the_call_and_its_work_never_starts(
+    make: Callable[..., Counter],
+) -> None:
+    counter = make()
+    first, late = counter.running(1), counter.waiting(2, within=0.3)
+    assert refusal(late).code is Code.DEADLINE_EXCEEDED
+    until(lambda: counter.batcher.waiting == 0)
+    counter.go()
+    assert (answer(first), answer(counter.ask(3, within=PATIENCE))) == ([3.0], [9.0])
+    assert counter.ran() == [[1.0], [3.0]]
+    assert counter.counts.shed in ({"deadline": 1}, {"cancelled": 1})  # by our clock or by its word, whichever is first
+
+
+def test_d18_a_call_that_is_cancelled_in_the_queue_gives_its_place_back(make: Callable[..., Counter]) -> None:
+    counter = make(queue=1)
+    first, left = counter.running(1), counter.waiting(2)
+    left.cancel()
+    until(lambda: counter.batcher.waiting == 0)
+    next_one = counter.waiting(3)
+    counter.go()
+    assert (answer(first), answer(next_one)) == ([3.0], [9.0])
+    assert counter.ran() == [[1.0], [3.0]]
+    assert counter.counts.shed == {"cancelled": 1}
+
+
+def test_d18_a_call_that_is_cancelled_while_it_runs_leaves_the_model_free_for_the_next(
+    make: Callable[..., Counter],
+) -> None:
+    counter = make()
+    counter.running(1).cancel()
+    next_one = counter.waiting(2)
+    counter.go()
+    assert answer(next_one) == [6.0]
+    until(lambda: counter.batcher.running == 0)
+
+
+def test_d19_a_call_without_a_deadline_gets_the_servers(make: Callable[..., Counter]) -> None:
+    counter = make(deadline=timedelta(seconds=1))
+    first, endless = counter.running(1, within=None), counter.waiting(2, within=None)
+    assert refusal(endless).code is Code.DEADLINE_EXCEEDED
+    counter.go()
+    assert answer(first) == [3.0]
+    assert counter.ran() == [[1.0]]
+    assert counter.counts.shed == {"deadline": 1}
+    assert answer(counter.ask(3, within=None)) == [9.0]
+
+
+def test_a_timeout_in_the_request_is_kept_as_a_deadline_is(make: Callable[..., Counter]) -> None:
+    counter = make()
+    first, late = counter.running(1), counter.waiting(2, within=None, timeout=300_000)
+    assert refusal(late).code is Code.DEADLINE_EXCEEDED
+    in_time = counter.waiting(3, within=None, timeout=int(PATIENCE * 1e6))
+    counter.go()
+    assert (answer(first), answer(in_time)) == ([3.0], [9.0])
+    assert counter.ran() == [[1.0], [3.0]]
+
+
+def test_a_priority_in_the_request_goes_first_where_the_model_has_levels(make: Callable[..., Counter]) -> None:
+    counter = make(priority_levels=2)
+    asked = [counter.running(1), counter.waiting(2, priority=2), counter.waiting(3, priority=1)]
+    counter.go()
+    assert [answer(each) for each in asked] == [[3.0], [6.0], [9.0]]
+    assert counter.ran() == [[1.0], [3.0], [2.0]]
+
+
+@pytest.mark.parametrize("name", ["priority", "timeout"])
+def test_a_priority_or_timeout_that_is_no_whole_number_is_refused(make: Callable[..., Counter], name: str) -> None:
+    counter = make()
+    counter.go()
+    request = wire.ModelInferRequest(model_name="sums", raw_input_contents=[bytes(12)])
+    request.inputs.add(name="rows", datatype="FP32", shape=(1, 3))
+    request.parameters[name].string_param = "soon"
+    with pytest.raises(CasemateError) as caught:
+        counter.house.call("ModelInfer", request)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    request.parameters[name].uint64_param = 30_000_000
+    assert counter.house.call("ModelInfer", request).model_name == "sums"
+
+
+def test_d22_a_caller_who_floods_a_model_leaves_every_other_caller_his_turn(make: Callable[..., Counter]) -> None:
+    counter = make()
+    asked = [counter.running(1), *(counter.waiting(row) for row in (2, 3, 4, 5, 6))]
+    asked.append(counter.waiting(100, caller=counter.house.trainer))
+    counter.go()
+    assert [answer(each) for each in asked] == [[3.0], [6.0], [9.0], [12.0], [15.0], [18.0], [300.0]]
+    assert counter.ran().index([100.0]) <= 2
+
+
+@pytest.fixture
+def echoing(tmp_path: Path, leaf: LeafFactory) -> Iterator[House]:
+    """A house that gives back what it gets, and whose streams may be idle for a quarter of a second."""
+    settings = dataclasses.replace(SETTINGS, stream_idle=timedelta(seconds=0.25))
+    house = House(directory=tmp_path, leaf=leaf, serving=settings)
+    house.publish({"model.onnx": identity("FP32", shape=(None, 64))}, model="echo")
+    yield house
+    house.close()
+
+
+def rows_to_echo(rows: int) -> bytes:
+    request = wire.ModelInferRequest(model_name="echo", raw_input_contents=[bytes(256 * rows)])
+    request.inputs.add(name="FP32_in", datatype="FP32", shape=(rows, 64))
+    return request.SerializeToString()
+
+
+def test_d20_a_stream_whose_peer_does_not_read_is_answered_no_further_and_cut(echoing: House) -> None:
+    streams: Streams = echoing.service.streams
+    stream = echoing.channel(echoing.caller).stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
+    large = rows_to_echo(4096)  # a mebibyte
+    asked = stream(iter([large] * 64), metadata=echoing.metadata(echoing.caller), timeout=PATIENCE)
+    turns, cut = threading.Event(), 0
+    while not cut:
+        cut = streams.cut_idle()
+        assert not turns.wait(0.01)
+    executed = echoing.service.catalogue.find(TENANT, "echo", "").statistics.current.executions
+    assert executed < 32  # the rest was neither run nor kept
+    with pytest.raises(grpc.RpcError) as caught:
+        list(asked)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_d20_a_stream_whose_peer_reads_gets_all_of_it(echoing: House) -> None:
+    stream = echoing.channel(echoing.caller).stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
+    asked = stream(iter([rows_to_echo(4096)] * 8), metadata=echoing.metadata(echoing.caller), timeout=PATIENCE)
+    assert [len(reply) > 1024 * 1024 for reply in asked] == [True] * 8
+    assert echoing.service.catalogue.find(TENANT, "echo", "").statistics.current.executions == 8
