@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean bench-auth bench-costs bench-gate bench-sealing bench-inference
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean check-deploy audit-dependencies scan-secrets scan-images release-image buf-breaking bench-auth bench-costs bench-gate bench-sealing bench-inference
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -66,6 +66,31 @@ proto: .venv/dev.stamp ## Write the stubs again from protos/
 proto-check: proto ## Fail when the committed stubs are not what protos/ gives
 	@git diff --exit-code --stat -- 'src/casemate/*/v*/' && test -z "$$(git status --porcelain -- 'src/casemate/*/v*/')"
 
+buf-breaking: .venv/dev.stamp ## Fail when a proto breaks callers of AGAINST (a commit; the last release's)
+	@$(BIN)/buf breaking --against ".git#ref=$(AGAINST)"
+
+.foreign/deploy.stamp: requirements/deploy.txt .venv/dev.stamp
+	@echo "Installing what requirements/deploy.txt locks (once)"
+	@mkdir -p .foreign && $(BIN)/uv venv --quiet --clear --python $(BIN)/python .foreign/deploy
+	@$(BIN)/uv pip install --quiet --require-hashes --python .foreign/deploy/bin/python -r requirements/deploy.txt
+	@touch $@
+
+check-deploy: .foreign/deploy.stamp ## Judge manifests and workflows: schemas, checkov, zizmor
+	@deploy/check-manifests .foreign/deploy/bin
+
+audit-dependencies: .foreign/deploy.stamp ## Known weaknesses of what is locked (needs the package index's advisories)
+	@for name in run dev auth datasets inference tools aws build; do \
+	  .foreign/deploy/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/$$name.txt || exit 1; done
+
+scan-secrets: .foreign/deploy.stamp ## Fail when a file that git knows holds what looks like a secret
+	@git ls-files -z | xargs -0 .foreign/deploy/bin/detect-secrets-hook --baseline .secrets.baseline
+
+scan-images: ## Known weaknesses of the images, and their bills of materials in build/sbom (needs trivy)
+	@deploy/scan-images
+
+release-image: ## Build, scan, push and sign IMAGE for REPOSITORY as VERSION (the release workflow's)
+	@deploy/release-image "$(IMAGE)" "$(REPOSITORY)" "$(VERSION)" "$(OUTPUT)"
+
 conformance: .venv/dev.stamp ## Write docs/conformance.md again from a running service
 	@WRITE_CONFORMANCE=1 $(BIN)/python -m pytest -q tests/services/inference/test_conformance.py
 
@@ -80,7 +105,7 @@ format: .venv/dev.stamp ## Format code and protos
 lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package index)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/run.in -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
-	@for name in kserve mlserver; do \
+	@for name in kserve mlserver deploy; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
 
 bench-auth: .venv/run.stamp ## Tokens a second, and how soon a revocation is everywhere (JSON=1)

@@ -93,7 +93,7 @@ class AuthorityKey:
                     raise
             else:
                 return cls(key)
-        stored = await asyncio.to_thread(read_private, path, what=_WHAT)
+        stored = await asyncio.to_thread(read_private, path, what=_WHAT, group_may_read=True)
         return cls(await kek.unwrap(WrappedKey.parse(stored), _CONTEXT))
 
     def mac(self, table: str, primary_key: str, columns: Mapping[str, Canonical]) -> bytes:
