@@ -103,6 +103,7 @@ class HttpFace:
         """Takes no more connections, lets running requests end, and closes the others."""
         self._server.close()
         await self._protocols.drain(grace)
+        await self._server.wait_closed()
 
     async def _serve(self, request: web.BaseRequest) -> Answer:
         path, _, query = request.raw_path.partition("?")

@@ -31,6 +31,7 @@ from casemate.transport.floor import probe_context_floor
 
 _ALPN: Final = ("http/1.1",)
 _SHUTDOWN_S: Final = 1.0
+_CLOSED_WITHIN: Final = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,9 @@ class HttpsServer:
         self._server: asyncio.Server | None = None
         self._strangers: dict[asyncio.Transport, asyncio.Task[None] | None] = {}
         self._proven: Counter[bytes] = Counter()
+        self._transports: dict[_Connection, asyncio.Transport] = {}
+        self._all_gone = asyncio.Event()
+        self._all_gone.set()
         self.port = 0
 
     async def start(self) -> None:
@@ -95,6 +99,16 @@ class HttpsServer:
             self._server.close()
         for transport in list(self._strangers):
             transport.abort()
+
+    async def wait_closed(self, within: timedelta = _CLOSED_WITHIN) -> None:
+        """Waits until proven connections have ended; after `within`, ends them."""
+        try:
+            async with asyncio.timeout(within.total_seconds()):
+                await self._all_gone.wait()
+        except TimeoutError:
+            for transport in list(self._transports.values()):
+                transport.abort()
+            await self._all_gone.wait()
 
     def _present_context(self) -> ssl.SSLContext:
         pair = self._source.current
@@ -137,13 +151,20 @@ class HttpsServer:
         ):
             secured.abort()
             return
+        if connection.lost:
+            return
         self._proven[leaf] += 1
+        self._transports[connection] = secured
+        self._all_gone.clear()
         connection.begin(secured, leaf)
 
-    def _gone(self, leaf: bytes) -> None:
-        self._proven[leaf] -= 1
-        if not self._proven[leaf]:
-            del self._proven[leaf]
+    def _gone(self, connection: _Connection) -> None:
+        del self._transports[connection]
+        self._proven[connection.leaf] -= 1
+        if not self._proven[connection.leaf]:
+            del self._proven[connection.leaf]
+        if not self._transports:
+            self._all_gone.set()
 
 
 class _Arrival(asyncio.Protocol):
@@ -164,19 +185,16 @@ class _Connection(asyncio.Protocol):
     told that it ended, so it is kept until `begin`.
     """
 
-    def __init__(self, protocol: Callable[[], asyncio.Protocol], gone: Callable[[bytes], None]) -> None:
+    def __init__(self, protocol: Callable[[], asyncio.Protocol], gone: Callable[[_Connection], None]) -> None:
         self._make = protocol
         self._gone = gone
         self._protocol: asyncio.Protocol | None = None
-        self._leaf = b""
         self._early = bytearray()
-        self._lost = False
+        self.leaf = b""
+        self.lost = False
 
     def begin(self, transport: asyncio.Transport, leaf: bytes) -> None:
-        self._leaf = leaf
-        if self._lost:
-            self._gone(leaf)
-            return
+        self.leaf = leaf
         self._protocol = self._make()
         self._protocol.connection_made(transport)
         if self._early:
@@ -201,10 +219,10 @@ class _Connection(asyncio.Protocol):
             self._protocol.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = True
+        self.lost = True
         if self._protocol is not None:
             self._protocol.connection_lost(error)
-            self._gone(self._leaf)
+            self._gone(self)
 
 
 def _listener(address: str) -> socket.socket:
