@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Mapping, Sequence
 
+from casemate.backup import log_file
+from services.auth.after_restore import after_restore
 from services.auth.app import bootstrap, run
 
 
@@ -15,13 +19,15 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         CasemateError: it cannot be done; the message is one line for the operator.
     """
     parser = argparse.ArgumentParser(prog="python -m services.auth", description="Serves, unless told otherwise.")
-    command = parser.add_subparsers(dest="command").add_parser(
-        "bootstrap-operator", help="make the first operator of this database"
-    )
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser("bootstrap-operator", help="make the first operator of this database")
     command.add_argument("--client-id", required=True, help="its identifier")
     command.add_argument("--spiffe-id", required=True, help="spiffe://<domain>/t/casemate/<name>")
+    log_file.add_arguments(commands.add_parser("after-restore", help="take away what was taken away since the backup"))
     asked = parser.parse_args(arguments)
-    if asked.command:
+    if asked.command == "after-restore":
+        sys.stdout.write(json.dumps(await after_restore(environment, log_file.from_arguments(asked))) + "\n")
+    elif asked.command:
         await bootstrap(environment, client_id=asked.client_id, spiffe_id=asked.spiffe_id)
     else:
         await run(environment)

@@ -79,7 +79,7 @@ class Cursor:
     sequence: int = 0
 
 
-_CURSORS: Final[Layout[Cursor]] = Layout(
+CURSORS: Final[Layout[Cursor]] = Layout(
     table="log_cursor",
     key=("name",),
     columns=("name", "sequence"),
@@ -112,7 +112,7 @@ class LogTeller:
     ) -> None:
         self._pool = pool
         self._tables = tables
-        self._cursors = AuthorityTable(_CURSORS, key=key, alarms=alarms)
+        self._cursors = AuthorityTable(CURSORS, key=key, alarms=alarms)
         self._log = log
         self._lag = lag
 

@@ -11,8 +11,8 @@ from casemate.transport.floor import raise_floor
 
 try:
     raise_floor(os.environ)
-    from services.datasets.app import run
+    from services.datasets.command import main
 
-    asyncio.run(run(os.environ))
+    asyncio.run(main(sys.argv[1:], os.environ))
 except CasemateError as error:
     sys.exit(f"datasets: {error}")

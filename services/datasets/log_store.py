@@ -19,7 +19,7 @@ from services.datasets.database import connected, transaction
 from services.datasets.log import LogHead, entry_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import asyncpg
 
@@ -91,6 +91,42 @@ class LogStore:
         """Appends in a transaction of its own; durable when it returns."""
         async with transaction(self._pool) as connection:
             return await self.append(connection, kind, body, by=by)
+
+    async def extend(self, entries: Iterable[bytes], *, size: int, root: bytes) -> int:
+        """Appends what a newer copy of this very log has behind what is here, in one transaction; how many it were.
+
+        Args:
+            entries: all of them, from the first on.
+            size: how many they have to be.
+            root: what they have to come to.
+
+        Raises:
+            StoredDataUnreadable: they are not that many, do not come to that root, or do not begin with what is here.
+        """
+        async with transaction(self._pool) as connection:
+            head = self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
+            passing, page = LogHead(), list[tuple[LogHead, bytes]]()
+            for entry in entries:
+                if passing.size == head.size and passing != head:
+                    break
+                if passing.size >= head.size:
+                    page.append((passing, entry))
+                passing = passing.appended(merkle.leaf_hash(entry))
+                if len(page) == tiles.TILE_WIDTH:
+                    await _insert(connection, page)
+                    page.clear()
+            await _insert(connection, page)
+            if (passing.size, passing.root) != (size, root) or (size <= head.size and passing != head):
+                raise StoredDataUnreadable(
+                    f"the newer log of {size} entries is not the {head.size} of this one and more"
+                )
+            await connection.execute(
+                "UPDATE log_head SET size = $1, frontier = $2, mac = $3 WHERE name = 'log'",
+                *(passing.size, passing.to_bytes(), self._mac(passing)),
+            )
+            # The index of the models that its entries name is built again at the next start.
+            await connection.execute("DELETE FROM trained_models_head")
+            return passing.size - head.size
 
     async def head(self) -> LogHead:
         """The present head."""
@@ -209,6 +245,17 @@ class LogStore:
             columns = {"size": record["size"], "frontier": record["frontier"]}
             self._authority.verify("log_head", "log", columns, record["mac"])
             return LogHead.parse(record["size"], record["frontier"])
+
+
+async def _insert(connection: Connection, page: Sequence[tuple[LogHead, bytes]]) -> None:
+    """Stores entries and the nodes that each completes, behind the head that it came after."""
+    leaves, nodes = [], []
+    for head, entry in page:
+        leaf, *completed = head.completed(merkle.leaf_hash(entry))
+        leaves.append((head.size, entry, leaf[2]))
+        nodes += completed
+    await connection.executemany("INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)", leaves)
+    await connection.executemany("INSERT INTO log_nodes (level, index, hash) VALUES ($1, $2, $3)", nodes)
 
 
 async def _proven(

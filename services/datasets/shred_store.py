@@ -6,6 +6,7 @@ entry in the log.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import NotFound
@@ -15,6 +16,8 @@ from services.datasets.upload import Upload, UploadState
 from services.datasets.upload_rows import SELECT, UploadRows, entry_body
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from casemate.clock import Clock
     from casemate.sealing.authority_rows import AuthorityKey
     from casemate.storage.pool import Pool
@@ -22,6 +25,14 @@ if TYPE_CHECKING:
     from services.datasets.log_store import LogStore
 
 _ATTEMPTS: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 ORDER BY id FOR UPDATE"
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedShred:
+    """A shredding that the log has already, as it is carried out again after a restore."""
+
+    index: int
+    at: datetime
 
 
 class ShredStore:
@@ -34,10 +45,13 @@ class ShredStore:
         self._shreddings = ShreddingTable(authority=authority, alarms=alarms)
         self._clock = clock
 
-    async def shred(self, *, tenant: str, dataset: str, version: int) -> tuple[Upload, Shredding]:
+    async def shred(
+        self, *, tenant: str, dataset: str, version: int, logged: LoggedShred | None = None
+    ) -> tuple[Upload, Shredding]:
         """Bars a promoted version from being read, and logs it, in one transaction. Repeated, it changes nothing.
 
         Other attempts to push the version are quarantined: they hold the same rows.
+        What is `logged` already gets no second entry.
 
         Raises:
             NotFound: no such version is promoted.
@@ -54,8 +68,10 @@ class ShredStore:
                 if upload.state is UploadState.RECEIVING:
                     await self._rows.update(connection, upload.quarantined())
             upload = found[0].shredded()
-            index = await self._log.append(connection, "shred", entry_body(upload), by="datasets")
-            shredding = Shredding(upload=upload.id, log_index=index, shredded_at=self._clock.now())
+            if logged is None:
+                index = await self._log.append(connection, "shred", entry_body(upload), by="datasets")
+                logged = LoggedShred(index, self._clock.now())
+            shredding = Shredding(upload=upload.id, log_index=logged.index, shredded_at=logged.at)
             await self._rows.update(connection, upload)
             await self._shreddings.insert(connection, shredding)
             return upload, shredding

@@ -27,6 +27,7 @@ COMMANDS = {
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "kek": ("casemate.cli.kek", "Rotate key-encryption keys, and see what they wrap."),
     "model": ("casemate.cli.model", "Publish and reload signed models."),
+    "backup": ("casemate.cli.backup", "Back up, verify, and restore on an empty machine."),
     "log": ("casemate.cli.log", "Prove, verify and watch the transparency log."),
     "token": ("casemate.cli.token", "Print a token, for grpcurl and its kin."),
     "audit": ("casemate.cli.audit", "Whether the audit is whole, and why a call was refused."),

@@ -66,6 +66,15 @@ async def migrate(connection_or_pool: Connection | Pool, directory: Path) -> lis
         return await _migrate(connection_or_pool, migrations)
 
 
+def digests(directory: Path) -> tuple[str, ...]:
+    """The SHA-256 of each file of `directory`, in order: what a database that has them all has recorded.
+
+    Raises:
+        ConfigurationError: a file is misnamed or missing.
+    """
+    return tuple(migration.sha256.hex() for migration in _load(directory))
+
+
 def _load(directory: Path) -> list[_Migration]:
     try:
         files = sorted(path for path in directory.iterdir() if path.suffix == ".sql")

@@ -194,6 +194,15 @@ def reachable_programs(placement: Placement) -> Path:
     return installed / "bin"
 
 
+def wheel_programs() -> Path:
+    """The folder of the wheel's own programs, for whoever runs them as himself.
+
+    Raises:
+        ConfigurationError: the wheel is not installed.
+    """
+    return _installed() / "bin"
+
+
 def _installed() -> Path:
     """The newest PostgreSQL in the wheel. Found without importing it: its import makes files and warns."""
     found = importlib.util.find_spec(_WHEEL)
