@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, get_type_hints, runtime_checkable
@@ -14,6 +12,7 @@ from typing import Any, Final, Protocol, TypeVar, get_type_hints, runtime_checka
 from casemate.errors import ConfigurationError
 from casemate.settings.declaration import METADATA_KEY, Nested, Setting
 from casemate.settings.parsers import secret
+from casemate.settings.secret_file import FileSecret, read_secret_file
 
 S = TypeVar("S")
 
@@ -28,7 +27,6 @@ _FORBIDDEN: Final = {
     "GRPC_TRACE": "gRPC would write what it sends and receives to the log",
     "SSLKEYLOGFILE": "TLS session keys would be written to a file",
 }
-_MAX_SECRET_BYTES: Final = 64 * 1024
 # Variables that Kubernetes sets for each Service of a namespace, such as one called casemate-auth.
 _LINK_NAME: Final = re.compile(
     r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
@@ -140,6 +138,8 @@ class _Reader:
             self.known.add(file_name)
         try:
             given = self._find(name, file_name)
+            if isinstance(given, FileSecret):
+                return given
             if given is not None:
                 parsed: object = declared.parse(given)
                 return parsed
@@ -152,38 +152,15 @@ class _Reader:
             return None
         return declared.default_for(self._component)
 
-    def _find(self, name: str, file_name: str | None) -> str | None:
+    def _find(self, name: str, file_name: str | None) -> str | FileSecret | None:
         given = self._environment.get(name)
         file = self._environment.get(file_name) if file_name is not None else None
         if given is not None and file is not None:
             raise ValueError(f"given twice, here and by {file_name}")
         if file is not None:
-            return _read_secret_file(Path(file))
+            return FileSecret(read_secret_file(Path(file)), file=Path(file))
         if given == "":
             raise ValueError("is empty; unset it or give a value")
         if given is not None and _LINK_VALUE.fullmatch(given):
             raise ValueError("holds a Kubernetes service link; set enableServiceLinks to false in the pod")
         return given
-
-
-def _read_secret_file(file: Path) -> str:
-    """The one secret in a file, without the newline that editors add."""
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("its file is not a regular file")
-            if status.st_mode & stat.S_IRWXO:
-                raise ValueError("its file is open to every user of the machine; take those rights away (chmod o-rwx)")
-            content = stream.read(_MAX_SECRET_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"its file cannot be read ({error.strerror})") from None
-    if len(content) > _MAX_SECRET_BYTES:
-        raise ValueError("its file is too large for a secret")
-    try:
-        value = content.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError("its file is not UTF-8 text") from None
-    if not value:
-        raise ValueError("its file is empty")
-    return value

@@ -20,7 +20,9 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from casemate.errors import CasemateError, ConfigurationError, Conflict, InternalError, Unavailable
+from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
+from casemate.settings.secret_file import FileSecret
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -63,7 +65,7 @@ async def open_pool(settings: DatabaseSettings, *, min_size: int = 1, max_size: 
     """A pool of connections to the one database of `settings`; the caller closes it.
 
     Every command has a time limit, and so has waiting for the server to accept a connection.
-    Each new connection shows the certificate that the files hold by then.
+    Each new connection shows the certificate and the password that the files hold by then.
 
     Raises:
         ConfigurationError: a certificate file is unusable, the server's certificate or TLS
@@ -81,15 +83,20 @@ async def open_connection(settings: DatabaseSettings) -> asyncpg.Connection[asyn
     """One connection, for work that is done once; otherwise as `open_pool`."""
     arguments = connect_arguments(settings)
     with storage_errors(), _refusals_at_start(settings):
-        return await asyncpg.connect(**arguments)
+        return await _RenewedConnect(settings, arguments)(**arguments)
 
 
 class _RenewedConnect:
-    """Connects with the certificate of this moment: a pool outlives the one that it began with."""
+    """Connects with the certificate and the password of this moment: a pool outlives those that it began with.
+
+    A password changes in two places, one after the other: in its file, then in the database.
+    In between, the one that worked last is tried behind the one in the file.
+    """
 
     def __init__(self, settings: DatabaseSettings, arguments: ConnectArguments) -> None:
         self._settings = settings
         self._context = arguments["ssl"]
+        self._worked: Secret[str] = settings.password
 
     async def __call__(self, *arguments: Any, **keywords: Any) -> asyncpg.Connection[asyncpg.Record]:  # noqa: ANN401  # what asyncpg passes on
         if not self._settings.is_local:
@@ -97,8 +104,26 @@ class _RenewedConnect:
             with suppress(ConfigurationError):
                 self._context = build_tls_context(self._settings)
             keywords["ssl"] = self._context
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(*arguments, **keywords)
+        present = self._settings.password
+        if isinstance(present, FileSecret):
+            present = present.again()
+        try:
+            connection = await _connect(arguments, keywords, present)
+        except asyncpg.InvalidPasswordError:
+            if present == self._worked:
+                raise
+            return await _connect(arguments, keywords, self._worked)
+        self._worked = present
         return connection
+
+
+async def _connect(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], password: Secret[str]
+) -> asyncpg.Connection[asyncpg.Record]:
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+        *arguments, **{**keywords, "password": password.reveal()}
+    )
+    return connection
 
 
 def connect_arguments(settings: DatabaseSettings) -> ConnectArguments:
