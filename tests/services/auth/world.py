@@ -245,6 +245,7 @@ async def build_world(
     *,
     heartbeat: timedelta = timedelta(milliseconds=200),
     sweep: timedelta = timedelta(hours=1),
+    **pace: Any,
 ) -> AsyncIterator[World]:
     async with open_shelf(database, state) as shelf:
         await bootstrap_operator(
@@ -255,8 +256,8 @@ async def build_world(
             clock=SystemClock(),
         )
     settings = build_settings(database, leaf("service", service="auth"), state)
-    pace = app.Pace(heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0))
-    async with app.serving(settings, pace=pace) as running:
+    paced = app.Pace(heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0), **pace)
+    async with app.serving(settings, pace=paced) as running:
         world = World(settings, running, leaf)
         try:
             yield world

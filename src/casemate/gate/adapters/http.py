@@ -52,9 +52,12 @@ class HttpCall:
         Raises:
             Unauthenticated: expired or revoked meanwhile.
             Unavailable: TRUST_STALE.
+            InternalError: who may call it was not asked at the head.
         """
-        self._admission.method = method
-        self._admission.policy = self._gate.policies.of(method)
+        policy, admitted = self._gate.policies.of(method), self._admission.policy
+        if policy.access != admitted.access or policy.audit_allowed > admitted.audit_allowed:
+            raise InternalError(f"{method} has callers that {admitted.method} has not")
+        self._admission.method, self._admission.policy = method, policy
         self._gate.recheck(self._admission, self.caller)
 
 

@@ -1,0 +1,195 @@
+"""The gate in front of an HTTP face: each request judged as the rpc that it stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from casemate.errors import CasemateError
+from casemate.gate.adapters.http import REQUEST_ID_HEADER, HttpGate
+from casemate.gate.core.quota import LocalQuota, Shares
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.http_protocol import Answer, HttpProtocols
+from casemate.transport.https import HttpsServer
+from tests.gate.world import ECHO, SetClock, World, thumbprint_of
+
+NAME = "datasets.casemate.internal"
+LIMIT_S = 20.0
+
+
+@dataclass
+class Faced:
+    """A face over a world's gate: a path names a method of its table."""
+
+    world: World
+    port: int
+    seen: list[object]
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def ask(self, line, method, *, token=None, then=None):
+        reader, writer = line
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        narrow = f"Then: {then}\r\n" if then else ""
+        head = f"POST /{method} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{authorization}{narrow}\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(LIMIT_S):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        named = dict(line.split(": ", 1) for line in head[1:] if line)
+        body = (await reader.readexactly(int(named["Content-Length"]))).decode()
+        assert named[REQUEST_ID_HEADER]
+        return int(head[0].split()[1]), body
+
+    async def line(self, directory):
+        context = ssl.create_default_context(cafile=directory / "ca.pem")
+        context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
+        line = await asyncio.open_connection("127.0.0.1", self.port, ssl=context, server_hostname=NAME)
+        self.writers.append(line[1])
+        return line
+
+    async def close(self):
+        for writer in self.writers:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+@pytest_asyncio.fixture
+async def serve(leaf):
+    """`await serve(world)`: a face over that world's gate."""
+    closing = []
+
+    async def begin(world):
+        gate, seen = HttpGate(world.gate), []
+
+        async def answer(call):
+            seen.append(call.caller)
+            if "Then" in call.request.headers:
+                call.narrow(ECHO + call.request.headers["Then"])
+            return Answer(text="served")
+
+        def refuse(error: CasemateError):
+            return Answer(status=418, text=f"{error.code.value}/{error.reason.value}/{error.retry_after is not None}")
+
+        async def answer_request(request: web.BaseRequest):
+            return await gate.serve(request, ECHO + request.path[1:], answer=answer, refuse=refuse)
+
+        protocols = HttpProtocols(answer=answer_request, malformed=lambda status: Answer(status=status))
+        source = CertificateSource(leaf("service", service="datasets"))
+        server = HttpsServer(source=source, address="127.0.0.1:0", protocol=protocols)
+        await server.start()
+        face = Faced(world, server.port, seen)
+        closing.append((face, server, protocols))
+        return face
+
+    yield begin
+    for face, server, protocols in closing:
+        await face.close()
+        server.close()
+        await protocols.drain(timedelta(0))
+        await server.wait_closed(timedelta(0))
+
+
+@pytest.fixture
+def trainer(leaf):
+    return leaf("client", tenant="acme", name="trainer")
+
+
+async def test_a_method_for_peers_is_served_to_a_certificate_and_says_whose_it_is(serve, trainer):
+    face = await serve(World())
+    assert await face.ask(await face.line(trainer), "Peer") == (200, "served")
+    (caller,) = face.seen
+    assert (caller.path, caller.client_id) == ("t/acme/trainer", None)
+    assert caller.certificate_thumbprint == thumbprint_of(trainer)
+
+
+async def test_a_method_for_services_is_refused_to_others_and_the_denial_is_audited(serve, trainer, leaf):
+    world = World()
+    face = await serve(world)
+    assert await face.ask(await face.line(trainer), "Services") == (418, "PERMISSION_DENIED/CALLER_NOT_ALLOWED/False")
+    assert world.audit.denials == ["CALLER_NOT_ALLOWED"]
+    assert await face.ask(await face.line(leaf("service", service="inference")), "Services") == (200, "served")
+
+
+async def test_a_token_is_needed_where_the_policy_says_so_and_only_with_its_own_certificate(serve, trainer, leaf):
+    world = World()
+    face = await serve(world)
+    token, line = world.token(trainer), await face.line(trainer)
+    assert await face.ask(line, "Open") == (418, "UNAUTHENTICATED/TOKEN_MISSING/False")
+    assert await face.ask(line, "Open", token=token) == (200, "served")
+    assert await face.ask(line, "Other", token=token) == (418, "PERMISSION_DENIED/INSUFFICIENT_SCOPE/False")
+    thief = await face.line(leaf("client", tenant="acme", name="mallory"))
+    assert await face.ask(thief, "Open", token=token) == (418, "UNAUTHENTICATED/CERTIFICATE_MISMATCH/False")
+    assert await face.ask(line, "Nowhere", token=token) == (418, "UNIMPLEMENTED/NOT_SERVED/False")
+
+
+async def test_a_certificate_that_expires_on_an_open_connection_is_refused_at_the_next_request(serve, leaf):
+    clock = SetClock()
+    face = await serve(World(clock=clock))
+    line = await face.line(leaf("sound"))  # for an hour
+    assert await face.ask(line, "Peer") == (200, "served")
+    clock.advance(minutes=59)
+    face.world.hear()
+    assert await face.ask(line, "Peer") == (200, "served")
+    clock.advance(minutes=2)
+    face.world.hear()
+    assert await face.ask(line, "Peer") == (418, "UNAUTHENTICATED/PEER_REFUSED/False")
+
+
+async def test_a_flood_of_one_is_told_when_to_come_again_and_another_is_served(serve, trainer, leaf):
+    clock = SetClock()
+    shares = Shares(calls_per_second=0.001, burst=3)
+    face = await serve(World(clock=clock, quota=LocalQuota(clock=clock, shares=shares)))
+    line = await face.line(trainer)
+    answers = [await face.ask(line, "Peer") for _ in range(5)]
+    assert answers == [(200, "served")] * 3 + [(418, "RESOURCE_EXHAUSTED/RATE_LIMITED/True")] * 2
+    assert await face.ask(await face.line(leaf("client", tenant="acme", name="other")), "Peer") == (200, "served")
+
+
+async def test_what_a_request_turns_out_to_be_is_judged_as_that(serve, trainer):
+    clock = SetClock()
+    world = World(clock=clock)
+    face = await serve(world)
+    token, line = world.token(trainer), await face.line(trainer)
+    assert await face.ask(line, "Open", token=token, then="Sensitive") == (200, "served")
+    clock.advance(seconds=40)  # more than sensitive methods bear without news, less than others do
+    assert await face.ask(line, "Open", token=token) == (200, "served")
+    stale = (418, "UNAVAILABLE/TRUST_STALE/False")
+    assert await face.ask(line, "Open", token=token, then="Sensitive") == stale
+    # Whoever was admitted without a token is not let into what needs one.
+    assert await face.ask(line, "Peer", then="Peer") == (200, "served")
+    assert await face.ask(line, "Peer", then="Open") == (418, "INTERNAL/INTERNAL/False")
+
+
+async def test_a_new_certificate_is_in_force_at_the_next_handshake_and_open_connections_go_on(leaf, tmp_path):
+    directory = leaf("service", service="datasets", into=tmp_path / "datasets")
+    source = CertificateSource(directory)
+    protocols = HttpProtocols(answer=_always, malformed=lambda status: Answer(status=status))
+    server = HttpsServer(source=source, address="127.0.0.1:0", protocol=protocols)
+    await server.start()
+    face, trainer = Faced(World(), server.port, []), leaf("client", tenant="acme", name="trainer")
+    line = await face.line(trainer)
+    first = line[1].get_extra_info("ssl_object").getpeercert(binary_form=True)
+    leaf("service", service="datasets", into=directory)
+    assert source.poll()
+    second = (await face.line(trainer))[1].get_extra_info("ssl_object").getpeercert(binary_form=True)
+    assert first != second
+    line[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(LIMIT_S):
+        assert (await line[0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+    server.close()
+    with pytest.raises(OSError, match="Connect call failed"):
+        await face.line(trainer)
+    await face.close()
+    await protocols.drain(timedelta(0))
+    await server.wait_closed(timedelta(0))
+
+
+async def _always(_request):
+    return Answer(text="served")
