@@ -7,10 +7,7 @@ import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
@@ -18,6 +15,7 @@ from casemate.datasets.v1.dataset_service_pb2_grpc import add_DatasetServiceServ
 from casemate.datasets.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.audit_heads import AUDIT_HEAD, AuditHeads
 from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.adapters.feed import TrustFeed
 from casemate.gate.core.cache import TokenCache
@@ -29,15 +27,11 @@ from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
-from casemate.sealing.authority_rows import AuthorityKey, AuthorityKeyFile
+from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.sealing.key_ring import KekWatch
-from casemate.sealing.provider import load_kek
 from casemate.settings import load_settings
 from casemate.signing.checkpoint import verification_key
 from casemate.signing.dataset_manifest import MAXIMUM_MESSAGE_BYTES
-from casemate.signing.keys import SigningKey
-from casemate.storage.migrations import migrate
-from casemate.storage.pool import open_pool
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import aio_health_service
@@ -45,20 +39,20 @@ from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import methods_of, registered
 from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
-from services.datasets.alarms import Alarms
 from services.datasets.auth_witness import AuthWitness
+from services.datasets.catalogue_servicer import Catalogue
 from services.datasets.checkpoints import WITNESS_EVERY, Checkpoints, Witness
 from services.datasets.dataset_servicer import DatasetServicer
+from services.datasets.exports import Exports
 from services.datasets.health_probe import HealthProbe
-from services.datasets.key_store import DataKeyStore
 from services.datasets.log_servicer import LogServicer
-from services.datasets.log_store import LogStore, holds_rows
+from services.datasets.opening import Stores, log_origin, open_shredder, open_stores
 from services.datasets.pull import Reader
 from services.datasets.push import Intake
+from services.datasets.retention import CLOCKS_AGREE_WITHIN, Retention
 from services.datasets.settings import DatasetsSettings
-from services.datasets.shred import Shredder
-from services.datasets.shred_store import ShredStore
-from services.datasets.store import VersionStore
+from services.datasets.signer_report import SignerReport
+from services.datasets.versions import Versions
 from services.keys.operations import KeyOperations
 from services.keys.servicer import key_service
 
@@ -67,19 +61,20 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from casemate.gate.core.audit import AuditSink
-    from casemate.sealing.kek import KeyEncryptionKey
     from casemate.sealing.key_ring import DataKeyRing
-    from casemate.signing.keys import PublicKey
+    from casemate.signing.keys import PublicKey, SigningKey
     from casemate.signing.signers import Signer
-    from casemate.storage.pool import Pool
+    from casemate.signing.statements import SignerResolver
     from casemate.transport.health import HealthState
     from casemate.transport.registry import RegisteredService
+    from services.datasets.shred import Shredder
+
+__all__ = ["AUDIENCE", "Running", "Stores", "log_origin", "open_shredder", "open_stores", "run", "serving"]
 
 AUDIENCE = "datasets"
 """Tokens name it; manifests name it with the trust domain behind."""
 
 _LOGGER = logging.getLogger(__name__)
-_HERE = Path(__file__).parent
 _PLACES = 128  # calls at once; shared out as soon as two tenants call
 _DESCRIPTORS = (
     dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
@@ -93,7 +88,7 @@ class Running:
     """A service that takes calls.
 
     `log_key` verifies the log's checkpoints and the receipts of shredding; `ring` holds
-    the data keys that are unwrapped now.
+    the data keys that are unwrapped now; `retention` does every minute what its `look` does at once.
     """
 
     port: int
@@ -102,23 +97,9 @@ class Running:
     health: HealthState
     log_key: PublicKey
     ring: DataKeyRing
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """Everything that the servicers stand on."""
-
-    kek: KeyEncryptionKey
-    versions: VersionStore
-    shreds: ShredStore
-    keys: DataKeyStore
-    log: LogStore
-    alarms: Alarms
-
-    async def ping(self) -> None:
-        """Returns if both databases answer."""
-        await self.versions.ping()
-        await self.keys.ping()
+    retention: Retention
+    audit_heads: AuditHeads
+    stores: Stores
 
 
 async def run(environment: Mapping[str, str]) -> None:
@@ -150,6 +131,7 @@ async def serving(
     clock: Clock | None = None,
     lame_duck: timedelta = DEFAULT_LAME_DUCK,
     witness: Witness | None = None,
+    clocks_agree_within: timedelta = CLOCKS_AGREE_WITHIN,
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
@@ -159,6 +141,7 @@ async def serving(
         clock: time; the machine's own if not given.
         lame_duck: how long calls are still taken once health says no.
         witness: cosigns the log's checkpoints; the auth service, if `trust` is not given either.
+        clocks_agree_within: how far this clock and the database's may be apart for retention to act.
     """
     clock = clock or SystemClock()
     metrics = Metrics("datasets")
@@ -171,8 +154,24 @@ async def serving(
             witness = witness or AuthWitness(auth)
         shredder = open_shredder(settings, stores, signing_key, clock)
         checkpoints = _show_log(settings, stack, stores, signing_key, witness)
+        retention = Retention(
+            schedules=stores.schedules,
+            discards=stores.discards,
+            labels=stores.labels,
+            shredder=shredder,
+            upload_lifetime=settings.upload_lifetime,
+            clock=clock,
+            clocks_agree_within=clocks_agree_within,
+        )
         services = _services(
-            settings, stores, signing_key, trust=trust, clock=clock, shredder=shredder, checkpoints=checkpoints
+            settings,
+            stores,
+            signing_key,
+            trust=trust,
+            clock=clock,
+            shredder=shredder,
+            exports=_open_exports(settings, stack, stores, signing_key, clock),
+            checkpoints=checkpoints,
         )
         health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
@@ -200,9 +199,26 @@ async def serving(
         await probe.look()
         await server.start()
         stack.push_async_callback(server.stop)
-        for work in (probe.watch(), shredder.run(), KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run()):
+        heads = AuditHeads(path=settings.audit_file, head=lambda: audit.head)
+        for work in (
+            probe.watch(),
+            shredder.run(),
+            retention.run(),
+            heads.run(lambda body: stores.log.append_alone(AUDIT_HEAD, body, by=AUDIENCE)),
+            KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run(),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        yield Running(server.port, metrics_server.port, metrics, health, signing_key.public, stores.keys.ring)
+        yield Running(
+            port=server.port,
+            metrics_port=metrics_server.port,
+            metrics=metrics,
+            health=health,
+            log_key=signing_key.public,
+            ring=stores.keys.ring,
+            retention=retention,
+            audit_heads=heads,
+            stores=stores,
+        )
 
 
 def _open_identity(settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics) -> CertificateSource:
@@ -221,53 +237,6 @@ def _show_metrics(
     return server
 
 
-async def open_stores(
-    settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics, clock: Clock
-) -> tuple[Stores, SigningKey]:
-    """Opens keys and databases until `stack` ends; gives the stores and the log's key.
-
-    Raises:
-        ConfigurationError: a file, a login or a migration.
-        StoredDataUnreadable: a key is not under this key-encryption key.
-        Unavailable: a database, or the key-encryption key, does not answer.
-    """
-    failed = metrics.counting("kek_reload_failed_total")
-    kek = await stack.enter_async_context(load_kek(settings.kek, clock=clock, reload_failed=failed))
-    pool = await open_pool(settings.database)
-    stack.push_async_callback(_close, pool)
-    key_pool = await open_pool(settings.data_keys)
-    stack.push_async_callback(_close, key_pool)
-    await migrate(pool, _HERE / "schema")
-    await migrate(key_pool, _HERE / "datakeys_schema")
-    authority = await AuthorityKey.load_or_create(kek, settings.authority_key, create=not await holds_rows(pool))
-    alarms = Alarms(metrics.increment)
-    log = LogStore(pool=pool, authority=authority, alarms=alarms, clock=clock)
-    await log.prepare()
-    keys = DataKeyStore(pool=key_pool, kek=kek, clock=clock)
-    seed = await keys.log_seed()
-    stores = Stores(
-        kek=kek,
-        versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
-        shreds=ShredStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
-        keys=keys,
-        log=log,
-        alarms=alarms,
-    )
-    return stores, SigningKey(Ed25519PrivateKey.from_private_bytes(seed.reveal()))
-
-
-def open_shredder(settings: DatasetsSettings, stores: Stores, log_key: SigningKey, clock: Clock) -> Shredder:
-    """What shreds, and hears of shreddings."""
-    return Shredder(
-        versions=stores.shreds,
-        keys=stores.keys,
-        log=log_origin(settings.identity.trust_domain),
-        log_key=log_key,
-        retention=settings.backup_retention,
-        clock=clock,
-    )
-
-
 def _services(
     settings: DatasetsSettings,
     stores: Stores,
@@ -276,38 +245,70 @@ def _services(
     trust: TrustState,
     clock: Clock,
     shredder: Shredder,
+    exports: Exports,
     checkpoints: Checkpoints,
 ) -> list[RegisteredService]:
+    resolve = _resolver(settings, trust)
+    origin = log_origin(settings.identity.trust_domain)
+    audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
+    intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
+    datasets = DatasetServicer(
+        intake=intake,
+        catalogue=_catalogue(stores, resolve, service=audience, trust=trust, clock=clock),
+        exports=exports,
+        shredder=shredder,
+        log_key=verification_key(origin, log_key.public),
+    )
+    operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
+    log = LogServicer(log=stores.log, lineage=stores.lineage, checkpoints=checkpoints)
+    return [
+        registered(add_DatasetServiceServicer_to_server, datasets),
+        registered(add_LogServiceServicer_to_server, log),
+        key_service(operations),
+    ]
+
+
+def _resolver(settings: DatasetsSettings, trust: TrustState) -> SignerResolver:
     def resolve(key_id: str) -> Signer | None:
         signer = trust.current.signers.get(key_id)
         if signer is None or not settings.unsafe_accept_pkcs1:
             return signer
         return replace(signer, public_key=signer.public_key.unsafe_also_pkcs1())
 
-    audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
-    intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
+    return resolve
+
+
+def _catalogue(stores: Stores, resolve: SignerResolver, *, service: str, trust: TrustState, clock: Clock) -> Catalogue:
     reader = Reader(
-        audience=audience,
+        audience=service,
         store=stores.versions,
         shreds=stores.shreds,
         keys=stores.keys,
         resolve=resolve,
         alarms=stores.alarms,
     )
-    origin = log_origin(settings.identity.trust_domain)
-    datasets = DatasetServicer(
-        intake=intake,
+    return Catalogue(
+        service=service,
         reader=reader,
-        shredder=shredder,
-        log=stores.log,
-        log_key=verification_key(origin, log_key.public),
+        store=stores.versions,
+        versions=Versions(reader=reader, labels=stores.labels, trust=trust, clock=clock),
+        labels=stores.labels,
+        lineage=stores.lineage,
+        reports=SignerReport(
+            pool=stores.pool, log=stores.log, versions=stores.versions, lineage=stores.lineage, resolve=resolve
+        ),
+        schedules=stores.schedules,
+        trust=trust,
     )
-    operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
-    return [
-        registered(add_DatasetServiceServicer_to_server, datasets),
-        registered(add_LogServiceServicer_to_server, LogServicer(log=stores.log, checkpoints=checkpoints)),
-        key_service(operations),
-    ]
+
+
+def _open_exports(
+    settings: DatasetsSettings, stack: AsyncExitStack, stores: Stores, log_key: SigningKey, clock: Clock
+) -> Exports:
+    origin = log_origin(settings.identity.trust_domain)
+    exports = Exports(log=stores.log, origin=origin, log_key=log_key, clock=clock)
+    stack.push_async_callback(exports.close)
+    return exports
 
 
 def _show_log(
@@ -323,11 +324,6 @@ def _show_log(
     if witness is not None:
         stack.push_async_callback(_cancel, asyncio.create_task(checkpoints.watch(WITNESS_EVERY)))
     return checkpoints
-
-
-def log_origin(trust_domain: str) -> str:
-    """The name that the log signs its checkpoints under."""
-    return f"datasets.{trust_domain}/log"
 
 
 def _gate(
@@ -366,19 +362,10 @@ def _follow(
     return channel
 
 
-def _open_audit(settings: DatasetsSettings, stack: AsyncExitStack) -> AuditSink:
+def _open_audit(settings: DatasetsSettings, stack: AsyncExitStack) -> AuditFile:
     audit = AuditFile(settings.audit_file)
     stack.callback(audit.close)
     return audit
-
-
-async def _close(pool: Pool) -> None:
-    """Closes a pool; connections that are still busy after ten seconds are cut."""
-    try:
-        async with asyncio.timeout(10):
-            await pool.close()
-    except TimeoutError:
-        pool.terminate()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

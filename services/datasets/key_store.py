@@ -102,6 +102,14 @@ class DataKeyStore:
         self.forget(context)
         return int(done.removeprefix("DELETE "))
 
+    async def delete_one(self, identifier: UUID, context: KeyContext) -> int:
+        """Deletes this key and no other of its context; durable when it returns."""
+        self.forget(context)
+        async with connected(self._pool) as connection:
+            done = await connection.execute("DELETE FROM data_keys WHERE id = $1", identifier)
+        self.forget(context)
+        return int(done.removeprefix("DELETE "))
+
     def forget(self, context: KeyContext) -> None:
         """Drops the keys of a context from memory."""
         self.ring.drop(lambda _, held: held == context)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-MAXIMUM_BODY_BYTES = 16 * 1024
+MAXIMUM_BODY_BYTES = 32 * 1024
+"""A release that names 256 roots fits."""
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -79,12 +80,12 @@ def parse_body(kind: str, body: bytes) -> Mapping[str, object]:
 
     Raises:
         InvalidRequest: the kind is no name, or the body is not a canonical JSON
-            object (keys sorted, no spaces, UTF-8) of at most 16 KiB.
+            object (keys sorted, no spaces, UTF-8) of at most 32 KiB.
     """
     if not _KIND.fullmatch(kind):
         raise _invalid("kind", "not a lower-case name of at most 32 characters")
     if not 0 < len(body) <= MAXIMUM_BODY_BYTES:
-        raise _invalid("body", "empty, or above 16 KiB")
+        raise _invalid("body", "empty, or above 32 KiB")
     try:
         found = json.loads(body)
         canonical = isinstance(found, dict) and canonical_json(found) == body

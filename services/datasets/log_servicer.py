@@ -9,10 +9,12 @@ from casemate.datasets.v1 import log_service_pb2_grpc as stubs
 from casemate.errors import OutOfRange, PermissionDenied, Reason
 from casemate.gate.adapters.caller_context import current_caller
 from casemate.signing.log_proof import write_log_proof
+from services.datasets.lineage import RELEASE
 from services.datasets.log import parse_body
 
 if TYPE_CHECKING:
     from services.datasets.checkpoints import Checkpoints
+    from services.datasets.lineage import Lineage
     from services.datasets.log_store import LogStore
 
 _LARGEST_INDEX = 2**63 - 1
@@ -21,8 +23,9 @@ _LARGEST_INDEX = 2**63 - 1
 class LogServicer(stubs.LogServiceServicer):
     """Append by services, checkpoint and entries for whoever may read the log."""
 
-    def __init__(self, *, log: LogStore, checkpoints: Checkpoints) -> None:
+    def __init__(self, *, log: LogStore, lineage: Lineage, checkpoints: Checkpoints) -> None:
         self._log = log
+        self._lineage = lineage
         self._checkpoints = checkpoints
 
     async def AppendEntry(  # noqa: N802  # the protocol's name
@@ -33,6 +36,8 @@ class LogServicer(stubs.LogServiceServicer):
         if service is None:  # the policy admits services alone; not left to that alone
             raise PermissionDenied("an entry by no service", reason=Reason.CALLER_NOT_ALLOWED)
         body = parse_body(request.kind, request.body)
+        if (request.kind, service) == (RELEASE, "inference"):
+            return messages.AppendEntryResponse(index=await self._lineage.append_release(body))
         return messages.AppendEntryResponse(index=await self._log.append_alone(request.kind, body, by=service))
 
     async def GetCheckpoint(  # noqa: N802

@@ -19,7 +19,7 @@ from services.datasets.database import connected, transaction
 from services.datasets.log import LogHead, entry_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     import asyncpg
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from services.datasets.alarms import Alarms
 
 _HEAD = "SELECT size, frontier, mac FROM log_head WHERE name = 'log'"
+_SCANNED: Final = 256
 _ENTRIES_BYTES: Final = 3 << 20
 """Most bytes of entries in one answer: a message has 4 MiB."""
 
@@ -127,6 +128,32 @@ class LogStore:
             # The index of the models that its entries name is built again at the next start.
             await connection.execute("DELETE FROM trained_models_head")
             return passing.size - head.size
+
+    async def lock(self, connection: Connection) -> None:
+        """Holds off all appends until the caller's transaction ends."""
+        self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
+
+    async def scan(self, connection: Connection) -> AsyncIterator[tuple[int, bytes]]:
+        """Every entry with its index, in order; that they are those of the head is known when this ends.
+
+        Args:
+            connection: inside a transaction that sees one state throughout.
+
+        Raises:
+            StoredDataUnreadable: they are not; by then all but the last were given out.
+        """
+        signed, seen = self._verified(await connection.fetchrow(_HEAD)), LogHead()
+        async for row in connection.cursor("SELECT index, entry FROM log_entries ORDER BY index", prefetch=_SCANNED):
+            seen = seen.appended(merkle.leaf_hash(row["entry"]))
+            if seen.size == signed.size:
+                self._require_same(seen, signed)
+            yield row["index"], row["entry"]
+        self._require_same(seen, signed)
+
+    def _require_same(self, seen: LogHead, signed: LogHead) -> None:
+        with self._alarms.on_integrity():
+            if seen != signed:
+                raise StoredDataUnreadable("the log's entries do not give its root")
 
     async def head(self) -> LogHead:
         """The present head."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from casemate.sealing.keys import DataKey
     from casemate.sealing.rows import SealedBatch
+    from casemate.signing.batch_order import BatchOrder
     from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
     from services.datasets.alarms import Alarms
     from services.datasets.key_store import DataKeyStore
@@ -121,18 +122,20 @@ class Reader:
             raise NotFound(f"version {described.upload.version} of {tenant}/{dataset} was shredded")
         return described
 
-    async def batches(self, readable: ReadableVersion) -> AsyncIterator[OpenedBatch]:
-        """All batches in order. Memory: the manifest's tree and one chunk.
+    async def batches(self, readable: ReadableVersion, order: BatchOrder) -> AsyncIterator[OpenedBatch]:
+        """The batches of a shard, in its order. Memory: the manifest's tree and one chunk.
 
         Raises:
+            InvalidRequest: the position is beyond the shard's end.
             StoredDataUnreadable: a batch does not open, or is not the signed chunk.
             NotFound: the signer's key was declared compromised, or the version shredded, meanwhile.
             Unavailable, FailedPrecondition: the key is not in memory, and cannot be unwrapped now.
         """
         upload, manifest = readable.upload, readable.manifest.manifest
         plan = ChunkPlan(manifest.chunks)
+        numbers = await asyncio.to_thread(order.numbers, manifest.root, len(manifest.chunks))
         tree = await asyncio.to_thread(merkle.MerkleTree, [chunk.leaf_hash for chunk in manifest.chunks])
-        for chunk in map(plan.number, range(len(manifest.chunks))):
+        for chunk in map(plan.number, numbers):
             self.require_trusted(upload)
             with self._alarms.on_integrity():
                 key = await self._key(upload, use_bytes=chunk.digest.bytes)

@@ -38,6 +38,7 @@ class DatasetsSettings:
             KEK; made at the first start.
         backup_retention: how long a backup of the data keys, and its WAL, is kept at most.
             Receipts of shredding rely on it.
+        upload_lifetime: how long an upload may take, whatever its manifest allows.
         audit_file: where decisions are written, one JSON object a line.
         unsafe_accept_pkcs1: whether RSA keys of suppliers may sign by PKCS#1 v1.5 too.
     """
@@ -63,6 +64,12 @@ class DatasetsSettings:
         parse=duration,
         default=timedelta(days=30),
         help="longest time that a backup of the data-keys database is kept",
+    )
+    upload_lifetime: timedelta = setting(
+        "UPLOAD_LIFETIME",
+        parse=duration,
+        default=timedelta(days=7),
+        help="after so long an upload that was not finished is discarded, and its data key destroyed",
     )
 
     unsafe_accept_pkcs1: bool = setting(

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Final
 from casemate.errors import CasemateError, NotFound, StoredDataUnreadable
 from casemate.signing.shred_receipt import ShredReceipt, sign_shred_receipt
 from services.datasets.key_store import rows_context
+from services.datasets.upload import UploadState
 
 if TYPE_CHECKING:
     from casemate.clock import Clock
     from casemate.signing.keys import SigningKey
+    from services.datasets.discards import DiscardStore
     from services.datasets.key_store import DataKeyStore
     from services.datasets.shred_store import ShredStore
     from services.datasets.shreddings import Shredding
@@ -41,6 +43,7 @@ class Shredder:
 
     Args:
         versions: states and the log.
+        discards: those of attempts that were never promoted.
         keys: the data keys.
         log: name of the log, as its checkpoints have it.
         log_key: signs receipts.
@@ -52,6 +55,7 @@ class Shredder:
         self,
         *,
         versions: ShredStore,
+        discards: DiscardStore,
         keys: DataKeyStore,
         log: str,
         log_key: SigningKey,
@@ -59,6 +63,7 @@ class Shredder:
         clock: Clock,
     ) -> None:
         self._versions = versions
+        self._discards = discards
         self._keys = keys
         self._log = log
         self._log_key = log_key
@@ -71,7 +76,7 @@ class Shredder:
         """Shreds a promoted version and gives the signed receipt. Repeated, it gives the same one.
 
         Raises:
-            NotFound: no such version is promoted.
+            NotFound: no such version was ever promoted.
             Unavailable: a database does not answer. What was begun is finished by itself.
         """
         if "\x00" in dataset:
@@ -79,6 +84,32 @@ class Shredder:
         upload, shredding = await self._versions.shred(tenant=tenant, dataset=dataset, version=version)
         shredding = await self._finish(upload, shredding)
         return sign_shred_receipt(self._receipt(upload, shredding), self._log_key)
+
+    async def discard(self, upload: Upload, *, why: str) -> bytes | None:
+        """Destroys the key and the rows of an attempt that was never promoted; nothing if it was, meanwhile.
+
+        Raises:
+            Unavailable: a database does not answer. What was begun is finished by itself.
+        """
+        upload, shredding = await self._discards.discard(upload.id, why=why)
+        if shredding is None:
+            return None
+        shredding = await self._finish(upload, shredding)
+        return sign_shred_receipt(self._receipt(upload, shredding), self._log_key)
+
+    async def discard_all(self, *, tenant: str, dataset: str, version: int) -> list[bytes]:
+        """Discards every attempt at a version that was never promoted; gives their receipts, oldest first.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: a database does not answer. What was begun is finished by itself.
+        """
+        attempts = await self._discards.attempts(tenant, dataset, version)
+        receipts = [await self.discard(upload, why="shredded") for upload in attempts]
+        found = [receipt for receipt in receipts if receipt is not None]
+        if not found:
+            raise NotFound(f"no attempt at version {version} of {tenant}/{dataset}")
+        return found
 
     async def look(self) -> None:
         """Drops from memory what any replica shredded since the last look, and finishes what is not finished.
@@ -97,8 +128,7 @@ class Shredder:
         """Deletes again whatever key of a shredded version is there: a restored backup brings them back."""
         found = 0
         for upload in await self._versions.shredded():
-            context = rows_context(upload.tenant, upload.dataset, upload.version)
-            found += await self._keys.delete([upload.data_key], context)
+            found += await self._delete_keys(upload)
         if found:
             _LOGGER.critical("%d data keys of shredded versions were there, and are deleted again", found)
         return found
@@ -123,9 +153,18 @@ class Shredder:
         if shredding.key_deleted_at is not None:
             self._keys.forget(context)
             return shredding
-        await self._keys.delete([upload.data_key], context)
+        await self._delete_keys(upload)
+        if upload.state is UploadState.DISCARDED:
+            await self._discards.delete_rows(upload)
         now = self._clock.now()
         return await self._versions.finish_shredding(shredding.finished(at=now, no_backup_after=now + self._retention))
+
+    async def _delete_keys(self, upload: Upload) -> int:
+        """Deletes the keys of a version, or the one key of an attempt: another may be the version."""
+        context = rows_context(upload.tenant, upload.dataset, upload.version)
+        if upload.state is UploadState.DISCARDED:
+            return await self._keys.delete_one(upload.data_key, context)
+        return await self._keys.delete([upload.data_key], context)
 
     def _receipt(self, upload: Upload, shredding: Shredding) -> ShredReceipt:
         if shredding.key_deleted_at is None or shredding.no_backup_after is None:

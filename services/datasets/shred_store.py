@@ -92,12 +92,13 @@ class ShredStore:
         async with connected(self._pool) as connection:
             news = await self._shreddings.news(connection, after=log_index)
             records = await connection.fetch(
-                SELECT + " WHERE id = ANY($1::uuid[]) AND state = 'shredded'", [found.upload for found in news]
+                SELECT + " WHERE id = ANY($1::uuid[]) AND state IN ('shredded', 'discarded')",
+                [found.upload for found in news],
             )
         uploads = {upload.id: upload for upload in self._rows.readable(records)}
         return [(uploads[found.upload], found) for found in news if found.upload in uploads]
 
     async def shredded(self) -> list[Upload]:
-        """Every version that was shredded. Rows that do not verify alarm and are left out."""
+        """Every version that was shredded, every attempt that was discarded. What does not verify is left out."""
         async with connected(self._pool) as connection:
-            return self._rows.readable(await connection.fetch(SELECT + " WHERE state = 'shredded'"))
+            return self._rows.readable(await connection.fetch(SELECT + " WHERE state IN ('shredded', 'discarded')"))

@@ -25,7 +25,14 @@ from casemate.errors import (
 from casemate.sealing.rows import SealedBatch
 from services.datasets.copying import copy_chunks
 from services.datasets.database import connected, transaction
-from services.datasets.upload import StoredBatch, Upload, UploadState, require_complete, require_stored
+from services.datasets.upload import (
+    StoredBatch,
+    Upload,
+    UploadState,
+    require_complete,
+    require_not_quarantined,
+    require_stored,
+)
 from services.datasets.upload_rows import LATEST, SELECT, UploadRows, entry_body
 
 if TYPE_CHECKING:
@@ -150,7 +157,8 @@ class VersionStore:
                 return upload
             if upload.state is UploadState.SHREDDED:
                 raise AlreadyExists(f"version {upload.version} of {upload.dataset} was shredded")
-            if upload.state is UploadState.QUARANTINED or upload.manifest_sha256 != manifest.payload_sha256:
+            require_not_quarantined(upload)
+            if upload.manifest_sha256 != manifest.payload_sha256:
                 raise Conflict(f"upload {upload_id} may not be promoted", reason=Reason.EQUIVOCATION)
             require_complete(upload)
             await connection.execute(_LOCK_DATASET, upload.tenant, upload.dataset)

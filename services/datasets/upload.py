@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 class UploadState(StrEnum):
-    """Where an upload stands. Only the promoted are readable; the shredded were, and keep their number."""
+    """Where an upload stands. Only the promoted are readable; the shredded were, the discarded never will be."""
 
     RECEIVING = "receiving"
     PROMOTED = "promoted"
     QUARANTINED = "quarantined"
     SHREDDED = "shredded"
+    DISCARDED = "discarded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,10 @@ class Upload:
     def shredded(self) -> Upload:
         """The upload once its key is to be destroyed."""
         return replace(self, state=UploadState.SHREDDED)
+
+    def discarded(self) -> Upload:
+        """The upload once it was given up, and its key is to be destroyed."""
+        return replace(self, state=UploadState.DISCARDED)
 
     def promoted(self, *, at: datetime, log_index: int) -> Upload:
         """The upload once it is the version."""
@@ -164,7 +169,9 @@ def judge_chunk(upload: Upload, chunk: PlannedChunk, leaf_hash: bytes) -> Verdic
 
 
 def require_not_quarantined(upload: Upload) -> None:
-    """Raises Conflict / EQUIVOCATION for a quarantined upload, whatever is asked of it."""
+    """Raises Conflict for an upload that was quarantined (EQUIVOCATION) or discarded, whatever is asked of it."""
+    if upload.state is UploadState.DISCARDED:
+        raise Conflict(f"upload {upload.id} was discarded: begin anew under another upload id")
     if upload.state is UploadState.QUARANTINED:
         raise Conflict(f"upload {upload.id} is quarantined", reason=Reason.EQUIVOCATION)
 

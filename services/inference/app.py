@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from casemate.clock import Clock, SystemClock
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.audit_heads import AUDIT_HEAD, AuditHeads
 from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.adapters.feed import TrustFeed
 from casemate.gate.adapters.synchronous import GateInterceptor
@@ -343,6 +344,14 @@ def run(
         tell = seat.link(metrics.exposition, ended.set)
     service.start()
     feed.start()
+    heads, log = AuditHeads(path=file, head=lambda: audit.head), Datasets(datasets, timeout=_CALL_TIMEOUT)
+    telling = threading.Thread(
+        target=heads.run_until,
+        args=(ended, lambda body: log.log_entry(AUDIT_HEAD, body)),
+        name="audit-heads",
+        daemon=True,
+    )
+    telling.start()
     while not ended.wait(_LOOK_EVERY.total_seconds()):
         tell(ready=service.look(), oldest_run=service.oldest_run())
     _LOGGER.info("draining")

@@ -73,24 +73,32 @@ class Datasets:
         if refused:
             raise FailedPrecondition(f"{len(refused)} dataset roots are refused", reason=Reason.DATASET_UNKNOWN)
 
-    def log_release(self, slot: Slot, *, manifest_sha256: bytes, signer_key_id: str) -> int:
-        """Appends the release to the log; its index there.
+    def log_release(
+        self, slot: Slot, *, manifest_sha256: bytes, signer_key_id: str, dataset_roots: Sequence[bytes]
+    ) -> int:
+        """Appends the release to the log, with the roots that it was trained on; its index there.
 
         Raises:
             Unavailable: datasets does not answer.
         """
-        body = json.dumps(
-            {
-                "manifest_sha256": manifest_sha256.hex(),
-                "model": slot.model,
-                "number": slot.number,
-                "signer_key_id": signer_key_id,
-                "tenant": slot.tenant,
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        )
-        request = log_service_pb2.AppendEntryRequest(kind="release", body=body.encode())
+        body = {
+            "dataset_roots": [root.hex() for root in dataset_roots],
+            "manifest_sha256": manifest_sha256.hex(),
+            "model": slot.model,
+            "number": slot.number,
+            "signer_key_id": signer_key_id,
+            "tenant": slot.tenant,
+        }
+        return self.log_entry("release", body)
+
+    def log_entry(self, kind: str, body: dict[str, object]) -> int:
+        """Appends an entry to the log; its index there.
+
+        Raises:
+            Unavailable: datasets does not answer.
+        """
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        request = log_service_pb2.AppendEntryRequest(kind=kind, body=text.encode())
         try:
             return int(self._log.AppendEntry(request, timeout=self._timeout).index)
         except grpc.RpcError as error:

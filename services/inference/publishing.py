@@ -139,7 +139,9 @@ class Publishing:
                 self._vault.store(slot, manifest=envelope, files=files)
         digest, signer = verified.payload_sha256, verified.signer_key_id
         self._releases.record(slot, manifest_sha256=digest, signer_key_id=signer)
-        index = self._datasets.log_release(slot, manifest_sha256=digest, signer_key_id=signer)
+        index = self._datasets.log_release(
+            slot, manifest_sha256=digest, signer_key_id=signer, dataset_roots=verified.manifest.dataset_roots
+        )
         self._trust.wait_for(slot.tenant, slot.model, slot.number, timeout=self._limits.feed_wait)
         self._watcher.load(slot)
         return model_service_pb2.PublishModelResponse(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from casemate.client.datasets_pull import DatasetPulls, PulledBatch, PulledDataset
+from casemate.client.datasets_pull import DatasetPulls
 from casemate.client.datasets_push import DatasetPushes, PushedVersion
 from casemate.client.datasets_versions import ShreddedVersion
+from casemate.client.reading import Cursor, PulledBatch, PulledDataset
+from casemate.signing.batch_order import BatchOrder
 
-__all__ = ["Datasets", "PulledBatch", "PulledDataset", "PushedVersion", "ShreddedVersion"]
+__all__ = ["BatchOrder", "Cursor", "Datasets", "PulledBatch", "PulledDataset", "PushedVersion", "ShreddedVersion"]
 
 
 class Datasets(DatasetPushes, DatasetPulls):

@@ -8,14 +8,18 @@ model's manifest names the root, so the difference is found when a model is publ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import grpc
 
 from casemate.client.datasets_versions import DatasetVersions
+from casemate.client.reading import Cursor, PulledBatch, PulledDataset
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import StoredDataUnreadable
+from casemate.signing.batch_order import BatchOrder
+from casemate.signing.checkpoint import parse_verification_key
+from casemate.signing.export_receipt import VerifiedExportReceipt, numbers_sha256, verify_export_receipt
 from casemate.signing.framing import join_rows
 from casemate.signing.keys import PublicKey
 from casemate.signing.merkle import leaf_hash, verify_inclusion
@@ -25,53 +29,49 @@ from casemate.transport.status import from_rpc_error
 
 PULL_TIMEOUT_SECONDS = 3600.0
 
-
-@dataclass(frozen=True, slots=True)
-class PulledBatch:
-    """One chunk, proven to be part of the signed root."""
-
-    number: int
-    first_ordinal: int
-    records: tuple[bytes, ...]
-
-
-class PulledDataset:
-    """A version being read: iterate for its batches, in order.
-
-    Every batch is proven before it is given out. That all of them arrived is
-    known only when the iteration ends without an error.
-    """
-
-    def __init__(self, manifest: VerifiedManifest, version: int, pieces: Iterator[PulledBatch]) -> None:
-        self.manifest = manifest
-        self.version = version
-        self._pieces = pieces
-
-    @property
-    def root(self) -> bytes:
-        """The signed RFC 6962 root."""
-        return self.manifest.manifest.root
-
-    def __iter__(self) -> Iterator[PulledBatch]:
-        return self._pieces
-
-    def records(self) -> list[bytes]:
-        """All records, read to the end and so complete."""
-        return [record for batch in self for record in batch.records]
+_WHOLE = BatchOrder()
 
 
 class DatasetPulls(DatasetVersions):
     """Pulls of the session's tenant."""
 
-    def pull(self, dataset: str, version: int = 0, *, tenant: str, trusted: Sequence[PublicKey]) -> PulledDataset:
+    def pull(
+        self,
+        dataset: str,
+        version: int = 0,
+        *,
+        tenant: str,
+        trusted: Sequence[PublicKey],
+        label: str = "",
+        order: BatchOrder = _WHOLE,
+        log_key: str | None = None,
+    ) -> PulledDataset:
         """Opens a version for reading, its manifest verified against keys that the caller trusts.
+
+        Args:
+            dataset: the dataset.
+            version: its number; zero: what the label names, or the newest where none is given.
+            tenant: whose it is.
+            trusted: keys of suppliers.
+            label: instead of a version. Which one it names is the service's word; the log has each move.
+            order: which shard, in which order, from where on.
+            log_key: the log's key, that the receipt must be signed with; what the service says if not given.
 
         Raises:
             NotFound: there is no such version, or it is not granted.
+            InvalidRequest: the order asks for what there is not.
             SignatureInvalid, PermissionDenied: the manifest is not signed by a trusted key.
         """
         responses = self._stub.PullDataset(
-            messages.PullDatasetRequest(dataset=dataset, version=version),
+            messages.PullDatasetRequest(
+                dataset=dataset,
+                version=version,
+                label=label,
+                shard=order.shard,
+                shards=order.shards,
+                shuffle_seed=order.shuffle_seed,
+                position=order.position,
+            ),
             timeout=PULL_TIMEOUT_SECONDS,
         )
         try:
@@ -80,21 +80,43 @@ class DatasetPulls(DatasetVersions):
             raise StoredDataUnreadable("the service sent no description") from None
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        promoted_at = description.promoted_at.ToDatetime(tzinfo=UTC)
+        verified = self._verified(description, tenant=tenant, dataset=dataset, trusted=trusted)
+        if version not in (0, verified.manifest.version):
+            # Genuinely signed, and not what was asked for: an older version in place of this one.
+            raise StoredDataUnreadable(f"version {verified.manifest.version} came where {version} was asked for")
+        reading = _Reading(verified, order, responses, log_key=log_key, log=f"{verified.manifest.audience}/log")
+        reading.pulled = PulledDataset(verified, order, reading.batches())
+        return reading.pulled
+
+    def resume(
+        self, cursor: Cursor, *, tenant: str, trusted: Sequence[PublicKey], log_key: str | None = None
+    ) -> PulledDataset:
+        """Goes on where a cursor says: exactly the batches that were not given out.
+
+        Raises:
+            StoredDataUnreadable: the version is another one than the cursor's.
+            NotFound, SignatureInvalid, PermissionDenied: by `pull`.
+        """
+        pulled = self.pull(
+            cursor.dataset, cursor.version, tenant=tenant, trusted=trusted, order=cursor.order, log_key=log_key
+        )
+        if pulled.root != cursor.root:
+            raise StoredDataUnreadable("the version's root is not the cursor's")
+        return pulled
+
+    def _verified(
+        self, described: messages.GetVersionResponse, *, tenant: str, dataset: str, trusted: Sequence[PublicKey]
+    ) -> VerifiedManifest:
         signers = {key.key_id: _pinned(key, tenant) for key in trusted}
-        verified = verify_dataset_manifest(
-            bytes(description.manifest),
+        return verify_dataset_manifest(
+            bytes(described.manifest),
             audience=self._session.service_name("datasets"),
             tenant=tenant,
             dataset=dataset,
             resolve=signers.get,
             # The manifest's expiry bounds its upload, not its life: judged when it was promoted.
-            now=promoted_at,
+            now=described.promoted_at.ToDatetime(tzinfo=UTC),
         )
-        if version not in (0, verified.manifest.version):
-            # Genuinely signed, and not what was asked for: an older version in place of this one.
-            raise StoredDataUnreadable(f"version {verified.manifest.version} came where {version} was asked for")
-        return PulledDataset(verified, verified.manifest.version, _proven(verified, responses))
 
 
 def _pinned(key: PublicKey, tenant: str) -> Signer:
@@ -110,23 +132,73 @@ def _pinned(key: PublicKey, tenant: str) -> Signer:
     )
 
 
-def _proven(verified: VerifiedManifest, responses: Iterator[messages.PullDatasetResponse]) -> Iterator[PulledBatch]:
-    """Gives out batches in order, each recomputed from its records and proven under the signed root."""
-    manifest = verified.manifest
-    number = ordinal = 0
-    try:
-        for response in responses:
-            batch = response.batch
-            records = tuple(batch.records)
-            leaf = leaf_hash(join_rows(records, encoding=manifest.format))
-            if batch.number != number or batch.first_ordinal != ordinal or number >= len(manifest.chunks):
-                raise StoredDataUnreadable(f"batch {batch.number} came where {number} was due")
-            if leaf != manifest.chunks[number].leaf_hash:
-                raise StoredDataUnreadable(f"batch {number} is not the chunk that was signed")
-            verify_inclusion(leaf, number, len(manifest.chunks), list(batch.inclusion_proof), manifest.root)
-            yield PulledBatch(number, ordinal, records)
-            number, ordinal = number + 1, ordinal + len(records)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-    if number != len(manifest.chunks) or ordinal != manifest.rows:
-        raise StoredDataUnreadable(f"{number} of {len(manifest.chunks)} batches arrived")
+class _Reading:
+    """One call being read: what must come is computed from the signed manifest, and held against what comes."""
+
+    def __init__(
+        self,
+        verified: VerifiedManifest,
+        order: BatchOrder,
+        responses: Iterator[messages.PullDatasetResponse],
+        *,
+        log_key: str | None,
+        log: str,
+    ) -> None:
+        self._verified = verified
+        self._order = order
+        self._responses = responses
+        self._log_key = log_key
+        self._log = log
+        self._numbers = order.numbers(verified.manifest.root, len(verified.manifest.chunks))
+        self.pulled: PulledDataset | None = None
+
+    def batches(self) -> Iterator[PulledBatch]:
+        """The batches in order, each recomputed from its rows and proven under the signed root."""
+        chunks = self._verified.manifest.chunks
+        ordinals = list(accumulate((chunk.rows for chunk in chunks), initial=0))
+        rows = 0
+        try:
+            for number in self._numbers:
+                piece = next(self._responses, None)
+                if piece is None or piece.WhichOneof("piece") != "batch":
+                    raise StoredDataUnreadable(f"batch {number} did not come: the shard is not complete")
+                batch = self._proven(number, ordinals[number], piece.batch)
+                rows += len(batch.records)
+                yield batch
+            last = next(self._responses, None)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if last is None or last.WhichOneof("piece") != "receipt":
+            raise StoredDataUnreadable("more came than was signed, or no receipt")
+        if self.pulled is not None:
+            self.pulled.receipt = self._receipt(last.receipt, rows)
+
+    def _proven(self, number: int, ordinal: int, batch: messages.Batch) -> PulledBatch:
+        manifest = self._verified.manifest
+        records = tuple(batch.records)
+        if (batch.number, batch.first_ordinal) != (number, ordinal):
+            raise StoredDataUnreadable(f"batch {batch.number} came where {number} was due")
+        leaf = leaf_hash(join_rows(records, encoding=manifest.format))
+        chunk = manifest.chunks[number]
+        if leaf != chunk.leaf_hash or len(records) != chunk.rows:
+            raise StoredDataUnreadable(f"batch {number} is not the chunk that was signed")
+        verify_inclusion(leaf, number, len(manifest.chunks), list(batch.inclusion_proof), manifest.root)
+        return PulledBatch(number, ordinal, records)
+
+    def _receipt(self, message: messages.ExportReceipt, rows: int) -> VerifiedExportReceipt:
+        """The receipt, if it says what was received."""
+        log, key = parse_verification_key(self._log_key or message.log_key)
+        if log != self._log:
+            raise StoredDataUnreadable("the receipt's key is not that of this service's log")
+        verified = verify_export_receipt(bytes(message.receipt), log=log, public_key=key)
+        said, manifest, order = verified.receipt, self._verified.manifest, self._order
+        read = (manifest.tenant, manifest.dataset, manifest.version, manifest.root.hex())
+        if (said.tenant, said.dataset, said.version, said.root) != read:
+            raise StoredDataUnreadable("the receipt is another version's")
+        asked = (order.shard, order.shards, order.shuffle_seed, order.position)
+        given = (len(self._numbers), numbers_sha256(self._numbers), rows)
+        if (said.shard, said.shards, said.shuffle_seed, said.position) != asked:
+            raise StoredDataUnreadable("the receipt is another reading's")
+        if (said.batches, said.batches_sha256, said.rows) != given:
+            raise StoredDataUnreadable("the receipt is not about the batches that came")
+        return verified

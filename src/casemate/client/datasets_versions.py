@@ -5,7 +5,9 @@ If this fails: a caller takes another version, or a receipt of another version, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import grpc
 
@@ -42,14 +44,92 @@ class DatasetVersions:
         self._clock = clock or SystemClock()
         self._stub = DatasetServiceStub(session.channel("datasets"))
 
-    def describe(self, dataset: str, version: int = 0) -> messages.GetVersionResponse:
-        """Describes a promoted version; zero is the latest.
+    def describe(self, dataset: str, version: int = 0, *, label: str = "") -> messages.GetVersionResponse:
+        """Describes a promoted version; zero is what the label names, or the newest where none is given.
 
         Raises:
             NotFound: there is none, or it is not granted.
         """
         try:
-            return self._stub.GetVersion(messages.GetVersionRequest(dataset=dataset, version=version))
+            return self._stub.GetVersion(messages.GetVersionRequest(dataset=dataset, version=version, label=label))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def set_label(self, dataset: str, label: str, version: int, *, expected: int) -> dict[str, int]:
+        """Has a label name a version (zero: none) if it names the expected one now (zero: none); gives all labels.
+
+        Raises:
+            NotFound: the version cannot be read, or moving labels is not granted.
+            Conflict: it names another version than expected: look again.
+        """
+        request = messages.SetLabelRequest(dataset=dataset, label=label, version=version, expected_version=expected)
+        try:
+            return dict(self._stub.SetLabel(request).labels)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def labels(self, dataset: str) -> dict[str, int]:
+        """The labels that were set, and the versions that they name."""
+        try:
+            return dict(self._stub.ListLabels(messages.ListLabelsRequest(dataset=dataset)).labels)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def lineage(self, dataset: str, version: int = 0, *, label: str = "") -> messages.GetLineageResponse:
+        """Where a version comes from, and which models were trained on it.
+
+        Raises:
+            NotFound: there is no such version, or it is not granted.
+        """
+        try:
+            return self._stub.GetLineage(messages.GetLineageRequest(dataset=dataset, version=version, label=label))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def signed_since(self, key_id: str, since: datetime | None = None) -> Iterator[messages.ReportSignerResponse]:
+        """What a key signed from a moment on (none: its declared compromise), and what was trained on it.
+
+        Raises:
+            NotFound: no supplier has that key.
+            InvalidRequest: no moment is given and no compromise is declared.
+        """
+        request = messages.ReportSignerRequest(key_id=key_id)
+        if since is not None:
+            request.since.FromDatetime(since)
+        try:
+            yield from self._stub.ReportSigner(request)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def croissant(self, dataset: str, version: int = 0, *, label: str = "") -> bytes:
+        """The Croissant 1.1 JSON-LD of a version.
+
+        Raises:
+            NotFound: there is no such version, or it is not granted.
+        """
+        request = messages.GetCroissantRequest(dataset=dataset, version=version, label=label)
+        try:
+            return bytes(self._stub.GetCroissant(request).json_ld)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def set_retention(self, dataset: str, *, keep_versions: int = 0, keep_for: timedelta | None = None) -> int:
+        """Sets how long versions are kept; what is beyond is shredded. Gives the log's entry.
+
+        Args:
+            dataset: the dataset.
+            keep_versions: so many of the newest; zero: any number.
+            keep_for: each so long, labelled or not; none: without end.
+
+        Raises:
+            NotFound: it is not granted.
+            InvalidRequest: the time is not from one second to a hundred years.
+        """
+        request = messages.SetRetentionRequest(dataset=dataset, keep_versions=keep_versions)
+        if keep_for is not None:
+            request.keep_for.FromTimedelta(keep_for)
+        try:
+            return int(self._stub.SetRetention(request).log_index)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

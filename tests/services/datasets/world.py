@@ -20,7 +20,7 @@ from casemate.clock import SystemClock
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
-from casemate.gate.core.records import Grant, VerificationKey
+from casemate.gate.core.records import Grant, Release, VerificationKey
 from casemate.gate.core.trust import TrustSnapshot, TrustState
 from casemate.keys.v1 import key_service_pb2
 from casemate.keys.v1.key_service_pb2_grpc import KeyServiceStub
@@ -157,12 +157,20 @@ class Actor:
             return [progress async for progress in call]
 
     async def pull(
-        self, dataset: str = "digits", version: int = 0
+        self, dataset: str = "digits", version: int = 0, **order: object
     ) -> tuple[messages.GetVersionResponse, list[messages.Batch]]:
+        pieces = await self.pieces(dataset, version, **order)
+        return pieces[0].description, [piece.batch for piece in pieces[1:-1]]
+
+    async def pieces(
+        self, dataset: str = "digits", version: int = 0, **order: object
+    ) -> list[messages.PullDatasetResponse]:
+        """All that comes of a pull: the description, batches, and at last the receipt."""
         with our_errors():
-            request = messages.PullDatasetRequest(dataset=dataset, version=version)
+            request = messages.PullDatasetRequest(dataset=dataset, version=version, **order)
             pieces = [piece async for piece in self.datasets.PullDataset(request, metadata=self.metadata)]
-        return pieces[0].description, [piece.batch for piece in pieces[1:]]
+        assert pieces[-1].WhichOneof("piece") == "receipt"
+        return pieces
 
 
 @dataclass
@@ -187,6 +195,8 @@ class World:
     clock: ShiftedClock = field(default_factory=ShiftedClock)
     running: Running | None = None
     witness: Witness | None = None
+    clocks_agree_within: timedelta = timedelta(minutes=5)
+    releases: list[Release] = field(default_factory=list)
     _token_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
@@ -196,7 +206,7 @@ class World:
         self.grants = [
             Grant(id=f"{tenant}-{verb}", tenant=tenant, caller=f"t/{tenant}/*", verb=verb, resource="dataset/*")
             for tenant in ("acme", "globex")
-            for verb in ("push", "read", "shred")
+            for verb in ("push", "read", "shred", "label")
         ]
         self.signers = [self.signer(self.supplier)]
         self.tell()
@@ -222,6 +232,7 @@ class World:
                 keys=[self.verification_key],
                 grants=self.grants,
                 signers=self.signers,
+                releases=self.releases,
             )
         )
         self.trust.heard(time.monotonic())
@@ -267,7 +278,14 @@ class World:
         """Runs the service, from its settings, until the block ends."""
         if fresh:
             self.trust.heard(time.monotonic())
-        built = serving(self.settings, trust=self.trust, clock=self.clock, lame_duck=timedelta(), witness=self.witness)
+        built = serving(
+            self.settings,
+            trust=self.trust,
+            clock=self.clock,
+            lame_duck=timedelta(),
+            witness=self.witness,
+            clocks_agree_within=self.clocks_agree_within,
+        )
         async with built as self.running:
             try:
                 yield self

@@ -39,6 +39,7 @@ def test_a_signed_model_is_sealed_recorded_logged_and_served(house: House, digit
     assert recorded.version.manifest_sha256 == done.manifest_sha256
     assert recorded.version.signer_key_id == house.publisher.public.key_id
     assert house.log.entries[done.log_index] == {
+        "dataset_roots": [],
         "kind": "release",
         "manifest_sha256": done.manifest_sha256.hex(),
         "model": "digits",
