@@ -4,6 +4,11 @@ A file that was applied never changes again: its digest is recorded beside its
 number and compared on every start, so that two databases with the same number
 have the same schema.
 
+A program runs on a schema newer than its own only where every file that it does not
+know says in its first line that it is additive: it takes nothing away that programs
+before it read or write. That is what a rolling upgrade runs on while it lasts, and
+what an upgrade that was taken back leaves behind.
+
 If this fails: a service runs on a schema it was not written for. Rows of
 authority still carry a MAC over their columns and do not verify when those change.
 """
@@ -11,6 +16,7 @@ authority still carry a MAC over their columns and do not verify when those chan
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +42,15 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 )
 """
+_HAS_ADDITIVE: Final = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('schema_migrations') AND attname = 'additive')
+"""
+_ADD_ADDITIVE: Final = "ALTER TABLE schema_migrations ADD COLUMN additive boolean NOT NULL DEFAULT false"
+
+ADDITIVE: Final = "-- additive: programs from before it run on"
+"""The first line of a migration on whose schema the programs before it go on running."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,11 @@ class _Migration:
     name: str
     sql: str
     sha256: bytes
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether programs that do not know it may run on what it makes."""
+        return self.sql.partition("\n")[0].rstrip() == ADDITIVE
 
 
 async def migrate(connection_or_pool: Connection | Pool, directory: Path) -> list[int]:
@@ -55,7 +75,7 @@ async def migrate(connection_or_pool: Connection | Pool, directory: Path) -> lis
 
     Raises:
         ConfigurationError: a file is misnamed or missing, an applied file has changed, the
-            database is newer than the files, or a file's SQL fails.
+            database is newer than the files by one that is not additive, or a file's SQL fails.
         Unavailable: the database is not there.
     """
     migrations = _load(directory)
@@ -103,8 +123,12 @@ async def _migrate(connection: Connection, migrations: list[_Migration]) -> list
         # The transaction's own lock, which ends with it whatever happens and passes through poolers.
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY, timeout=_TIMEOUT_SECONDS)
         await connection.execute(_BOOKKEEPING)
-        records = await connection.fetch("SELECT number, sha256 FROM schema_migrations ORDER BY number")
+        if not await connection.fetchval(_HAS_ADDITIVE):
+            # Only once: its lock waits for whoever reads the table, and a backup does so for long.
+            await connection.execute(_ADD_ADDITIVE)
+        records = await connection.fetch("SELECT number, sha256, additive FROM schema_migrations ORDER BY number")
         recorded: dict[int, bytes] = {record["number"]: record["sha256"] for record in records}
+        _require_tolerable([record["number"] for record in records if not record["additive"]], migrations)
         _compare(recorded, migrations)
         for migration in migrations:
             if migration.number not in recorded:
@@ -113,12 +137,19 @@ async def _migrate(connection: Connection, migrations: list[_Migration]) -> list
     return applied
 
 
+def _require_tolerable(strict: list[int], migrations: list[_Migration]) -> None:
+    """Returns if every migration that this program does not know lets it run."""
+    unknown = [number for number in strict if number > len(migrations)]
+    if unknown:
+        raise ConfigurationError(
+            f"the database is at migration {max(unknown):04}, newer than this program, which knows {len(migrations):04}"
+        )
+
+
 def _compare(recorded: dict[int, bytes], migrations: list[_Migration]) -> None:
     newest = max(recorded, default=0)
     if newest > len(migrations):
-        raise ConfigurationError(
-            f"the database is at migration {newest:04}, newer than this program, which knows {len(migrations):04}"
-        )
+        _LOGGER.warning("the database is at migration %04d, and this program knows %04d", newest, len(migrations))
     for migration in migrations[:newest]:
         if recorded.get(migration.number) != migration.sha256:
             raise ConfigurationError(f"migration {migration.name} is not the file that was applied to this database")
@@ -133,8 +164,6 @@ async def _apply(connection: Connection, migration: _Migration) -> None:
     if not connection.is_in_transaction():
         raise ConfigurationError(f"migration {migration.name} ends the transaction, which it must not")
     await connection.execute(
-        "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
-        migration.number,
-        migration.name,
-        migration.sha256,
+        "INSERT INTO schema_migrations (number, name, sha256, additive) VALUES ($1, $2, $3, $4)",
+        *(migration.number, migration.name, migration.sha256, migration.is_additive),
     )
