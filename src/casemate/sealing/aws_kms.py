@@ -16,21 +16,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 import aioboto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from casemate.clock import Clock
 from casemate.errors import CasemateError, FailedPrecondition, Reason, StoredDataUnreadable, Unavailable
+from casemate.sealing.aws_clients import open_client
 from casemate.sealing.encoding import Reader, length_prefixed
 from casemate.sealing.kek import KekState, KekStatus
 from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
@@ -120,17 +119,9 @@ class AwsKmsKey:
             endpoint_url: another endpoint than the region's own.
             session: another session than the default one.
         """
-        _silence_bodies()
-        attempt = limits.attempt.total_seconds()
-        config = Config(
-            connect_timeout=attempt,
-            read_timeout=attempt,
-            retries={"mode": "standard", "total_max_attempts": limits.attempts},
-        )
-        maker = session or aioboto3.Session()
-        region = key_arn.split(":")[3]
-        async with maker.client("kms", region_name=region, endpoint_url=endpoint_url, config=config) as client:
-            yield cls(client=client, key_arn=key_arn, clock=clock, limits=limits)
+        client = open_kms(key_arn, limits=limits, endpoint_url=endpoint_url, session=session)
+        async with client as opened:
+            yield cls(client=opened, key_arn=key_arn, clock=clock, limits=limits)
 
     async def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
         """See `kek.KeyEncryptionKey`. The key comes from KMS's generator.
@@ -253,16 +244,43 @@ class AwsKmsKey:
         )
 
     async def _call(self, operation: Callable[..., Awaitable[dict[str, Any]]], **arguments: object) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(self._limits.call.total_seconds()):
-                return await operation(**arguments)
-        except ParamValidationError as error:
-            # Ours alone can be wrong here, and its text may quote what we passed.
-            raise RuntimeError(f"a call to KMS is malformed: {type(error).__name__}") from None
-        except ClientError as error:
-            raise _translated(error) from error
-        except (BotoCoreError, OSError) as error:  # OSError: TimeoutError is one
-            raise Unavailable(f"KMS is not reachable in time: {type(error).__name__}") from error
+        return await call_kms(operation, within=self._limits.call, **arguments)
+
+
+def open_kms(
+    key_arn: str, *, limits: AwsKmsLimits, endpoint_url: str | None = None, session: aioboto3.Session | None = None
+) -> AbstractAsyncContextManager[Any]:
+    """A client of KMS in a key's region; see `aws_clients.open_client`."""
+    return open_client(
+        "kms",
+        region=key_arn.split(":")[3],
+        attempt=limits.attempt,
+        attempts=limits.attempts,
+        endpoint_url=endpoint_url,
+        session=session,
+    )
+
+
+async def call_kms(
+    operation: Callable[..., Awaitable[dict[str, Any]]], *, within: timedelta, **arguments: object
+) -> dict[str, Any]:
+    """What KMS answers to one call.
+
+    Raises:
+        Unavailable: it throttles, fails, or does not answer within the time.
+        FailedPrecondition: `KEY_NOT_ACTIVE`: it refuses the key, or us.
+        StoredDataUnreadable: it does not open what it was given.
+    """
+    try:
+        async with asyncio.timeout(within.total_seconds()):
+            return await operation(**arguments)
+    except ParamValidationError as error:
+        # Ours alone can be wrong here, and its text may quote what we passed.
+        raise RuntimeError(f"a call to KMS is malformed: {type(error).__name__}") from None
+    except ClientError as error:
+        raise _translated(error) from error
+    except (BotoCoreError, OSError) as error:  # OSError: TimeoutError is one
+        raise Unavailable(f"KMS is not reachable in time: {type(error).__name__}") from error
 
 
 def _encryption_context(context: KeyContext, kek_version: int) -> dict[str, str]:
@@ -314,11 +332,3 @@ def _translated(error: ClientError) -> CasemateError:
     if code in _PASSING or http >= 500:
         return Unavailable(f"KMS cannot answer: {code}")
     return FailedPrecondition(f"KMS refuses the key: {code}", reason=Reason.KEY_NOT_ACTIVE)
-
-
-def _silence_bodies() -> None:
-    """Keeps plain data keys out of logs: botocore writes every body there at DEBUG."""
-    for name in ("botocore", "aiobotocore", "aioboto3", "boto3"):
-        logger = logging.getLogger(name)
-        if logger.level < logging.INFO:
-            logger.setLevel(logging.INFO)

@@ -8,17 +8,16 @@ If this fails: whoever may read these secrets reads them; AWS logs each read.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
 import aioboto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from casemate.errors import ConfigurationError, Unavailable
+from casemate.sealing.aws_clients import open_client
 from casemate.secret import Secret
 
 _ATTEMPT: Final = timedelta(seconds=3)
@@ -66,15 +65,16 @@ class AwsSecrets:
             endpoint_url: another endpoint than the region's own.
             session: holds credentials; by default from where AWS's tools look for them.
         """
-        _silence_bodies()
-        seconds = _ATTEMPT.total_seconds()
-        retries: Any = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-        config = Config(connect_timeout=seconds, read_timeout=seconds, retries=retries)
-        maker = session or aioboto3.Session()
-        async with maker.client(
-            "secretsmanager", region_name=region, endpoint_url=endpoint_url, config=config
-        ) as client:
-            yield cls(client=client, prefix=prefix)
+        client = open_client(
+            "secretsmanager",
+            region=region,
+            attempt=_ATTEMPT,
+            attempts=_ATTEMPTS,
+            endpoint_url=endpoint_url,
+            session=session,
+        )
+        async with client as opened:
+            yield cls(client=opened, prefix=prefix)
 
     async def read(self, name: str) -> Secret[bytes]:
         """See `SecretSource`. Text is given as UTF-8.
@@ -101,11 +101,3 @@ class AwsSecrets:
         if not value:
             raise ConfigurationError(f"secret {name} is empty")
         return Secret(value)
-
-
-def _silence_bodies() -> None:
-    """Keeps secrets out of logs: botocore writes every body there at DEBUG."""
-    for name in ("botocore", "aiobotocore"):
-        logger = logging.getLogger(name)
-        if logger.level < logging.INFO:
-            logger.setLevel(logging.INFO)
