@@ -63,6 +63,7 @@ class Administration:
         token_keys: lists the token keys.
         trust_domain: in which SPIFFE IDs lie.
         clock: says when now is.
+        forget: told which clients changed, so that this process at least knows it when the call returns.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Administration:
         token_keys: Callable[[], Awaitable[list[tuple[TokenKey, datetime | None]]]],
         trust_domain: str,
         clock: Clock,
+        forget: Callable[[frozenset[str]], None] = lambda _client_ids: None,
     ) -> None:
+        self._forget = forget
         self._store = store
         self._new_token_key = new_token_key
         self._token_keys = token_keys
@@ -131,13 +134,10 @@ class Administration:
         checks = FieldChecks()
         checks.identifier("client_id", client_id)
         checks.raise_if_any()
-        # Reaches ahead: a token may be signed at this very moment, after its client was read as enabled.
         now = self._clock.now()
-        reach = now + _ISSUING_TAKES_AT_MOST
-        # What it holds, and what others hold that speak for it.
-        kinds = (RevocationKind.CLIENT, RevocationKind.SUBJECT)
-        revocations = [replace(self._revocation(kind, client_id), not_before=reach) for kind in kinds]
+        revocations = revocations_of_client(client_id, now=now)
         await self._store.disable_client(client_id, within=reach_of(admin), revocations=revocations, now=now)
+        self._forget(frozenset({client_id}))
 
     async def create_grant(self, admin: str, grant: Grant) -> str:
         """Creates a grant under a new identifier, which is returned.
@@ -272,20 +272,31 @@ class Administration:
             raise NotFound("SPIFFE ID to revoke")
 
     def _revocation(self, kind: RevocationKind, value: str) -> Revocation:
-        now = self._clock.now()
-        expires_at: datetime | None = now + _TOKENS_ARE_DEAD_AFTER
-        if kind is RevocationKind.CERTIFICATE:
-            expires_at = now + _CERTIFICATES_ARE_DEAD_AFTER
-        elif kind is RevocationKind.SPIFFE_ID:
-            # A name, not a certificate: whoever is issued a new one under it would be let in again.
-            expires_at = None
-        elif kind is RevocationKind.SUBJECT:
-            # What an external issuer said of it before must not begin a session after.
-            expires_at = now + MAX_SUBJECT_TOKEN_LIFETIME + _ISSUING_TAKES_AT_MOST
-        before = now if kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT) else None
-        return Revocation(
-            id=new_identifier("revocation"), kind=kind, value=value, not_before=before, expires_at=expires_at
-        )
+        return _revocation(kind, value, now=self._clock.now())
+
+
+def revocations_of_client(client_id: str, *, now: datetime) -> list[Revocation]:
+    """What ends all that a client holds, and what others hold that speak for it.
+
+    Reaches ahead: a token may be signed at this very moment, after its client was read as enabled.
+    """
+    kinds = (RevocationKind.CLIENT, RevocationKind.SUBJECT)
+    reach = now + _ISSUING_TAKES_AT_MOST
+    return [replace(_revocation(kind, client_id, now=now), not_before=reach) for kind in kinds]
+
+
+def _revocation(kind: RevocationKind, value: str, *, now: datetime) -> Revocation:
+    expires_at: datetime | None = now + _TOKENS_ARE_DEAD_AFTER
+    if kind is RevocationKind.CERTIFICATE:
+        expires_at = now + _CERTIFICATES_ARE_DEAD_AFTER
+    elif kind is RevocationKind.SPIFFE_ID:
+        # A name, not a certificate: whoever is issued a new one under it would be let in again.
+        expires_at = None
+    elif kind is RevocationKind.SUBJECT:
+        # What an external issuer said of it before must not begin a session after.
+        expires_at = now + MAX_SUBJECT_TOKEN_LIFETIME + _ISSUING_TAKES_AT_MOST
+    before = now if kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT) else None
+    return Revocation(id=new_identifier("revocation"), kind=kind, value=value, not_before=before, expires_at=expires_at)
 
 
 def new_identifier(kind: str) -> str:

@@ -48,11 +48,11 @@ from casemate.transport.reflection import aio_reflection_service
 from casemate.transport.registry import RegisteredService, methods_of, registered
 from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
 from services.auth.administration import Administration
-from services.auth.bootstrap import bootstrap_operator
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.http_face import FacePace, build_face
 from services.auth.key_ring import LOOKED_AT, TokenKeyRing
 from services.auth.key_schedule import KeySchedule
+from services.auth.known_clients import KnownClients
 from services.auth.labels import Labels
 from services.auth.log_teller import DatasetsLog, LogTeller
 from services.auth.opening import Authority, open_authority
@@ -167,28 +167,6 @@ async def run(environment: Mapping[str, str]) -> None:
         _log.info("draining")
 
 
-async def bootstrap(environment: Mapping[str, str], *, client_id: str, spiffe_id: str) -> None:
-    """Makes this database's first operator, with the database's role and the KEK at hand.
-
-    Raises:
-        ConfigurationError: it cannot start as configured.
-        AlreadyExists: there was another first operator.
-    """
-    log_to_stderr()
-    settings = load_settings(AuthSettings, environment, component="auth")
-    clock = SystemClock()
-    async with AsyncExitStack() as stack:
-        authority = await open_authority(settings, stack, Metrics("auth"))
-        await bootstrap_operator(
-            authority.store,
-            client_id=client_id,
-            spiffe_id=spiffe_id,
-            trust_domain=settings.identity.trust_domain,
-            clock=clock,
-        )
-    _log.warning("first operator: client_id=%s spiffe_id=%s", client_id, spiffe_id)
-
-
 @asynccontextmanager
 async def serving(
     settings: AuthSettings, *, clock: Clock | None = None, pace: Pace | None = None
@@ -211,6 +189,10 @@ async def serving(
         ring = TokenKeyRing(store=authority.store, keys=key_store, kek=authority.kek, clock=clock, schedule=pace.keys)
         await ring.prepare()
         trust = TrustState(staleness=settings.trust.staleness)
+        credentials = CredentialStore(pool=authority.pool, tables=authority.tables)
+        known = KnownClients(
+            read=credentials.client_by_certificate, news_age=lambda: trust.staleness(clock), clock=clock
+        )
         health_rpc, health = aio_health_service()
         report = _HealthReport(health, metrics)
         publisher = TrustPublisher(
@@ -222,11 +204,12 @@ async def serving(
             clock=clock,
             heartbeat=pace.heartbeat,
             sweep=pace.sweep,
+            clients_changed=known.forget,
         )
         await publisher.refresh()
         ring.follow(trust)
         report.looked(trust.staleness(clock))
-        services, tokens = _services(settings, authority, ring, publisher, trust=trust, clock=clock)
+        services, tokens = _services(settings, authority, ring, publisher, known=known, trust=trust, clock=clock)
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
@@ -299,6 +282,7 @@ def _services(
     ring: TokenKeyRing,
     publisher: TrustPublisher,
     *,
+    known: KnownClients,
     trust: TrustState,
     clock: Clock,
 ) -> tuple[list[RegisteredService], TokenServicer]:
@@ -309,14 +293,17 @@ def _services(
         token_keys=ring.overview,
         trust_domain=settings.identity.trust_domain,
         clock=clock,
+        forget=known.forget,
     )
     parts = TokenParts(
         families=FamilyStore(pool=authority.pool, tables=authority.tables),
         credentials=CredentialStore(pool=authority.pool, tables=authority.tables),
+        known=known,
         key=authority.key,
         issuer=settings.issuer,
         signing_key=ring.active,
         trust=lambda: trust.current,
+        trust_state=trust,
         administration=administration,
         metrics=authority.metrics,
         clock=clock,
@@ -369,9 +356,7 @@ def _gate(
         verifier=TokenVerifier(issuer=settings.issuer, audience=AUDIENCE),
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
-        peers=PeerVerifier(
-            trust_domain=settings.identity.trust_domain, post_quantum=settings.trust.post_quantum
-        ),
+        peers=PeerVerifier(trust_domain=settings.identity.trust_domain, post_quantum=settings.trust.post_quantum),
         quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
         audit=audit,
         clock=clock,

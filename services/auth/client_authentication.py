@@ -9,6 +9,7 @@ Grants are matched by the certificate's SPIFFE ID, so most open nothing for it.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -53,10 +54,20 @@ class ClientAuthenticator:
         digests: compares secrets.
         issuer: our own identifier: the only `aud` of an assertion.
         clock: says when now is.
+        by_certificate: finds the client whose certificate alone proves it; one read if not given.
     """
 
-    def __init__(self, *, store: CredentialStore, digests: SecretDigests, issuer: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: CredentialStore,
+        digests: SecretDigests,
+        issuer: str,
+        clock: Clock,
+        by_certificate: Callable[[str], Awaitable[Client | None]] | None = None,
+    ) -> None:
         self._store = store
+        self._by_certificate = by_certificate or store.client_by_certificate
         self._digests = digests
         self._issuer = issuer
         self._clock = clock
@@ -73,7 +84,7 @@ class ClientAuthenticator:
             return await self._by_assertion(spiffe_id, credential.client_id, credential.assertion)
         if credential.secret is not None:
             return await self._by_secret(spiffe_id, credential.client_id, credential.secret)
-        client = await self._store.client_by_certificate(spiffe_id)
+        client = await self._by_certificate(spiffe_id)
         if credential.client_id and client is not None and client.client_id != credential.client_id:
             raise _unknown("the certificate's client is another")
         return _admitted(client, spiffe_id=spiffe_id, method="certificate")

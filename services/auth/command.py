@@ -1,4 +1,4 @@
-"""What the process is asked to do: serve, or make the first operator."""
+"""What the process is asked to do: serve, make the first operator, or make a restored authority fit to serve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from casemate.backup import log_file
 from services.auth.after_restore import after_restore
-from services.auth.app import bootstrap, run
+from services.auth.app import run
+from services.auth.operators import bootstrap
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -23,11 +24,19 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
     command = commands.add_parser("bootstrap-operator", help="make the first operator of this database")
     command.add_argument("--client-id", required=True, help="its identifier")
     command.add_argument("--spiffe-id", required=True, help="spiffe://<domain>/t/casemate/<name>")
+    command.add_argument("--replace", action="store_true", help="in place of the operator made last, which is disabled")
+    command.add_argument("--reason", default="", help="why it is replaced; the transparency log is told")
     log_file.add_arguments(commands.add_parser("after-restore", help="take away what was taken away since the backup"))
     asked = parser.parse_args(arguments)
     if asked.command == "after-restore":
         sys.stdout.write(json.dumps(await after_restore(environment, log_file.from_arguments(asked))) + "\n")
     elif asked.command:
-        await bootstrap(environment, client_id=asked.client_id, spiffe_id=asked.spiffe_id)
+        await bootstrap(
+            environment,
+            client_id=asked.client_id,
+            spiffe_id=asked.spiffe_id,
+            replace=asked.replace,
+            reason=asked.reason,
+        )
     else:
         await run(environment)

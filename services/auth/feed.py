@@ -43,6 +43,7 @@ class TrustPublisher:
         alarms: told of rows that differ without a change.
         after_change: awaited after news that is more than a heartbeat was told; tried again until it succeeds.
         looked: told after every attempt how long ago the primary was read.
+        clients_changed: told which clients changed, before anybody else hears of the news; None: any may have.
         clock: for the age of reads and the expiry of records.
         heartbeat: longest time between two reads.
         sweep: time between two reads of everything.
@@ -59,7 +60,9 @@ class TrustPublisher:
         clock: Clock,
         heartbeat: timedelta = HEARTBEAT,
         sweep: timedelta = SWEEP,
+        clients_changed: Callable[[frozenset[str] | None], None] = lambda _client_ids: None,
     ) -> None:
+        self._clients_changed = clients_changed
         self._reader = reader
         self._state = state
         self._alarms = alarms
@@ -161,9 +164,11 @@ class TrustPublisher:
             if not self._silent:
                 _log.error("the primary cannot be read; the trust feed is silent: %s", error)  # a state, not a fault
             self._silent = True
+            self._clients_changed(None)
         except Exception:  # noqa: BLE001  # whatever it is, the feed must speak again as soon as it can
             _log.exception("the trust feed failed; it goes on with the next read")
             self._silent = True
+            self._clients_changed(None)
         else:
             if self._silent:
                 _log.warning("the trust feed speaks again")
@@ -171,6 +176,8 @@ class TrustPublisher:
         self._looked(self._state.staleness(self._clock))
 
     def _apply(self, news: News) -> None:
+        if news.snapshot is not None or news.clients:
+            self._clients_changed(None if news.snapshot is not None else news.clients)
         if news.snapshot is not None:
             self._state.apply_snapshot(news.snapshot)
         elif news.sequence > self._state.current.sequence:

@@ -8,14 +8,14 @@ If this fails: a caller learns whose token it found, not how to use it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from casemate.clock import Clock
 from casemate.errors import Unauthenticated
+from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.jose import parse_token
-from casemate.gate.core.trust import TrustSnapshot
+from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from services.auth.families import Families
 from services.auth.refresh_tokens import looks_like_refresh_token
@@ -45,19 +45,21 @@ class Introspection:
 
     Args:
         families: for refresh tokens.
-        trust: the present trust.
+        trust: the present trust. A token that was verified less than 60 s ago under the same keys
+            is not verified again, as at the gate; its dates and revocations are judged every time.
         issuer: the `iss` of our tokens.
         clock: says when now is.
     """
 
-    def __init__(self, *, families: Families, trust: Callable[[], TrustSnapshot], issuer: str, clock: Clock) -> None:
+    def __init__(self, *, families: Families, trust: TrustState, issuer: str, clock: Clock) -> None:
         self._families = families
         self._trust = trust
         self._issuer = issuer
         self._clock = clock
+        self._cache = TokenCache()
 
     async def look(self, text: str, *, audience: str, client_id: str | None) -> LiveToken | None:
-        """What a token says, if it is live and concerns whoever asks. One verification.
+        """What a token says, if it is live and concerns whoever asks. At most one verification.
 
         Args:
             text: the token.
@@ -69,11 +71,21 @@ class Introspection:
         """
         if looks_like_refresh_token(text):
             return None if client_id is None else await self._refresh_token(text, client_id)
-        now, trust = self._clock.now(), self._trust()
+        # The epoch before the keys, as at the gate: see there.
+        key_epoch = self._trust.key_epoch
+        now, trust = self._clock.now(), self._trust.current
         try:
             said = parse_token(text).read_claims().get("aud")
             named = said if isinstance(said, str) else ""
-            token = TokenVerifier(issuer=self._issuer, audience=named).verify(text, keys=trust.keys, now=now)
+            token = self._cache.verified(
+                text,
+                now=now,
+                monotonic=self._clock.monotonic(),
+                key_epoch=key_epoch,
+                verify=lambda: TokenVerifier(issuer=self._issuer, audience=named).verify(
+                    text, keys=trust.keys, now=now
+                ),
+            )
             trust.revocations.check_token(token, now)
         except Unauthenticated:
             return None

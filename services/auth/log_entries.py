@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from casemate.gate.core.records import Grant, Release, Revocation
     from casemate.signing.signers import Signer
-    from services.auth.records import TokenKey
+    from services.auth.credential_records import ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
+    from services.auth.records import Client, OperatorChange, Tenant, TokenKey
 
 Body: TypeAlias = "dict[str, object]"
 
@@ -23,6 +24,13 @@ KINDS = {
     EventKind.GRANT: "grant",
     EventKind.SIGNER: "signer",
     EventKind.RELEASE: "release-state",
+    EventKind.TENANT: "tenant",
+    EventKind.CLIENT: "client",
+    EventKind.CLIENT_SECRET: "client-secret",
+    EventKind.CLIENT_KEY: "client-key",
+    EventKind.ISSUER: "issuer",
+    EventKind.EXCHANGE_GRANT: "exchange-grant",
+    EventKind.OPERATOR: "operator",
 }
 """Kind of the entry for a kind of change."""
 
@@ -77,6 +85,57 @@ def release_body(release: Release) -> Body:
         "latest": 0 if latest is None else latest.number,
         "manifest_sha256": None if latest is None else latest.manifest_sha256.hex(),
     }
+
+
+def tenant_body(tenant: Tenant) -> Body:
+    """Since when it is there."""
+    return {"created_at": _text(tenant.created_at)}
+
+
+def client_body(client: Client) -> Body:
+    """Who may ask for tokens, and for which."""
+    return {
+        "audiences": list(client.audiences),
+        "authentication": client.authentication,
+        "enabled": client.enabled,
+        "scopes": list(client.scopes),
+        "spiffe_id": client.spiffe_id,
+        "tenant": client.tenant,
+    }
+
+
+def client_secret_body(secret: ClientSecret) -> Body:
+    """Whose it is. Nothing of the secret: not even its digest."""
+    return {"client_id": secret.client_id, "created_at": _text(secret.created_at)}
+
+
+def client_key_body(key: ClientKey) -> Body:
+    """Since when it counts. The key id, which names the record, is the digest of the key."""
+    return {"created_at": _text(key.created_at)}
+
+
+def issuer_body(issuer: ExternalIssuer) -> Body:
+    """Whose tokens may be exchanged, by which keys."""
+    keys = [hashlib.sha256(key.encode()).hexdigest() for key in issuer.keys]
+    return {"audience": issuer.audience, "keys_sha256": keys, "tenant": issuer.tenant, "url": issuer.url}
+
+
+def exchange_grant_body(grant: ExchangeGrant) -> Body:
+    """Who may speak for whose subjects, where, with what."""
+    return {
+        "audience": grant.audience,
+        "client_id": grant.client_id,
+        "expires_at": _text(grant.expires_at),
+        "refresh": grant.refresh,
+        "scopes": list(grant.scopes),
+        "source": grant.source,
+        "tenant": grant.tenant,
+    }
+
+
+def operator_body(change: OperatorChange) -> Body:
+    """That an operator was made with the database's role and the KEK, by no rpc; in whose place, and why."""
+    return {"at": _text(change.at), "reason": change.reason, "replaces": change.replaces}
 
 
 def entry_body(sequence: int, key: tuple[str, ...], body: Body | None) -> bytes:

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 
@@ -40,6 +40,8 @@ _LOCK_KEY: Final = int.from_bytes(hashlib.sha256(b"casemate.log-teller").digest(
 _TIMEOUT_SECONDS: Final = 5.0
 _PAGE: Final = 64
 """Changes told in one transaction: as many are told again after a crash."""
+
+_KINDS: Final = frozenset(kind.value for kind in EventKind)
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +90,24 @@ CURSORS: Final[Layout[Cursor]] = Layout(
 )
 
 
+def _readers(tables: AuthorityTables) -> dict[EventKind, tuple[Callable[..., Any], Callable[[Any], log_entries.Body]]]:
+    """How the record of each kind of change is read, and what is said of it. A kind without one cannot be."""
+    return {
+        EventKind.GRANT: (tables.grants.get, log_entries.grant_body),
+        EventKind.SIGNER: (tables.signers.get, log_entries.signer_body),
+        EventKind.TOKEN_KEY: (tables.token_keys.get, log_entries.token_key_body),
+        EventKind.REVOCATION: (tables.revocations.get, log_entries.revocation_body),
+        EventKind.RELEASE: (tables.release, log_entries.release_body),
+        EventKind.TENANT: (tables.tenants.get, log_entries.tenant_body),
+        EventKind.CLIENT: (tables.clients.get, log_entries.client_body),
+        EventKind.CLIENT_SECRET: (tables.client_secrets.get, log_entries.client_secret_body),
+        EventKind.CLIENT_KEY: (tables.client_keys.get, log_entries.client_key_body),
+        EventKind.ISSUER: (tables.external_issuers.get, log_entries.issuer_body),
+        EventKind.EXCHANGE_GRANT: (tables.exchange_grants.get, log_entries.exchange_grant_body),
+        EventKind.OPERATOR: (tables.operator_changes.get, log_entries.operator_body),
+    }
+
+
 class LogTeller:
     """Follows the changes.
 
@@ -115,6 +135,7 @@ class LogTeller:
         self._cursors = AuthorityTable(CURSORS, key=key, alarms=alarms)
         self._log = log
         self._lag = lag
+        self._readers = _readers(tables)
 
     async def run(self, every: timedelta) -> None:
         """Tells what there is, again and again. Runs until cancelled."""
@@ -152,6 +173,9 @@ class LogTeller:
                 # Forgotten by now: too many at once for this log. The gap itself is told.
                 gap = log_entries.entry_body(row["sequence"] - 1, (), {"first_untold": after + 1})
                 await self._log.append("untold", gap)
+            if row["kind"] not in _KINDS:
+                # Written by a newer program, or by SQL. The newer one tells of it, and this one goes on after that.
+                raise StoredDataUnreadable(f"an event of kind {row['kind']!r}")
             kind = EventKind(row["kind"])
             key = tuple(row["record_key"])
             body = log_entries.entry_body(row["sequence"], key, await self._body(connection, kind, key))
@@ -167,21 +191,9 @@ class LogTeller:
         return len(rows)
 
     async def _body(self, connection: Connection, kind: EventKind, key: tuple[str, ...]) -> log_entries.Body | None:
-        tables = self._tables
+        read, body = self._readers[kind]
         try:
-            if kind is EventKind.GRANT:
-                grant = await tables.grants.get(connection, *key)
-                return None if grant is None else log_entries.grant_body(grant)
-            if kind is EventKind.SIGNER:
-                signer = await tables.signers.get(connection, *key)
-                return None if signer is None else log_entries.signer_body(signer)
-            if kind is EventKind.TOKEN_KEY:
-                token_key = await tables.token_keys.get(connection, *key)
-                return None if token_key is None else log_entries.token_key_body(token_key)
-            if kind is EventKind.REVOCATION:
-                revocation = await tables.revocations.get(connection, *key)
-                return None if revocation is None else log_entries.revocation_body(revocation)
-            release = await tables.release(connection, *key)
-            return None if release is None else log_entries.release_body(release)
+            record = await read(connection, *key)
         except StoredDataUnreadable:
             return None  # alarmed where it was found; nobody trusts it
+        return None if record is None else body(record)

@@ -47,6 +47,23 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorChange:
+    """That an operator was made with the database's role and the KEK, by no rpc.
+
+    Attributes:
+        client_id: of the operator that was made.
+        replaces: of the one that it was made in place of; empty for the first.
+        reason: why, in the words of whoever did it.
+        at: when.
+    """
+
+    client_id: str
+    replaces: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKey:
     """A key that signs access tokens; its private half as the database holds it, sealed.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.clock import Clock
-from casemate.gate.core.trust import TrustSnapshot
+from casemate.gate.core.trust import TrustSnapshot, TrustState
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.transport.metrics import Metrics
 from services.auth.administration import Administration
@@ -17,6 +17,7 @@ from services.auth.exchange import Exchange
 from services.auth.exchange_grants import ExchangeGrants
 from services.auth.families import Families
 from services.auth.introspection import Introspection
+from services.auth.known_clients import KnownClients
 from services.auth.refresh_tokens import RefreshTokens
 from services.auth.slowing import Slowing
 from services.auth.store.credentials import CredentialStore
@@ -34,10 +35,12 @@ class TokenParts:
     Attributes:
         families: rows of refresh families.
         credentials: rows of credentials, external issuers and exchange grants.
+        known: clients that were read lately.
         key: of MACs and derived tokens.
         issuer: the `iss` of every token.
         signing_key: gives the active key at the moment of the call.
         trust: the present trust.
+        trust_state: what holds it.
         administration: revokes.
         metrics: where outcomes are counted.
         clock: says when now is.
@@ -45,10 +48,12 @@ class TokenParts:
 
     families: FamilyStore
     credentials: CredentialStore
+    known: KnownClients
     key: AuthorityKey
     issuer: str
     signing_key: Callable[[], SigningTokenKey]
     trust: Callable[[], TrustSnapshot]
+    trust_state: TrustState
     administration: Administration
     metrics: Metrics
     clock: Clock
@@ -72,13 +77,17 @@ def build_tokens(parts: TokenParts) -> Tokens:
     subjects = Subjects(store=store, trust=parts.trust, issuer=parts.issuer, clock=clock)
     return Tokens(
         authenticator=ClientAuthenticator(
-            store=store, digests=SecretDigests(key=parts.key), issuer=parts.issuer, clock=clock
+            store=store,
+            digests=SecretDigests(key=parts.key),
+            issuer=parts.issuer,
+            clock=clock,
+            by_certificate=parts.known.by_certificate,
         ),
         slowing=Slowing(clock=clock),
         issuer=issuer,
         exchange=Exchange(grants=grants, subjects=subjects, families=families, issuer=issuer),
         families=families,
-        introspection=Introspection(families=families, trust=parts.trust, issuer=parts.issuer, clock=clock),
+        introspection=Introspection(families=families, trust=parts.trust_state, issuer=parts.issuer, clock=clock),
         identifiers=identifiers,
         administration=parts.administration,
     )

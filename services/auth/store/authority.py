@@ -7,17 +7,17 @@ is not found, like what does not exist.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from casemate.errors import AlreadyExists, Conflict, NotFound, Reason
+from casemate.errors import AlreadyExists, Conflict, NotFound, Reason, StoredDataUnreadable
 from casemate.gate.core.records import Grant, Release, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
-from services.auth.records import Client, LabelRow, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
 from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.families import end_families, session_revocation
 from services.auth.store.layouts import VersionRow
@@ -85,6 +85,7 @@ class AuthorityStore:
         """
         async with self._changing() as change:
             await self._tables.tenants.insert(change.connection, tenant)
+            await change.tell(EventKind.TENANT, tenant.name)
 
     async def add_client(self, client: Client) -> None:
         """Adds a client.
@@ -96,6 +97,7 @@ class AuthorityStore:
         async with self._changing() as change:
             await self._require_tenant(change.connection, client.tenant)
             await self._tables.clients.insert(change.connection, client)
+            await change.tell(EventKind.CLIENT, client.client_id)
 
     async def disable_client(
         self, client_id: str, *, within: str | None, revocations: Sequence[Revocation], now: datetime
@@ -111,6 +113,7 @@ class AuthorityStore:
                 raise NotFound(f"client {client_id}")
             if client.enabled:
                 await self._tables.clients.replace(change.connection, replace(client, enabled=False))
+                await change.tell(EventKind.CLIENT, client_id)
             await end_families(self._tables, change, now=now, client_id=client_id)
             for revocation in revocations:
                 await add_revocation(self._tables, change, revocation)
@@ -278,7 +281,7 @@ class AuthorityStore:
             raise NotFound(f"release of {label.model}")
         return changed
 
-    async def bootstrap(self, tenant: Tenant, operator: Client) -> None:
+    async def bootstrap(self, tenant: Tenant, operator: Client, made: OperatorChange) -> None:
         """Adds the house tenant and the first operator, once per database.
 
         Raises:
@@ -287,7 +290,8 @@ class AuthorityStore:
         async with self._changing() as change:
             if await self._tables.tenants.get(change.connection, tenant.name) is None:
                 await self._tables.tenants.insert(change.connection, tenant)
-            await self._tables.clients.insert(change.connection, operator)
+                await change.tell(EventKind.TENANT, tenant.name)
+            await self._add_operator(change, operator, made)
             first = await change.connection.fetchval(
                 "INSERT INTO operator_bootstrap (client_id, created_at) VALUES ($1, $2)"
                 " ON CONFLICT DO NOTHING RETURNING 1",
@@ -296,6 +300,52 @@ class AuthorityStore:
             )
             if first is None:
                 raise AlreadyExists("this database already had its first operator")
+
+    async def replace_operator(
+        self, operator: Client, *, reason: str, revocations: Callable[[str], Sequence[Revocation]]
+    ) -> str:
+        """Puts another operator in the place of the one made last, which is disabled; returns the former's identifier.
+
+        Args:
+            operator: the new one.
+            reason: why.
+            revocations: of all that a client holds.
+
+        Raises:
+            NotFound: there never was a first one.
+            AlreadyExists: the new one's identifier or SPIFFE ID is taken.
+        """
+        now = operator.created_at
+        async with self._changing() as change:
+            former: str | None = await change.connection.fetchval("SELECT client_id FROM operator_bootstrap")
+            if former is None:
+                raise NotFound("a first operator to replace")
+            made = OperatorChange(client_id=operator.client_id, replaces=former, reason=reason, at=now)
+            await self._add_operator(change, operator, made)
+            await change.connection.execute(
+                "UPDATE operator_bootstrap SET client_id = $1, created_at = $2", operator.client_id, now
+            )
+            # A row that does not verify stays as it is: it gives nobody anything, and to write it anew would.
+            with suppress(StoredDataUnreadable):
+                client = await self._tables.clients.get(change.connection, former)
+                if client is not None and client.enabled:
+                    await self._tables.clients.replace(change.connection, replace(client, enabled=False))
+                    await change.tell(EventKind.CLIENT, former)
+            await end_families(self._tables, change, now=now, client_id=former)
+            for revocation in revocations(former):
+                await add_revocation(self._tables, change, revocation)
+        return former
+
+    async def clients_of(self, tenant: str) -> list[Client]:
+        """The clients of a tenant, by identifier."""
+        async with self._reading() as connection:
+            return await self._tables.clients.matching(connection, tenant=tenant)
+
+    async def _add_operator(self, change: Change, operator: Client, made: OperatorChange) -> None:
+        await self._tables.clients.insert(change.connection, operator)
+        await change.tell(EventKind.CLIENT, operator.client_id)
+        await self._tables.operator_changes.insert(change.connection, made)
+        await change.tell(EventKind.OPERATOR, operator.client_id)
 
     async def _append(
         self, change: Change, head: ReleaseHead | None, tenant: str, model: str, version: ReleasedVersion

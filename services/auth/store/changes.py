@@ -34,6 +34,26 @@ class EventKind(StrEnum):
     GRANT = "grant"
     SIGNER = "signer"
     RELEASE = "release"
+    TENANT = "tenant"
+    CLIENT = "client"
+    CLIENT_SECRET = "client_secret"  # noqa: S105  # as above
+    CLIENT_KEY = "client_key"
+    ISSUER = "issuer"
+    EXCHANGE_GRANT = "exchange_grant"
+    OPERATOR = "operator"
+
+
+KEY_PARTS: Final = {kind.value: 2 if kind in (EventKind.RELEASE, EventKind.CLIENT_KEY) else 1 for kind in EventKind}
+"""How many parts the key of a record has, by kind."""
+
+OWN: Final = frozenset(EventKind) - {
+    EventKind.TOKEN_KEY,
+    EventKind.REVOCATION,
+    EventKind.GRANT,
+    EventKind.SIGNER,
+    EventKind.RELEASE,
+}
+"""Kinds that only this service acts on: they have a number, and the log is told of them, but no watcher is."""
 
 
 class Change:
@@ -44,7 +64,7 @@ class Change:
         self._told = 0
 
     async def tell(self, kind: EventKind, *key: str) -> None:
-        """Has the feed tell that the record with this key was added, replaced or removed."""
+        """Gives the change of the record with this key its number, under which the feed and the log tell of it."""
         sequence = await self.connection.fetchval(
             "UPDATE trust_head SET sequence = sequence + 1 WHERE singleton RETURNING sequence"
         )

@@ -1,8 +1,9 @@
 """Credentials, external issuers and exchange grants in the database.
 
 `within` is the tenant that whoever asks may act on, or None for all of them, as in
-`authority`. None of these is pushed by the trust feed: only this service asks for
-them, and it reads them when it does.
+`authority`. No watcher of the trust feed is told of these: only this service asks for
+them, and it reads them when it does. Their changes have numbers all the same, by which
+the transparency log is told.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from casemate.errors import AlreadyExists, NotFound
 from casemate.storage.pool import storage_errors
 from services.auth.credential_records import ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
 from services.auth.records import Client
-from services.auth.store.changes import Change, begin_change
+from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class CredentialStore:
             if len(alive) >= MAX_SECRETS:
                 raise AlreadyExists("two secrets are alive")
             await self._tables.client_secrets.insert(change.connection, secret)
+            await change.tell(EventKind.CLIENT_SECRET, secret.id)
 
     async def delete_secret(self, client_id: str, secret_id: str, *, within: str | None) -> None:
         """Ends a secret. Raises NotFound."""
@@ -108,6 +110,7 @@ class CredentialStore:
             if secret is None or secret.client_id != client_id:
                 raise NotFound("secret")
             await self._tables.client_secrets.delete(change.connection, secret_id)
+            await change.tell(EventKind.CLIENT_SECRET, secret_id)
 
     async def add_key(self, key: ClientKey, *, within: str | None) -> None:
         """Adds a key of a client that proves itself by assertions.
@@ -121,6 +124,7 @@ class CredentialStore:
             if len(await self._tables.client_keys.matching(change.connection, client_id=key.client_id)) >= _MAX_KEYS:
                 raise AlreadyExists("eight keys are there")
             await self._tables.client_keys.insert(change.connection, key)
+            await change.tell(EventKind.CLIENT_KEY, key.client_id, key.key_id)
 
     async def delete_key(self, client_id: str, key_id: str, *, within: str | None) -> None:
         """Ends a key. Raises NotFound."""
@@ -128,6 +132,7 @@ class CredentialStore:
             await self._require_client(change.connection, client_id, within=within, method="private_key_jwt")
             if not await self._tables.client_keys.delete(change.connection, client_id, key_id):
                 raise NotFound("key")
+            await change.tell(EventKind.CLIENT_KEY, client_id, key_id)
 
     async def issuer_of(self, tenant: str, url: str) -> ExternalIssuer | None:
         """The external issuer that a tenant knows by this `iss`. One read."""
@@ -151,6 +156,7 @@ class CredentialStore:
             if await self._tables.tenants.get(change.connection, issuer.tenant) is None:
                 raise NotFound("tenant")
             await self._tables.external_issuers.insert(change.connection, issuer)
+            await change.tell(EventKind.ISSUER, issuer.name)
 
     async def delete_issuer(self, name: str, *, within: str | None) -> None:
         """Removes an external issuer and the exchange grants on its subjects. Raises NotFound."""
@@ -160,7 +166,9 @@ class CredentialStore:
                 raise NotFound("issuer")
             for grant in await self._tables.exchange_grants.matching(change.connection, source=name):
                 await self._tables.exchange_grants.delete(change.connection, grant.id)
+                await change.tell(EventKind.EXCHANGE_GRANT, grant.id)
             await self._tables.external_issuers.delete(change.connection, name)
+            await change.tell(EventKind.ISSUER, name)
 
     async def exchange_grants_of(self, client_id: str) -> list[ExchangeGrant]:
         """The exchange grants of a client. One read."""
@@ -179,6 +187,7 @@ class CredentialStore:
             if client.tenant != grant.tenant:
                 raise NotFound("client of the tenant")
             await self._tables.exchange_grants.insert(change.connection, grant)
+            await change.tell(EventKind.EXCHANGE_GRANT, grant.id)
 
     async def delete_exchange_grant(self, grant_id: str, *, within: str | None) -> None:
         """Removes an exchange grant; refresh tokens that rest on it are refused from now on. Raises NotFound."""
@@ -187,6 +196,7 @@ class CredentialStore:
             if grant is None or within not in (None, grant.tenant):
                 raise NotFound("exchange grant")
             await self._tables.exchange_grants.delete(change.connection, grant_id)
+            await change.tell(EventKind.EXCHANGE_GRANT, grant_id)
 
     async def _require_client(
         self, connection: Connection, client_id: str, *, within: str | None, method: str | None = None

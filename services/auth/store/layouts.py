@@ -9,7 +9,7 @@ from typing import Final
 from casemate.gate.core.records import Effect, Grant, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.keys import PublicKey
 from casemate.signing.signers import Signer
-from services.auth.records import Client, Family, LabelRow, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, Family, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
 from services.auth.store.table import Layout
 
 
@@ -46,6 +46,14 @@ CLIENTS: Final[Layout[Client]] = Layout(
     ),
     from_columns=lambda row: Client(**row),
     later=MappingProxyType({"authentication": "certificate"}),
+)
+
+OPERATOR_CHANGES: Final[Layout[OperatorChange]] = Layout(
+    table="operator_change",
+    key=("client_id",),
+    columns=("client_id", "replaces", "reason", "at"),
+    to_columns=lambda change: (change.client_id, change.replaces, change.reason, change.at),
+    from_columns=lambda row: OperatorChange(**row),
 )
 
 GRANTS: Final[Layout[Grant]] = Layout(

@@ -18,7 +18,7 @@ from casemate.gate.core.records import RemovedGrant, RemovedSigner, RemovedToken
 from casemate.gate.core.trust import TrustSnapshot
 from casemate.storage.pool import storage_errors
 from services.auth.records import VERIFYING, TokenKey
-from services.auth.store.changes import EventKind
+from services.auth.store.changes import KEY_PARTS, OWN, EventKind
 from services.auth.store.table import AuthorityTable, R
 from services.auth.store.tables import AuthorityTables
 
@@ -38,9 +38,6 @@ SELECT pg_is_in_recovery() AS is_standby,
 """
 
 
-_KEY_PARTS: Final = {kind.value: 2 if kind is EventKind.RELEASE else 1 for kind in EventKind}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
     """All that is trusted, or what changed since a number, as of one read of the primary.
@@ -52,7 +49,8 @@ class News:
         snapshot: everything, if this is a beginning.
         since: otherwise, the number after which the changes are.
         changes: what changed, in order. May be empty although the number is a new one: a record
-            that does not verify is not told.
+            that does not verify is not told, nor one that only this service acts on.
+        clients: identifiers of the clients among those.
     """
 
     epoch: str
@@ -61,6 +59,7 @@ class News:
     snapshot: TrustSnapshot | None = None
     since: int = 0
     changes: tuple[TrustChange, ...] = ()
+    clients: frozenset[str] = frozenset()
 
     @property
     def is_heartbeat(self) -> bool:
@@ -97,9 +96,13 @@ class NewsReader:
                     events = await self._events(connection, after=sequence, up_to=head["sequence"])
                     if events is not None:
                         changes = [await self._change(connection, kind, key) for kind, key in events]
-                        told = tuple(change for change in changes if change is not None)
                         return News(
-                            epoch=present, sequence=head["sequence"], read_at=read_at, since=sequence, changes=told
+                            epoch=present,
+                            sequence=head["sequence"],
+                            read_at=read_at,
+                            since=sequence,
+                            changes=tuple(change for change in changes if change is not None),
+                            clients=frozenset(key[0] for kind, key in events if kind == EventKind.CLIENT),
                         )
                 snapshot = await self._snapshot(connection, epoch=present, sequence=head["sequence"])
                 return News(epoch=present, sequence=head["sequence"], read_at=read_at, snapshot=snapshot)
@@ -127,7 +130,7 @@ class NewsReader:
         )
         if len(rows) != up_to - after:
             return None
-        if any(_KEY_PARTS.get(row["kind"]) != len(row["record_key"]) for row in rows):
+        if any(KEY_PARTS.get(row["kind"]) != len(row["record_key"]) for row in rows):
             return None
         last: dict[tuple[str, tuple[str, ...]], None] = {}
         for row in rows:
@@ -137,6 +140,8 @@ class NewsReader:
         return list(last)
 
     async def _change(self, connection: Connection, kind: str, key: tuple[str, ...]) -> TrustChange | None:
+        if EventKind(kind) in OWN:
+            return None
         match EventKind(kind), key:
             case EventKind.TOKEN_KEY, (kid,):
                 row = await _readable(self._tables.token_keys, connection, kid)

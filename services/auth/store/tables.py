@@ -35,6 +35,7 @@ class AuthorityTables:
         self.labels = AuthorityTable(layouts.LABELS, key=key, alarms=alarms)
         self.token_keys = AuthorityTable(layouts.TOKEN_KEYS, key=key, alarms=alarms)
         self.client_secrets = AuthorityTable(credential_layouts.CLIENT_SECRETS, key=key, alarms=alarms)
+        self.operator_changes = AuthorityTable(layouts.OPERATOR_CHANGES, key=key, alarms=alarms)
         self.client_keys = AuthorityTable(credential_layouts.CLIENT_KEYS, key=key, alarms=alarms)
         self.external_issuers = AuthorityTable(credential_layouts.EXTERNAL_ISSUERS, key=key, alarms=alarms)
         self.exchange_grants = AuthorityTable(credential_layouts.EXCHANGE_GRANTS, key=key, alarms=alarms)

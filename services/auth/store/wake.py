@@ -38,6 +38,8 @@ class WakeListener:
         connection = await open_connection(self._settings)
         try:
             connection.add_termination_listener(lambda _connection: ended.set())
+            # A primary that went away is noticed now, and not by the next heartbeat.
+            connection.add_termination_listener(lambda _connection: self._wake())
             with storage_errors():
                 await connection.add_listener(CHANNEL, lambda *_news: self._wake())
             # Whatever was committed while nobody listened is read now.

@@ -36,13 +36,18 @@ def operator_command() -> None:
 @operator_command.command("bootstrap")
 @click.option("--client-id", default="operator", show_default=True)
 @click.option("--spiffe-id", required=True, help="Inside the house tenant: spiffe://DOMAIN/t/casemate/NAME.")
-def bootstrap(client_id: str, spiffe_id: str) -> None:
+@click.option("--replace", is_flag=True, help="In place of the operator made last, which is disabled and revoked.")
+@click.option("--reason", default="", help="Why it is replaced; the transparency log is told.")
+def bootstrap(client_id: str, spiffe_id: str, replace: bool, reason: str) -> None:
     """Makes the first operator, once per database, by no rpc.
 
     Runs on the machine of auth, with auth's own settings in the environment: it needs
-    the database role and the key-encryption key.
+    the database role and the key-encryption key. With --replace it breaks the glass:
+    for when the operator's key is stolen or lost, and nobody else administers.
     """
     arguments = ["-m", "services.auth", "bootstrap-operator", "--client-id", client_id, "--spiffe-id", spiffe_id]
+    if replace:
+        arguments += ["--replace", "--reason", reason]
     environment = {**os.environ, "PYTHONPATH": str(find_checkout())}  # noqa: TID251  # auth's own settings are meant
     done = subprocess.run([sys.executable, *arguments], env=environment, check=False)  # noqa: S603  # ours
     if done.returncode:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import pytest
 
 from casemate.clock import SystemClock
-from casemate.errors import AlreadyExists, InvalidRequest
-from services.auth.bootstrap import bootstrap_operator
-from tests.services.auth.world import spiffe_id
+from casemate.errors import AlreadyExists, InvalidRequest, NotFound, StoredDataUnreadable
+from services.auth.bootstrap import OperatorPlace, bootstrap_operator, replace_operator
+from tests.services.auth.world import place, spiffe_id
 from tests.support.authority import TRUST_DOMAIN
 
 
 async def _bootstrap(shelf, client_id="operator", name="operator", tenant="casemate"):
-    await bootstrap_operator(
-        shelf.store,
-        client_id=client_id,
-        spiffe_id=spiffe_id(tenant, name),
-        trust_domain=TRUST_DOMAIN,
-        clock=SystemClock(),
-    )
+    place = OperatorPlace(client_id=client_id, spiffe_id=spiffe_id(tenant, name), trust_domain=TRUST_DOMAIN)
+    await bootstrap_operator(shelf.store, place, clock=SystemClock())
 
 
 async def test_the_first_operator_belongs_to_the_house_and_may_read_nobodys_data(shelf):
@@ -41,6 +36,61 @@ async def test_the_same_first_operator_again_changes_nothing(shelf):
     await _bootstrap(shelf)
     await _bootstrap(shelf)
     assert await shelf.pool.fetchval("SELECT count(*) FROM client") == 1
+
+
+async def _replace(shelf, name, reason="its key was stolen"):
+    return await replace_operator(shelf.store, place(name), reason=reason, clock=SystemClock())
+
+
+async def test_another_operator_takes_the_place_of_the_last_one_made_which_is_disabled_and_revoked(shelf):
+    await _bootstrap(shelf)
+    assert await _replace(shelf, "second") == "operator"
+    former, present = await shelf.store.client("operator"), await shelf.store.client("second")
+    assert (former.enabled, present.enabled, present.scopes) == (False, True, former.scopes)
+    rows = await shelf.pool.fetch("SELECT kind FROM revocation WHERE value = 'operator'")
+    assert {row["kind"] for row in rows} == {"client", "subject"}
+    assert await _replace(shelf, "third") == "second"
+
+
+async def test_who_was_replaced_when_and_why_is_in_the_authority_and_told_to_the_log(shelf):
+    await _bootstrap(shelf)
+    await _replace(shelf, "second", " its key was stolen ")
+    async with shelf.pool.acquire() as connection:
+        made = {one.client_id: one for one in await shelf.tables.operator_changes.all(connection)}
+    assert (made["operator"].replaces, made["second"].replaces) == ("", "operator")
+    assert made["second"].reason == "its key was stolen"
+    kinds = await shelf.pool.fetch("SELECT record_key FROM trust_event WHERE kind = 'operator' ORDER BY sequence")
+    assert [row["record_key"] for row in kinds] == [["operator"], ["second"]]
+    await shelf.pool.execute("UPDATE operator_change SET reason = 'routine' WHERE client_id = 'second'")
+    async with shelf.pool.acquire() as connection:
+        with pytest.raises(StoredDataUnreadable):
+            await shelf.tables.operator_changes.get(connection, "second")
+
+
+async def test_without_a_first_one_a_reason_or_a_name_of_its_own_nobody_is_replaced(shelf):
+    with pytest.raises(NotFound):
+        await _replace(shelf, "second")
+    await _bootstrap(shelf)
+    for name, reason, error in (
+        ("second", "", InvalidRequest),
+        ("second", " ", InvalidRequest),
+        ("second", "two\nlines", InvalidRequest),
+        ("operator", "again", AlreadyExists),
+    ):
+        with pytest.raises(error):
+            await _replace(shelf, name, reason)
+    assert (await shelf.store.client("operator")).enabled
+    assert await _replace(shelf, "second") == "operator"
+
+
+async def test_an_operators_row_that_sql_changed_is_replaced_and_stays_refused(shelf):
+    await _bootstrap(shelf)
+    await shelf.pool.execute("UPDATE client SET scopes = '{admin,datasets.read}' WHERE client_id = 'operator'")
+    assert await _replace(shelf, "second") == "operator"
+    with pytest.raises(StoredDataUnreadable):
+        await shelf.store.client("operator")
+    assert shelf.alarms
+    assert (await shelf.store.client("second")).enabled
 
 
 async def test_a_name_outside_of_the_house_is_refused(shelf):

@@ -56,12 +56,12 @@ async def test_a_change_waits_for_the_one_before_so_no_number_is_overtaken(shelf
             await _until_someone_waits_for_the_lock(other)
             before = await reader.read()
             assert not second.done()
-            assert (before.sequence, list(before.snapshot.grants.by_id)) == (0, [])
+            assert (before.sequence, list(before.snapshot.grants.by_id)) == (1, [])
         await second
     finally:
         await other.close()
-    after = await reader.read(epoch=before.epoch, sequence=0)
-    assert after.sequence == 2
+    after = await reader.read(epoch=before.epoch, sequence=before.sequence)
+    assert after.sequence == 3
     assert after.changes == (grant(1), grant(2))
 
 
@@ -74,17 +74,17 @@ async def test_a_change_that_fails_leaves_no_number_behind(shelf, reader):
         await _fail_after_telling(shelf, grant(2))
     await shelf.store.add_grant(grant(3))
     news = await reader.read()
-    assert news.sequence == 2
+    assert news.sequence == 3
     assert set(news.snapshot.grants.by_id) == {"grant-1", "grant-3"}
     rows = await shelf.pool.fetch("SELECT sequence FROM trust_event ORDER BY sequence")
-    assert [row["sequence"] for row in rows] == [1, 2]
+    assert [row["sequence"] for row in rows] == [1, 2, 3]
 
 
 async def test_many_changes_at_once_get_every_number_once(shelf):
     await _add_tenant(shelf)
     await asyncio.gather(*(shelf.store.add_grant(grant(number)) for number in range(40)))
     rows = await shelf.pool.fetch("SELECT sequence FROM trust_event ORDER BY sequence")
-    assert [row["sequence"] for row in rows] == list(range(1, 41))
+    assert [row["sequence"] for row in rows] == list(range(1, 42))
 
 
 async def test_a_record_that_changed_twice_is_told_once_as_it_is_now(shelf, reader):
@@ -124,7 +124,7 @@ async def test_who_is_further_behind_than_events_are_kept_gets_everything(shelf,
         await shelf.store.add_grant(grant(number))
     behind = await reader.read(epoch=start.epoch, sequence=0)
     assert set(behind.snapshot.grants.by_id) == {"grant-0", "grant-1", "grant-2"}
-    near = await reader.read(epoch=start.epoch, sequence=1)
+    near = await reader.read(epoch=start.epoch, sequence=2)
     assert near.changes == (grant(1), grant(2))
 
 

@@ -77,15 +77,16 @@ async def changed(shelf) -> None:
 async def test_changes_are_told_once_in_order_without_names_that_are_nobodys_business(shelf, teller, log, lag):
     await changed(shelf)
 
-    assert await teller.tell() == 3
+    assert await teller.tell() == 4
     assert await teller.tell() == 0
-    assert [(kind, body["sequence"]) for kind, body in log.told] == [("grant", 1), ("signer", 2), ("revocation", 3)]
-    grant, signer, revocation = (body for _, body in log.told)
+    assert [kind for kind, _ in log.told] == ["tenant", "grant", "signer", "revocation"]
+    assert [body["sequence"] for _, body in log.told] == [1, 2, 3, 4]
+    grant, signer, revocation = (body for _, body in log.told[1:])
     assert (grant["record"], grant["verb"], grant["resource"]) == (["grant-1"], "push", "dataset/*")
     assert (signer["record"], signer["role"], signer["compromised_since"]) == ([SIGNER.key_id], "supplier", None)
     assert revocation["of"] == RevocationKind.SPIFFE_ID.value
     assert "spiffe://x/y" not in json.dumps(log.told)
-    assert lag == [3, 0, 0]
+    assert lag == [4, 0, 0]
 
 
 async def test_a_removal_and_a_revoked_signer_are_told(shelf, teller, log):
@@ -94,8 +95,8 @@ async def test_a_removal_and_a_revoked_signer_are_told(shelf, teller, log):
     await shelf.store.delete_grant("grant-1", within=None)
     await shelf.store.revoke_signer(SIGNER.key_id, since=NOW, within=None)
     await teller.tell()
-    assert log.told[3] == ("grant", {"absent": True, "record": ["grant-1"], "sequence": 4})
-    assert log.told[4][1]["compromised_since"] == NOW.isoformat()
+    assert log.told[4] == ("grant", {"absent": True, "record": ["grant-1"], "sequence": 5})
+    assert log.told[5][1]["compromised_since"] == NOW.isoformat()
 
 
 async def test_a_log_that_is_away_is_told_later_and_nothing_is_left_out(shelf, teller, log):
@@ -104,26 +105,35 @@ async def test_a_log_that_is_away_is_told_later_and_nothing_is_left_out(shelf, t
     with pytest.raises(Unavailable):
         await teller.tell()
     log.away_after = None
-    assert await teller_of(shelf, log, []).tell() == 3, "another process goes on where this one stood"
-    assert [body["sequence"] for _, body in log.told] == [1, 2, 1, 2, 3]
+    assert await teller_of(shelf, log, []).tell() == 4, "another process goes on where this one stood"
+    assert [body["sequence"] for _, body in log.told] == [1, 2, 1, 2, 3, 4]
 
 
 async def test_a_cursor_set_forward_by_sql_does_not_silence_the_log(shelf, teller, log):
     await changed(shelf)
     await teller.tell()
     await shelf.store.delete_grant("grant-1", within=None)
-    await shelf.pool.execute("UPDATE log_cursor SET sequence = 4")
+    await shelf.pool.execute("UPDATE log_cursor SET sequence = 5")
     with pytest.raises(StoredDataUnreadable):
         await teller.tell()
     assert shelf.alarms
-    await shelf.pool.execute("UPDATE log_cursor SET sequence = 3")
+    await shelf.pool.execute("UPDATE log_cursor SET sequence = 4")
     assert await teller.tell() == 1
-    assert log.told[-1][1]["sequence"] == 4
+    assert log.told[-1][1]["sequence"] == 5
 
 
 async def test_changes_that_were_forgotten_before_they_were_told_leave_a_gap_that_shows(shelf, teller, log):
     await changed(shelf)
-    await shelf.pool.execute("DELETE FROM trust_event WHERE sequence < 3")
+    await shelf.pool.execute("DELETE FROM trust_event WHERE sequence < 4")
     await teller.tell()
-    assert log.told[0] == ("untold", {"first_untold": 1, "record": [], "sequence": 2})
+    assert log.told[0] == ("untold", {"first_untold": 1, "record": [], "sequence": 3})
     assert log.told[1][0] == "revocation"
+
+
+async def test_a_change_of_a_kind_that_only_a_newer_program_knows_is_left_to_that_one(shelf, teller, log):
+    await changed(shelf)
+    await shelf.pool.execute("UPDATE trust_event SET kind = 'quorum' WHERE sequence = 2")
+    with pytest.raises(StoredDataUnreadable):
+        await teller.tell()
+    await shelf.pool.execute("UPDATE trust_event SET kind = 'grant' WHERE sequence = 2")
+    assert await teller.tell() == 4

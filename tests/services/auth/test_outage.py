@@ -22,6 +22,16 @@ async def _superuser(embedded_postgres, statement, *values):
         await connection.close()
 
 
+async def _refusal(caller):
+    """The error of the first token that is not issued: until the loss is noticed, who is known is known."""
+    async with asyncio.timeout(SOON):
+        while True:
+            try:
+                await caller.token("auth")
+            except CasemateError as error:
+                return error
+
+
 async def test_c11_without_the_database_new_tokens_are_unavailable_and_live_ones_go_on(world, embedded_postgres):
     operator = world.operator()
     issued = await operator.token("auth")
@@ -31,7 +41,7 @@ async def test_c11_without_the_database_new_tokens_are_unavailable_and_live_ones
         embedded_postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
     )
     try:
-        assert isinstance(await failure(operator.token("auth")), Unavailable)
+        assert isinstance(await _refusal(operator), Unavailable)
         assert isinstance(await failure(operator.refresh("rt1." + "A" * 22 + ".1." + "A" * 43)), Unavailable)
         # The gate verifies what was issued before, without the database.
         assert world.verified(issued.access_token, "auth").client_id == "operator"

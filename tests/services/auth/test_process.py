@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 
 import grpc
@@ -10,11 +11,12 @@ import pytest
 
 from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
+from casemate.gate.adapters.audit_lines import verify_file
 from casemate.sealing.local import LocalKeyRing
 from tests.gate.attacks import scene
 from tests.gate.attacks.test_wire import answer
 from tests.services.auth.processes import build_environment, ended, port_of, start_process
-from tests.services.auth.world import spiffe_id
+from tests.services.auth.world import SOON, spiffe_id
 from tests.support.authority import TRUST_DOMAIN
 
 BOOTSTRAP = ("bootstrap-operator", "--client-id", "operator", "--spiffe-id", spiffe_id("casemate", "operator"))
@@ -109,3 +111,41 @@ async def test_a_key_encryption_key_of_another_database_is_refused(environment, 
         status, said = await ended(process)
     assert status == 1
     assert "Traceback" not in said
+
+
+async def test_the_glass_is_broken_beside_a_running_service_which_follows_and_it_is_audited(
+    environment, leaf, tmp_path
+):
+    async with start_process(environment, *BOOTSTRAP) as process:
+        assert (await ended(process))[0] == 0
+    named = ("--client-id", "second", "--spiffe-id", spiffe_id("casemate", "second"))
+    async with start_process(environment) as process:
+        port = await port_of(process)
+        await _issued(port, leaf("client", tenant="casemate", name="operator"))
+        for reason, status in (("", 1), ("its key was stolen", 0)):
+            replacing = ("bootstrap-operator", *named, "--replace", "--reason", reason)
+            async with start_process(environment, *replacing) as command:
+                assert (await ended(command))[0] == status
+        assert "admin" in (await _issued(port, leaf("client", tenant="casemate", name="second"))).scopes
+        async with asyncio.timeout(SOON):
+            while await _issued(port, leaf("client", tenant="casemate", name="operator")) is not None:
+                pass
+        process.send_signal(signal.SIGTERM)
+        await ended(process)
+    audit = tmp_path / "audit.operators.jsonl"
+    assert verify_file(audit).head.number == 2
+    last = json.loads(audit.read_text().splitlines()[-1])
+    assert (last["client_id"], last["resource"]) == ("second", "client/operator")
+    assert last["method"] == "operator bootstrap --replace"
+
+
+async def _issued(port, directory):
+    """A token for this certificate, None if it gets none."""
+    credentials = grpc.ssl_channel_credentials(
+        *((directory / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
+    )
+    options = (("grpc.ssl_target_name_override", f"auth.{TRUST_DOMAIN}"),)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+        call = TokenServiceStub(channel).IssueToken(tokens.IssueTokenRequest(audience="auth"))
+        refused = await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        return None if refused else await call

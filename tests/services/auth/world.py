@@ -30,7 +30,7 @@ from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_connection, open_pool
 from casemate.transport.status import from_rpc_error
 from services.auth import app
-from services.auth.bootstrap import bootstrap_operator
+from services.auth.bootstrap import OperatorPlace, bootstrap_operator
 from services.auth.settings import AuthSettings
 from services.auth.store.authority import AuthorityStore
 from services.auth.store.table import Alarms
@@ -209,6 +209,11 @@ def spiffe_id(tenant: str, name: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/t/{tenant}/{name}"
 
 
+def place(name: str, tenant: str = "casemate") -> OperatorPlace:
+    """Where an operator of this name is to be made."""
+    return OperatorPlace(client_id=name, spiffe_id=spiffe_id(tenant, name), trust_domain=TRUST_DOMAIN)
+
+
 def client_message(
     tenant: str, name: str, audiences: tuple[str, ...] = ("inference",), scopes: tuple[str, ...] = ("models.infer",)
 ) -> admin.Client:
@@ -248,13 +253,7 @@ async def build_world(
     **pace: Any,
 ) -> AsyncIterator[World]:
     async with open_shelf(database, state) as shelf:
-        await bootstrap_operator(
-            shelf.store,
-            client_id="operator",
-            spiffe_id=spiffe_id("casemate", "operator"),
-            trust_domain=TRUST_DOMAIN,
-            clock=SystemClock(),
-        )
+        await bootstrap_operator(shelf.store, place("operator"), clock=SystemClock())
     settings = build_settings(database, leaf("service", service="auth"), state)
     paced = app.Pace(heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0), **pace)
     async with app.serving(settings, pace=paced) as running:

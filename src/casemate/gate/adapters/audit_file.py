@@ -44,6 +44,8 @@ _UNDER_WAY: Final = 1_024
 """Audited calls that may run at once, each of which will want room: as many as a server of ours takes."""
 _BATCH: Final = 256
 _SYNC_EVERY_S: Final = 1.0
+_GATHER_S: Final = 0.005
+"""For which events gather before they are written: under load one sync then serves many. Nobody waits for it."""
 _LONGEST_LINE: Final = 16_384
 _KEPT: Final = "audit: the file is down; kept, and to be written later: %s"
 CHECKPOINT_EVERY: Final = timedelta(minutes=1)
@@ -141,6 +143,7 @@ class AuditFile:
         while not self._closing.is_set():
             # A file that failed is tried once a second, however many events come meanwhile.
             (self._closing if self._down else self._wake).wait(_SYNC_EVERY_S)
+            self._closing.wait(_GATHER_S)
             self._wake.clear()
             self._write_all()
         self._write_all()
