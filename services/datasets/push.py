@@ -35,12 +35,12 @@ from services.datasets.upload import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from casemate.clock import Clock
     from casemate.sealing.keys import DataKey
     from casemate.signing.statements import DatasetManifest, SignerResolver, VerifiedManifest
     from services.datasets.key_store import DataKeyStore
-    from services.datasets.records import RecordCheck
     from services.datasets.store import VersionStore
     from services.datasets.upload import PlannedChunk
 
@@ -143,6 +143,11 @@ class OpenUpload:
         self._key_of = key_of
 
     @property
+    def id(self) -> UUID:
+        """What its rows are stored under."""
+        return self._upload.id
+
+    @property
     def next_offset(self) -> int:
         """The offset that is wanted next; all before it is durable."""
         return self._upload.next_offset
@@ -195,11 +200,22 @@ class OpenUpload:
         leaf_hash = merkle.leaf_hash(data)
         if key is None or leaf_hash != chunk.digest.leaf_hash:
             return ArrivedChunk(chunk, leaf_hash, None)
-        manifest = self._verified.manifest
-        rows = _checked_rows(self._check, manifest, chunk, data)
-        context = batch_context(manifest, chunk.number)
+        rows = self.checked_rows(chunk, data)
+        context = batch_context(self._verified.manifest, chunk.number)
         batch = seal_rows(key, context, rows, first_ordinal=chunk.first_ordinal)
-        return ArrivedChunk(chunk, leaf_hash, encode_chunk(self._upload.id, chunk, batch))
+        return ArrivedChunk(chunk, leaf_hash, encode_chunk(self.id, chunk, batch))
+
+    def checked_rows(self, chunk: PlannedChunk, data: bytes) -> list[bytes]:
+        """The rows of a chunk, if its counts and its records are as they were signed. Not for the event loop.
+
+        Raises:
+            InvalidRequest: RECORD_INVALID or MANIFEST_INVALID.
+        """
+        rows = split_records(data, field=f"chunks[{chunk.number}]", encoding=self._verified.manifest.format)
+        _require_count(len(rows), chunk.digest.rows, f"chunks[{chunk.number}].rows")
+        records = self._check.require(rows, first_record=chunk.first_record)
+        _require_count(records, chunk.digest.record_count, f"chunks[{chunk.number}].records")
+        return rows
 
     async def finish(self) -> Upload:
         """Validates, judges the signer again, promotes. Repeated, it gives the same version.
@@ -237,15 +253,6 @@ class ArrivedChunk:
     chunk: PlannedChunk
     leaf_hash: bytes
     sealed: SealedChunk | None
-
-
-def _checked_rows(check: RecordCheck, manifest: DatasetManifest, chunk: PlannedChunk, data: bytes) -> list[bytes]:
-    """The rows of a chunk whose digest holds, if its counts and its records are as they were signed."""
-    rows = split_records(data, field=f"chunks[{chunk.number}]", encoding=manifest.format)
-    _require_count(len(rows), chunk.digest.rows, f"chunks[{chunk.number}].rows")
-    records = check.require(rows, first_record=chunk.first_record)
-    _require_count(records, chunk.digest.record_count, f"chunks[{chunk.number}].records")
-    return rows
 
 
 def _require_count(found: int, signed: int, field: str) -> None:

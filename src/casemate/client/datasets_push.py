@@ -20,7 +20,7 @@ from casemate.client.dataset_files import CutChunk, DatasetFile
 from casemate.client.datasets_versions import DatasetVersions
 from casemate.client.digesting import digest_chunks
 from casemate.datasets.v1 import dataset_service_pb2 as messages
-from casemate.errors import NotFound, StoredDataUnreadable, Unavailable
+from casemate.errors import NotFound, Reason, StoredDataUnreadable, Unauthenticated, Unavailable
 from casemate.signing.framing import Format
 from casemate.signing.keys import SigningKey
 from casemate.signing.merkle import root
@@ -35,8 +35,8 @@ CHUNKS_IN_FLIGHT = 8
 
 PUSH_TIMEOUT_SECONDS = 3600.0
 
-_FRUITLESS_ATTEMPTS: Final = 5
-_WAIT_SECONDS: Final = 0.5
+RETRY_WAITS: Final = (0.1, 0.5, 2.0, 5.0, 10.0)
+"""Seconds between attempts at an upload that nothing gets through of: a service is back in less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +124,19 @@ class DatasetPushes(DatasetVersions):
         manifest: DatasetManifest,
         signing_key: SigningKey,
         progress: Callable[[int], None] | None = None,
+        retry_waits: Sequence[float] = RETRY_WAITS,
     ) -> PushedVersion:
-        """As `push`, of a file; goes on by itself where the connection or the service was lost.
+        """As `push`, of a file; goes on by itself where the connection or the service was lost, or the token ended.
 
         Args:
             file: what the manifest was made of.
             manifest: by `manifest_of`.
             signing_key: the supplier's.
             progress: is told how many bytes are durable, each time there are more.
+            retry_waits: seconds before each further attempt; begun anew whenever something got through.
 
         Raises:
-            Unavailable: the service was not there five times in a row, and nothing got through in between.
+            Unavailable: the service was not there at any of them.
         """
         envelope = sign_dataset_manifest(manifest, signing_key)
         durable = fruitless = 0
@@ -150,11 +152,14 @@ class DatasetPushes(DatasetVersions):
             try:
                 chunks = (chunk.data for chunk in file.chunks())
                 return self.push_envelope(envelope, chunks, dataset=manifest.dataset, progress=told)
-            except Unavailable:
-                fruitless += 1
-                if fruitless >= _FRUITLESS_ATTEMPTS:
+            except (Unavailable, Unauthenticated) as error:
+                # A token outlives few uploads, and the next call has a new one. What else is wrong with it stays wrong.
+                if error.reason not in {Reason.DEPENDENCY_UNAVAILABLE, Reason.TOKEN_EXPIRED}:
                     raise
-                threading.Event().wait(_WAIT_SECONDS * fruitless)
+                if fruitless >= len(retry_waits):
+                    raise
+                threading.Event().wait(retry_waits[fruitless])
+                fruitless += 1
 
     def push_envelope(
         self,
