@@ -23,7 +23,7 @@ from casemate.signing.signers import ROLES, Signer
 from casemate.signing.statements import verify_registration
 from services.auth.credential_records import OUR_OWN
 from services.auth.records import HOUSE_TENANT, Client, Tenant, TokenKey
-from services.auth.scopes import SCOPES_BY_AUDIENCE
+from services.auth.scopes import OURS, SCOPES_BY_AUDIENCE, Audiences
 from services.auth.store.authority import AuthorityStore
 from services.auth.subjects import MAX_SUBJECT_TOKEN_LIFETIME
 from services.auth.token_issuer import MAX_LIFETIME
@@ -74,10 +74,12 @@ class Administration:
         token_keys: Callable[[], Awaitable[list[tuple[TokenKey, datetime | None]]]],
         trust_domain: str,
         clock: Clock,
+        audiences: Audiences = OURS,
         forget: Callable[[frozenset[str]], None] = lambda _client_ids: None,
     ) -> None:
         self._forget = forget
         self._store = store
+        self._audiences = audiences
         self._new_token_key = new_token_key
         self._token_keys = token_keys
         self._trust_domain = trust_domain
@@ -101,14 +103,15 @@ class Administration:
         Raises:
             InvalidRequest: names the fields; NotFound: the tenant; AlreadyExists: identifier or SPIFFE ID.
         """
-        checks = FieldChecks()
+        checks = FieldChecks(known=self._audiences)
         checks.identifier("client.client_id", client.client_id)
         checks.tenant("client.tenant", client.tenant)
         checks.spiffe_id_within(
             "client.spiffe_id", client.spiffe_id, trust_domain=self._trust_domain, tenant=client.tenant
         )
-        checks.that("client.client_id", "is a service's name", holds=client.client_id not in _RESERVED)
-        speakers = [name for name in client.audiences if name not in SCOPES_BY_AUDIENCE and is_identifier(name)]
+        reserved = client.client_id in _RESERVED or client.client_id in self._audiences
+        checks.that("client.client_id", "is a service's name", holds=not reserved)
+        speakers = [name for name in client.audiences if name not in self._audiences and is_identifier(name)]
         known = [name for name in speakers if await self._is_client_of(name, client.tenant)]
         checks.audiences("client.audiences", client.audiences, clients=known)
         checks.scopes("client.scopes", client.scopes)
@@ -145,7 +148,7 @@ class Administration:
         Raises:
             InvalidRequest: names the fields; NotFound: the tenant.
         """
-        checks = FieldChecks()
+        checks = FieldChecks(known=self._audiences)
         checks.tenant("grant.tenant", grant.tenant)
         checks.caller_pattern("grant.caller", grant.caller, tenant=grant.tenant)
         checks.that("grant.verb", "must be push, read, publish, infer, describe or '*'", holds=grant.verb in VERBS)

@@ -293,6 +293,7 @@ def _services(
         token_keys=ring.overview,
         trust_domain=settings.identity.trust_domain,
         clock=clock,
+        audiences=settings.audiences,
         forget=known.forget,
     )
     parts = TokenParts(
@@ -307,8 +308,10 @@ def _services(
         administration=administration,
         metrics=authority.metrics,
         clock=clock,
+        audiences=settings.audiences,
     )
-    tokens = TokenServicer(tokens=build_tokens(parts), metadata=ServerMetadata(issuer=parts.issuer, trust=parts.trust))
+    metadata = ServerMetadata(issuer=parts.issuer, trust=parts.trust, audiences=settings.audiences)
+    tokens = TokenServicer(tokens=build_tokens(parts), metadata=metadata)
     credentials = CredentialServicer(credentials=build_credentials(parts))
     releases = Releases(store=store, clock=clock)
     labels = Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock)
@@ -316,7 +319,10 @@ def _services(
     services = [
         registered(add_TokenServiceServicer_to_server, tokens),
         registered(add_CredentialServiceServicer_to_server, credentials),
-        registered(add_TrustServiceServicer_to_server, TrustServicer(publisher=publisher, clock=clock)),
+        registered(
+            add_TrustServiceServicer_to_server,
+            TrustServicer(publisher=publisher, clock=clock, audiences=settings.audiences),
+        ),
         registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
         registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases, labels=labels)),
         registered(
@@ -349,7 +355,9 @@ def _gate(
     audit: AuditSink,
     counts: GateCounts,
 ) -> Gate:
-    policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN)
+    policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN).admitting(
+        "/casemate.auth.v1.TrustService/WatchTrust", settings.audiences.others
+    )
     policies.require(methods_of(services))
     return Gate(
         policies=policies,

@@ -18,7 +18,7 @@ from casemate.signing.keys import PublicKey
 from services.auth.administration import new_identifier, reach_of, require_reach
 from services.auth.client_secrets import SecretDigests, generate_secret
 from services.auth.credential_records import OUR_OWN, ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
-from services.auth.scopes import SCOPES_BY_AUDIENCE
+from services.auth.scopes import OURS, Audiences
 from services.auth.store.credentials import CredentialStore
 from services.auth.subjects import encode_key
 from services.auth.validation import FieldChecks
@@ -37,8 +37,11 @@ class Credentials:
         clock: says when now is.
     """
 
-    def __init__(self, *, store: CredentialStore, digests: SecretDigests, clock: Clock) -> None:
+    def __init__(
+        self, *, store: CredentialStore, digests: SecretDigests, clock: Clock, audiences: Audiences = OURS
+    ) -> None:
         self._store = store
+        self._audiences = audiences
         self._digests = digests
         self._clock = clock
 
@@ -119,7 +122,7 @@ class Credentials:
             InvalidRequest: names the fields; NotFound: the client or the issuer.
         """
         now = self._clock.now()
-        checks = FieldChecks()
+        checks = FieldChecks(known=self._audiences)
         checks.tenant("grant.tenant", grant.tenant)
         checks.identifier("grant.client_id", grant.client_id)
         checks.tenant("grant.source", grant.source)
@@ -135,7 +138,7 @@ class Credentials:
             issuer = await self._store.issuer(grant.source)
             if issuer is None or issuer.tenant != grant.tenant:
                 raise NotFound("issuer of the tenant")
-        if grant.audience not in SCOPES_BY_AUDIENCE:
+        if grant.audience not in self._audiences:
             client = await self._store.client(grant.audience)
             if client is None or client.tenant != grant.tenant:
                 raise NotFound("client of the tenant as the audience")

@@ -101,7 +101,8 @@ class Exchange:
         else:
             subject = await self._subjects.verify_external(text, client=client, thumbprint=thumbprint)
         grants = await self._grants.find(client, source=subject.source, audience=wish.audience)
-        entitlement = _entitlement(client, subject, wish, grants)
+        allowed = known_scopes(client, wish.audience, audiences=self._issuer.audiences) & granted(grants)
+        entitlement = _entitlement(client, subject, wish, grants, allowed=allowed)
         if not wish.refresh:
             access = await self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
             return Exchanged(access=access)
@@ -115,8 +116,9 @@ class Exchange:
         return Exchanged(access=access, refresh=refresh, refresh_expires_at=family.idle_expires_at)
 
 
-def _entitlement(client: Client, subject: Subject, wish: Wish, grants: Sequence[ExchangeGrant]) -> Entitlement:
-    allowed = known_scopes(client, wish.audience) & granted(grants)
+def _entitlement(
+    client: Client, subject: Subject, wish: Wish, grants: Sequence[ExchangeGrant], *, allowed: frozenset[str]
+) -> Entitlement:
     if wish.refresh:
         allowed &= granted([grant for grant in grants if grant.refresh])
     if subject.scopes is not None:

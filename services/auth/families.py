@@ -31,6 +31,7 @@ from services.auth.refresh_tokens import (
     new_salt,
     parse_refresh_token,
 )
+from services.auth.scopes import Audiences
 from services.auth.store.families import FamilyStore
 from services.auth.token_issuer import Entitlement, IssuedToken, TokenIssuer, grantable
 
@@ -171,7 +172,9 @@ class Families:
             if outcome not in (RefreshOutcome.ROTATED, RefreshOutcome.RETRIED) or client is None:
                 self._observe(outcome)
                 raise invalid_grant(f"family {family.id}: {outcome.value}")
-            entitlement = _entitlement(family, client, scopes, allowed=await self._allowed(client, family))
+            entitlement = _entitlement(
+                family, client, scopes, allowed=await self._allowed(client, family), audiences=self._issuer.audiences
+            )
             # First: a key that cannot sign now, in a KMS for one, must not use the token up.
             access = await self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
             if outcome is RefreshOutcome.ROTATED:
@@ -262,12 +265,14 @@ def judge(family: Family, generation: int, *, spiffe_id: str, now: datetime, ret
     return RefreshOutcome.REUSED
 
 
-def _entitlement(family: Family, client: Client, scopes: Sequence[str], *, allowed: frozenset[str]) -> Entitlement:
+def _entitlement(
+    family: Family, client: Client, scopes: Sequence[str], *, allowed: frozenset[str], audiences: Audiences
+) -> Entitlement:
     if family.client_id != client.client_id:
         raise invalid_grant("the certificate's client is not the family's")
     if not frozenset(scopes or family.scopes) <= allowed & frozenset(family.scopes):
         raise PermissionDenied("wider than the family", reason=Reason.SCOPE_NOT_GRANTED)
-    granted = grantable(client, family.audience, tuple(scopes) or family.scopes)
+    granted = grantable(client, family.audience, tuple(scopes) or family.scopes, audiences=audiences)
     return Entitlement(
         tenant=family.tenant,
         client_id=family.client_id,

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from casemate.gate.core.records import VerificationKey
 from casemate.gate.core.trust import TrustSnapshot
-from services.auth.scopes import SCOPES
+from services.auth.scopes import OURS, Audiences
 
 MAX_AGE: Final = timedelta(minutes=5)
 """For how long a key set may be kept: keys are published for longer before they sign."""
@@ -29,9 +29,11 @@ class ServerMetadata:
     Args:
         issuer: the `iss` of its tokens.
         trust: the present trust, for the keys.
+        audiences: that its tokens may be for.
     """
 
-    def __init__(self, *, issuer: str, trust: Callable[[], TrustSnapshot]) -> None:
+    def __init__(self, *, issuer: str, trust: Callable[[], TrustSnapshot], audiences: Audiences = OURS) -> None:
+        self._audiences = audiences
         self.issuer = issuer
         self.max_age = MAX_AGE
         self._trust = trust
@@ -43,7 +45,7 @@ class ServerMetadata:
             "grant_types_supported": list(_GRANTS),
             "token_endpoint_auth_methods_supported": list(_METHODS),
             "token_endpoint_auth_signing_alg_values_supported": list(_ALGORITHMS),
-            "scopes_supported": sorted(SCOPES),
+            "scopes_supported": sorted(self._audiences.scopes),
             "tls_client_certificate_bound_access_tokens": True,
         }
 

@@ -18,6 +18,7 @@ from casemate.settings import (
     path,
     setting,
 )
+from services.auth.scopes import OURS, Audiences, audiences
 
 _URL: Final = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?", re.ASCII)
 
@@ -43,6 +44,7 @@ class AuthSettings:
         audit_file: where decisions are written, one JSON object a line.
         http_address: where it serves OAuth over HTTPS.
         http_url: where clients reach that, if it is not the service's own name and port.
+        audiences: other teams' services that tokens may be for and that may watch trust.
         datasets_address: where the transparency log is, which is told of every change;
             not told if not set.
     """
@@ -67,6 +69,12 @@ class AuthSettings:
         parse=_https_url,
         default=None,
         help="URL by which clients reach that; https://auth.<trust domain>:<port> if not set",
+    )
+    audiences: Audiences = setting(
+        "AUDIENCES",
+        parse=audiences,
+        default=OURS,
+        help="other teams' services and their scopes: greeter=greetings.read,greetings.write;billing=bills.read",
     )
     datasets_address: str | None = setting(
         "DATASETS_ADDRESS",

@@ -22,7 +22,7 @@ from casemate.gate.core.jose import TOKEN_TYPE
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.secret import Secret
 from services.auth.records import Client
-from services.auth.scopes import SCOPES_BY_AUDIENCE
+from services.auth.scopes import OURS, Audiences
 from services.auth.token_keys import SigningTokenKey
 
 MAX_LIFETIME: Final = timedelta(minutes=5)
@@ -115,6 +115,7 @@ class TokenIssuer:
         signing_key: gives the active key at the moment of the call.
         identifiers: makes the `jti`.
         clock: says when now is.
+        audiences: that tokens may be for.
     """
 
     def __init__(
@@ -124,7 +125,9 @@ class TokenIssuer:
         signing_key: Callable[[], SigningTokenKey],
         identifiers: TokenIdentifiers,
         clock: Clock,
+        audiences: Audiences = OURS,
     ) -> None:
+        self.audiences = audiences
         self._issuer = issuer
         self._signing_key = signing_key
         self._identifiers = identifiers
@@ -147,7 +150,7 @@ class TokenIssuer:
             PermissionDenied: `SCOPE_NOT_GRANTED`: the client may not have the audience, a scope, or any scope there.
             Unauthenticated: the certificate has less than a second to live.
         """
-        granted = grantable(client, audience, scopes)
+        granted = grantable(client, audience, scopes, audiences=self.audiences)
         # RFC 9068 section 2.2: without a resource owner, the subject is the client itself.
         entitlement = Entitlement(
             tenant=client.tenant,
@@ -214,7 +217,7 @@ def _claims(entitlement: Entitlement, thumbprint: str) -> dict[str, Any]:
     return claims
 
 
-def known_scopes(client: Client, audience: str) -> frozenset[str]:
+def known_scopes(client: Client, audience: str, *, audiences: Audiences) -> frozenset[str]:
     """The scopes that tokens of a client may carry at an audience; none if it may not have the audience.
 
     An audience is a service, or another client that may speak for this one: such a
@@ -223,22 +226,22 @@ def known_scopes(client: Client, audience: str) -> frozenset[str]:
     Raises:
         InvalidRequest: there is no such audience.
     """
-    if audience in SCOPES_BY_AUDIENCE:
+    if audience in audiences:
         mine = audience in client.audiences
-        return SCOPES_BY_AUDIENCE[audience] & frozenset(client.scopes) if mine else frozenset()
+        return audiences.scopes_of(audience) & frozenset(client.scopes) if mine else frozenset()
     if audience in client.audiences:
         return frozenset(client.scopes)
     raise InvalidRequest("unknown audience", violations=(FieldViolation("audience", "is not a known audience"),))
 
 
-def grantable(client: Client, audience: str, scopes: Sequence[str]) -> tuple[str, ...]:
+def grantable(client: Client, audience: str, scopes: Sequence[str], *, audiences: Audiences) -> tuple[str, ...]:
     """The scopes that a token for this audience carries, sorted; never wider than asked for.
 
     Raises:
         InvalidRequest: there is no such audience.
         PermissionDenied: `SCOPE_NOT_GRANTED`.
     """
-    allowed = known_scopes(client, audience)
+    allowed = known_scopes(client, audience, audiences=audiences)
     wanted = frozenset(scopes) or allowed
     if not wanted or not wanted <= allowed:
         raise PermissionDenied("scope or audience not granted", reason=Reason.SCOPE_NOT_GRANTED)

@@ -19,6 +19,7 @@ from services.auth.families import Families
 from services.auth.introspection import Introspection
 from services.auth.known_clients import KnownClients
 from services.auth.refresh_tokens import RefreshTokens
+from services.auth.scopes import OURS, Audiences
 from services.auth.slowing import Slowing
 from services.auth.store.credentials import CredentialStore
 from services.auth.store.families import FamilyStore
@@ -44,6 +45,7 @@ class TokenParts:
         administration: revokes.
         metrics: where outcomes are counted.
         clock: says when now is.
+        audiences: that tokens may be for.
     """
 
     families: FamilyStore
@@ -57,13 +59,20 @@ class TokenParts:
     administration: Administration
     metrics: Metrics
     clock: Clock
+    audiences: Audiences = OURS
 
 
 def build_tokens(parts: TokenParts) -> Tokens:
     """The token service over its parts."""
     store, clock = parts.credentials, parts.clock
     identifiers = TokenIdentifiers(key=parts.key)
-    issuer = TokenIssuer(issuer=parts.issuer, signing_key=parts.signing_key, identifiers=identifiers, clock=clock)
+    issuer = TokenIssuer(
+        issuer=parts.issuer,
+        signing_key=parts.signing_key,
+        identifiers=identifiers,
+        clock=clock,
+        audiences=parts.audiences,
+    )
     grants = ExchangeGrants(store=store, clock=clock)
     parts.metrics.counter("refresh_total", "Refresh tokens presented, by outcome.", ("outcome",))
     families = Families(
@@ -95,4 +104,9 @@ def build_tokens(parts: TokenParts) -> Tokens:
 
 def build_credentials(parts: TokenParts) -> Credentials:
     """The operators' side of credentials over the same parts."""
-    return Credentials(store=parts.credentials, digests=SecretDigests(key=parts.key), clock=parts.clock)
+    return Credentials(
+        store=parts.credentials,
+        digests=SecretDigests(key=parts.key),
+        clock=parts.clock,
+        audiences=parts.audiences,
+    )

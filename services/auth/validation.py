@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from casemate.errors import FieldViolation, InvalidRequest
-from services.auth.scopes import SCOPES, SCOPES_BY_AUDIENCE
+from services.auth.scopes import OURS, Audiences
 
 VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "label", "*")
 """What a grant may give or take; `*` is all of them."""
@@ -31,8 +31,9 @@ class FieldChecks:
     Descriptions are constant text: they never repeat what was sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, known: Audiences = OURS) -> None:
         self._violations: list[FieldViolation] = []
+        self._known = known
 
     def that(self, field: str, description: str, *, holds: bool) -> None:
         """Notes that a field breaks its rule, unless it holds."""
@@ -68,13 +69,13 @@ class FieldChecks:
     def audiences(self, field: str, values: Iterable[str], *, clients: Collection[str] = ()) -> None:
         """One or more known audiences, of which `clients` are known besides."""
         chosen = list(values)
-        holds = bool(chosen) and all(value in SCOPES_BY_AUDIENCE or value in clients for value in chosen)
-        self.that(field, "must name known audiences: auth, datasets, inference", holds=holds)
+        holds = bool(chosen) and all(value in self._known or value in clients for value in chosen)
+        self.that(field, f"must name known audiences: {', '.join(self._known.names)}", holds=holds)
 
     def scopes(self, field: str, values: Iterable[str]) -> None:
         """One or more known scopes."""
         chosen = list(values)
-        self.that(field, "must name known scopes", holds=bool(chosen) and all(value in SCOPES for value in chosen))
+        self.that(field, "must name known scopes", holds=bool(chosen) and set(chosen) <= self._known.scopes)
 
     def caller_pattern(self, field: str, value: str, *, tenant: str) -> None:
         """Callers by path: of the tenant itself by pattern, of another one by exact name only."""
@@ -90,9 +91,12 @@ class FieldChecks:
         self.that(field, "must be t/<tenant>/<name>", holds=well_formed and (tenant_named or wild))
 
     def resource_pattern(self, field: str, value: str) -> None:
-        """Resources by path: `dataset/<name>`, `dataset/<name>/<version>` or `model/<name>`; the name may be `*`."""
+        """Resources by path: `dataset/<name>`, `dataset/<name>/<version>` or `model/<name>`; the name may be `*`.
+
+        Those of another team's service are `<service>/<name>`.
+        """
         kind, name, *version = value.split("/") if value.count("/") else (value, "")
-        holds = kind in {"dataset", "model"} and (name == "*" or _SEGMENT.fullmatch(name) is not None)
+        holds = kind in self._known.kinds and (name == "*" or _SEGMENT.fullmatch(name) is not None)
         if version:
             holds = holds and kind == "dataset" and len(version) == 1 and _NUMBER.fullmatch(version[0]) is not None
         text = "must be dataset/<name>, dataset/<name>/<version> or model/<name>; the name may be '*'"

@@ -6,6 +6,7 @@ handler's own checks of tenant still hold, and the golden file shows the change.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from casemate.errors import ConfigurationError, NotServed
@@ -58,6 +59,21 @@ class PolicyTable:
         if problems:
             raise ConfigurationError("; ".join(problems))
         return cls([*(foreign or {}).values(), *compiled])
+
+    def admitting(self, full_method: str, services: Iterable[str]) -> PolicyTable:
+        """This table with further services among those that may call one method.
+
+        For what only an installation knows: which other teams' services follow its feed. The policy in
+        the proto must name services already, so nothing that asks for a token comes to ask for less.
+
+        Raises:
+            ConfigurationError: the method's policy names no services.
+        """
+        policy = self._by_method.get(full_method)
+        if policy is None or not isinstance(policy.access, PeerAccess) or not policy.access.services:
+            raise ConfigurationError(f"{full_method} is not for named services")
+        access = PeerAccess(policy.access.services | frozenset(services))
+        return PolicyTable([*self._by_method.values(), replace(policy, access=access)])
 
     def of(self, full_method: str) -> MethodPolicy:
         """The policy of a method.
