@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from casemate.backup.log_file import LogFile
 from casemate.clock import Clock, SystemClock
-from casemate.settings import load_settings
 from casemate.storage.pool import storage_errors
 from casemate.transport.metrics import Metrics
 from services.auth import token_keys
@@ -20,20 +18,19 @@ from services.auth.store.table import AuthorityTable
 
 
 async def after_restore(
-    environment: Mapping[str, str], log: LogFile | None, *, clock: Clock | None = None
+    settings: AuthSettings, log: LogFile | None, *, clock: Clock | None = None
 ) -> dict[str, object]:
     """Takes away what the log says was taken away, and begins anew what has to; tells what it did. Repeatable.
 
     Args:
-        environment: the service's own.
+        settings: the service's own.
         log: the newest log; without one nothing is replayed.
         clock: time.
 
     Raises:
-        ConfigurationError: a setting, a login or a newer schema.
+        ConfigurationError: a login, a file or a newer schema.
         StoredDataUnreadable: the log is not the one named, or the KEK is not the one of these rows.
     """
-    settings = load_settings(AuthSettings, environment, component="auth")
     clock = clock or SystemClock()
     last = LastEntries() if log is None else LastEntries.read(log.entries())
     async with AsyncExitStack() as stack:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from casemate.backup import log_file
+from casemate.settings import load_settings
 from services.auth.after_restore import after_restore
 from services.auth.app import run
 from services.auth.operators import bootstrap
+from services.auth.settings import AuthSettings
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -29,7 +31,8 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
     log_file.add_arguments(commands.add_parser("after-restore", help="take away what was taken away since the backup"))
     asked = parser.parse_args(arguments)
     if asked.command == "after-restore":
-        sys.stdout.write(json.dumps(await after_restore(environment, log_file.from_arguments(asked))) + "\n")
+        settings = load_settings(AuthSettings, environment, component="auth")
+        sys.stdout.write(json.dumps(await after_restore(settings, log_file.from_arguments(asked))) + "\n")
     elif asked.command:
         await bootstrap(
             environment,

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 from casemate.backup.log_file import LogFile
 from casemate.clock import Clock, SystemClock
 from casemate.errors import NotFound
-from casemate.settings import load_settings
 from casemate.transport.metrics import Metrics
 from services.datasets.app import open_shredder, open_stores
 from services.datasets.settings import DatasetsSettings
@@ -33,21 +32,20 @@ _BY: Final = "datasets"
 
 
 async def after_restore(
-    environment: Mapping[str, str], log: LogFile | None, *, backup: str, clock: Clock | None = None
+    settings: DatasetsSettings, log: LogFile | None, *, backup: str, clock: Clock | None = None
 ) -> dict[str, object]:
     """Extends the log, shreds again what it says was shredded, notes the restore in it; tells what it did. Repeatable.
 
     Args:
-        environment: the service's own.
+        settings: the service's own.
         log: the newest log; without one the restored log goes on from where it was, and that is noted.
         backup: which backup was restored, for the log.
         clock: time.
 
     Raises:
-        ConfigurationError: a setting, a login or a newer schema.
+        ConfigurationError: a login, a file or a newer schema.
         StoredDataUnreadable: the log does not extend the restored one, or the KEK is not the one of these rows.
     """
-    settings = load_settings(DatasetsSettings, environment, component="datasets")
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
         stores, signing_key = await open_stores(settings, stack, Metrics("datasets"), clock)

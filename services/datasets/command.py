@@ -8,8 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from casemate.backup import log_file
+from casemate.settings import load_settings
 from services.datasets.after_restore import after_restore
 from services.datasets.app import run
+from services.datasets.settings import DatasetsSettings
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -26,7 +28,8 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
     log_file.add_arguments(command)
     asked = parser.parse_args(arguments)
     if asked.command:
-        done = await after_restore(environment, log_file.from_arguments(asked), backup=asked.backup)
+        settings = load_settings(DatasetsSettings, environment, component="datasets")
+        done = await after_restore(settings, log_file.from_arguments(asked), backup=asked.backup)
         sys.stdout.write(json.dumps(done) + "\n")
     else:
         await run(environment)

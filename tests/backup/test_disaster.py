@@ -33,6 +33,7 @@ def pull(story, version: int) -> int:
     return len(trainer.pull(DATASET, version, tenant=TENANT, trusted=[story.supplier_key()]).records())
 
 
+@pytest.mark.long
 async def test_what_was_shredded_and_revoked_after_the_backup_stays_so_on_an_empty_machine(tmp_path, capsys):
     drill = Drill(tmp_path)
     try:

@@ -80,7 +80,8 @@ async def restore(database: DatabaseSettings, pieces: Iterable[bytes]) -> None:
         StoredDataUnreadable: by `pieces`.
     """
     arguments = (
-        *("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges"),
+        # No comments: that of the schema is its owner's to give, and no role of a service owns it.
+        *("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments"),
         f"--dbname={database.name}",
     )
     with _environment(database) as environment:
