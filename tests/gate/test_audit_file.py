@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 import subprocess
@@ -12,10 +13,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis.strategies import dictionaries, integers, lists, text
 
 from casemate.errors import ConfigurationError, Unavailable
 from casemate.gate.adapters.audit_file import AuditFile
-from casemate.gate.adapters.audit_lines import Head, verify_chain, verify_file
+from casemate.gate.adapters.audit_lines import Head, line_after, verify_chain, verify_file
 from casemate.gate.adapters.audit_repeats import MOST_IDS, Repeats
 from casemate.gate.core.audit import AuditEvent
 
@@ -59,6 +62,31 @@ def test_events_are_lines_of_one_chain_across_restarts(tmp_path):
     assert "tenant" not in records_of(path)[0]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.with_name("auth.jsonl.heads").stat().st_mode) == 0o600
+
+
+@example("\x7f", {})  # which one of the two escapes
+@example("\ud800", {"\u2028": "\x00/"})
+@settings(max_examples=60, deadline=None)
+@given(
+    text(max_size=20),
+    dictionaries(
+        text(max_size=8).filter(lambda name: name not in {"number", "previous", "sha256"}),
+        text(max_size=8) | integers(-(2**53), 2**53) | lists(text(max_size=4), max_size=3),
+    ),
+)
+def test_whatever_names_hold_a_line_is_verified_by_whoever_reads_json(name, more):
+    """Two encoders write, and one of them verifies: what a stranger sends must not tell them apart."""
+    lines, head = [], Head()
+    for record in ({"method": name}, {**more, "method": "/a.B/C"}, {"method": "/a.B/C", "spelled": "plainly"}):
+        line, head = line_after(head, record)
+        lines.append(line)
+        assert line.isascii()
+        found = json.loads(line)
+        assert {key: found[key] for key in record} == record
+        body = {key: value for key, value in found.items() if key != "sha256"}
+        canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+        assert found["sha256"] == hashlib.sha256(canonical).hexdigest()
+    assert verify_chain(lines) == 3
 
 
 def test_a_changed_removed_or_inserted_line_breaks_the_chain_there(tmp_path):
