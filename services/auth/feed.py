@@ -116,7 +116,8 @@ class TrustPublisher:
         present = self._state.current
         if news.snapshot is None or (news.epoch, news.sequence) != (present.epoch, present.sequence):
             return
-        for table, key in unexplained(present, news.snapshot, now=self._clock.now()):
+        found = await asyncio.to_thread(unexplained, present, news.snapshot, now=self._clock.now())
+        for table, key in found:
             self._alarms.sound("a row differs from what was told, without a change", table=table, key=key)
 
     async def watch(self, *, epoch: str, sequence: int) -> AsyncGenerator[News, None]:
@@ -147,6 +148,14 @@ class TrustPublisher:
                 raise Unavailable("the watcher is too slow")
         finally:
             self._watchers.discard(queue)
+
+    async def everything(self) -> News:
+        """All that is trusted, by a read of its own.
+
+        Raises:
+            Unavailable: the primary cannot be read.
+        """
+        return await self._reader.read(whole=True)
 
     def close(self) -> None:
         """Ends all watches and refuses new ones."""

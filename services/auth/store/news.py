@@ -7,6 +7,7 @@ is told as absent.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -163,7 +164,9 @@ class NewsReader:
         now = self._clock.now()
         revocations = await tables.revocations.all(connection)
         grants = await tables.grants.all(connection)
-        return TrustSnapshot.build(
+        # In a thread: with very many records it takes a second, and calls must not wait for it.
+        return await asyncio.to_thread(
+            TrustSnapshot.build,
             epoch=epoch,
             sequence=sequence,
             issuer=self._issuer,

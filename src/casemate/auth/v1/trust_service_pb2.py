@@ -27,7 +27,7 @@ from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_poli
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/trust_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x11WatchTrustRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x85\x02\n\x12WatchTrustResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12+\n\x08read_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32\x1f.casemate.auth.v1.TrustSnapshotH\x00\x12-\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x1c.casemate.auth.v1.TrustDeltaH\x00\x12\x35\n\theartbeat\x18\x06 \x01(\x0b\x32 .casemate.auth.v1.TrustHeartbeatH\x00\x42\x06\n\x04news\"\x83\x02\n\rTrustSnapshot\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12.\n\ntoken_keys\x18\x02 \x03(\x0b\x32\x1a.casemate.auth.v1.TokenKey\x12\x31\n\x0brevocations\x18\x03 \x03(\x0b\x32\x1c.casemate.auth.v1.Revocation\x12\'\n\x06grants\x18\x04 \x03(\x0b\x32\x17.casemate.auth.v1.Grant\x12)\n\x07signers\x18\x05 \x03(\x0b\x32\x18.casemate.auth.v1.Signer\x12+\n\x08releases\x18\x06 \x03(\x0b\x32\x19.casemate.auth.v1.Release\"<\n\nTrustDelta\x12.\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1d.casemate.auth.v1.TrustChange\"\xd0\x02\n\x0bTrustChange\x12/\n\ttoken_key\x18\x01 \x01(\x0b\x32\x1a.casemate.auth.v1.TokenKeyH\x00\x12\x1b\n\x11removed_token_key\x18\x02 \x01(\tH\x00\x12\x32\n\nrevocation\x18\x03 \x01(\x0b\x32\x1c.casemate.auth.v1.RevocationH\x00\x12(\n\x05grant\x18\x04 \x01(\x0b\x32\x17.casemate.auth.v1.GrantH\x00\x12\x17\n\rremoved_grant\x18\x05 \x01(\tH\x00\x12*\n\x06signer\x18\x06 \x01(\x0b\x32\x18.casemate.auth.v1.SignerH\x00\x12,\n\x07release\x18\x07 \x01(\x0b\x32\x19.casemate.auth.v1.ReleaseH\x00\x12\x18\n\x0eremoved_signer\x18\x08 \x01(\tH\x00\x42\x08\n\x06record\"\x10\n\x0eTrustHeartbeat2\x86\x01\n\x0cTrustService\x12v\n\nWatchTrust\x12#.casemate.auth.v1.WatchTrustRequest\x1a$.casemate.auth.v1.WatchTrustResponse\"\x1b\xaa\xd4\x18\x17\n\x15\n\x08\x64\x61tasets\n\tinference0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$casemate/auth/v1/trust_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x11WatchTrustRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x85\x02\n\x12WatchTrustResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12+\n\x08read_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32\x1f.casemate.auth.v1.TrustSnapshotH\x00\x12-\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x1c.casemate.auth.v1.TrustDeltaH\x00\x12\x35\n\theartbeat\x18\x06 \x01(\x0b\x32 .casemate.auth.v1.TrustHeartbeatH\x00\x42\x06\n\x04news\"\x91\x02\n\rTrustSnapshot\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12.\n\ntoken_keys\x18\x02 \x03(\x0b\x32\x1a.casemate.auth.v1.TokenKey\x12\x31\n\x0brevocations\x18\x03 \x03(\x0b\x32\x1c.casemate.auth.v1.Revocation\x12\'\n\x06grants\x18\x04 \x03(\x0b\x32\x17.casemate.auth.v1.Grant\x12)\n\x07signers\x18\x05 \x03(\x0b\x32\x18.casemate.auth.v1.Signer\x12+\n\x08releases\x18\x06 \x03(\x0b\x32\x19.casemate.auth.v1.Release\x12\x0c\n\x04more\x18\x07 \x01(\x08\"<\n\nTrustDelta\x12.\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1d.casemate.auth.v1.TrustChange\"\xd0\x02\n\x0bTrustChange\x12/\n\ttoken_key\x18\x01 \x01(\x0b\x32\x1a.casemate.auth.v1.TokenKeyH\x00\x12\x1b\n\x11removed_token_key\x18\x02 \x01(\tH\x00\x12\x32\n\nrevocation\x18\x03 \x01(\x0b\x32\x1c.casemate.auth.v1.RevocationH\x00\x12(\n\x05grant\x18\x04 \x01(\x0b\x32\x17.casemate.auth.v1.GrantH\x00\x12\x17\n\rremoved_grant\x18\x05 \x01(\tH\x00\x12*\n\x06signer\x18\x06 \x01(\x0b\x32\x18.casemate.auth.v1.SignerH\x00\x12,\n\x07release\x18\x07 \x01(\x0b\x32\x19.casemate.auth.v1.ReleaseH\x00\x12\x18\n\x0eremoved_signer\x18\x08 \x01(\tH\x00\x42\x08\n\x06record\"\x10\n\x0eTrustHeartbeat2\x86\x01\n\x0cTrustService\x12v\n\nWatchTrust\x12#.casemate.auth.v1.WatchTrustRequest\x1a$.casemate.auth.v1.WatchTrustResponse\"\x1b\xaa\xd4\x18\x17\n\x15\n\x08\x64\x61tasets\n\tinference0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTRUSTRESPONSE']._serialized_start=208
   _globals['_WATCHTRUSTRESPONSE']._serialized_end=469
   _globals['_TRUSTSNAPSHOT']._serialized_start=472
-  _globals['_TRUSTSNAPSHOT']._serialized_end=731
-  _globals['_TRUSTDELTA']._serialized_start=733
-  _globals['_TRUSTDELTA']._serialized_end=793
-  _globals['_TRUSTCHANGE']._serialized_start=796
-  _globals['_TRUSTCHANGE']._serialized_end=1132
-  _globals['_TRUSTHEARTBEAT']._serialized_start=1134
-  _globals['_TRUSTHEARTBEAT']._serialized_end=1150
-  _globals['_TRUSTSERVICE']._serialized_start=1153
-  _globals['_TRUSTSERVICE']._serialized_end=1287
+  _globals['_TRUSTSNAPSHOT']._serialized_end=745
+  _globals['_TRUSTDELTA']._serialized_start=747
+  _globals['_TRUSTDELTA']._serialized_end=807
+  _globals['_TRUSTCHANGE']._serialized_start=810
+  _globals['_TRUSTCHANGE']._serialized_end=1146
+  _globals['_TRUSTHEARTBEAT']._serialized_start=1148
+  _globals['_TRUSTHEARTBEAT']._serialized_end=1164
+  _globals['_TRUSTSERVICE']._serialized_start=1167
+  _globals['_TRUSTSERVICE']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

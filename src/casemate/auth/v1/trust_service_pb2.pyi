@@ -36,20 +36,22 @@ class WatchTrustResponse(_message.Message):
     def __init__(self, epoch: _Optional[str] = ..., sequence: _Optional[int] = ..., read_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., snapshot: _Optional[_Union[TrustSnapshot, _Mapping]] = ..., delta: _Optional[_Union[TrustDelta, _Mapping]] = ..., heartbeat: _Optional[_Union[TrustHeartbeat, _Mapping]] = ...) -> None: ...
 
 class TrustSnapshot(_message.Message):
-    __slots__ = ("issuer", "token_keys", "revocations", "grants", "signers", "releases")
+    __slots__ = ("issuer", "token_keys", "revocations", "grants", "signers", "releases", "more")
     ISSUER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_KEYS_FIELD_NUMBER: _ClassVar[int]
     REVOCATIONS_FIELD_NUMBER: _ClassVar[int]
     GRANTS_FIELD_NUMBER: _ClassVar[int]
     SIGNERS_FIELD_NUMBER: _ClassVar[int]
     RELEASES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     issuer: str
     token_keys: _containers.RepeatedCompositeFieldContainer[_trust_pb2.TokenKey]
     revocations: _containers.RepeatedCompositeFieldContainer[_trust_pb2.Revocation]
     grants: _containers.RepeatedCompositeFieldContainer[_trust_pb2.Grant]
     signers: _containers.RepeatedCompositeFieldContainer[_trust_pb2.Signer]
     releases: _containers.RepeatedCompositeFieldContainer[_trust_pb2.Release]
-    def __init__(self, issuer: _Optional[str] = ..., token_keys: _Optional[_Iterable[_Union[_trust_pb2.TokenKey, _Mapping]]] = ..., revocations: _Optional[_Iterable[_Union[_trust_pb2.Revocation, _Mapping]]] = ..., grants: _Optional[_Iterable[_Union[_trust_pb2.Grant, _Mapping]]] = ..., signers: _Optional[_Iterable[_Union[_trust_pb2.Signer, _Mapping]]] = ..., releases: _Optional[_Iterable[_Union[_trust_pb2.Release, _Mapping]]] = ...) -> None: ...
+    more: bool
+    def __init__(self, issuer: _Optional[str] = ..., token_keys: _Optional[_Iterable[_Union[_trust_pb2.TokenKey, _Mapping]]] = ..., revocations: _Optional[_Iterable[_Union[_trust_pb2.Revocation, _Mapping]]] = ..., grants: _Optional[_Iterable[_Union[_trust_pb2.Grant, _Mapping]]] = ..., signers: _Optional[_Iterable[_Union[_trust_pb2.Signer, _Mapping]]] = ..., releases: _Optional[_Iterable[_Union[_trust_pb2.Release, _Mapping]]] = ..., more: bool = ...) -> None: ...
 
 class TrustDelta(_message.Message):
     __slots__ = ("changes",)

@@ -68,6 +68,7 @@ class TrustFeed:
         self._lock = threading.Lock()
         self._call: Iterator[trust_service_pb2.WatchTrustResponse] | None = None
         self._resync = False
+        self._parts: trust_service_pb2.WatchTrustResponse | None = None
         self._thread = threading.Thread(target=self._run, name="trust-feed", daemon=True)
         self._listener = threading.Thread(target=self._listen, name="trust-feed-silence", daemon=True)
 
@@ -123,6 +124,7 @@ class TrustFeed:
             if self._closed.is_set():
                 return
             self._spoke_at = self._clock.monotonic()
+            self._parts = None
             self._call = self._stub.WatchTrust(request)
         for news in self._call:
             self._spoke_at = self._clock.monotonic()
@@ -133,9 +135,10 @@ class TrustFeed:
         read_at = self._clock.monotonic() - max(0.0, news.read_age.ToTimedelta().total_seconds())
         match news.WhichOneof("news"):
             case "snapshot":
-                self._state.apply_snapshot(
-                    snapshot_from_message(news.snapshot, epoch=news.epoch, sequence=news.sequence)
-                )
+                whole = self._gather(news)
+                if whole is None:
+                    return  # nothing is known of it, not even its age, before the last part
+                self._state.apply_snapshot(snapshot_from_message(whole, epoch=news.epoch, sequence=news.sequence))
                 self._resync = False
             case "delta":
                 changes = delta_from_message(news.delta)
@@ -146,6 +149,18 @@ class TrustFeed:
                 raise InvalidRequest("news of a kind that this version does not know")
         self._state.heard(read_at)
         self._ready.set()
+
+    def _gather(self, news: trust_service_pb2.WatchTrustResponse) -> trust_service_pb2.TrustSnapshot | None:
+        """The whole snapshot, once the last of its parts has come."""
+        parts = self._parts
+        if parts is None:
+            parts = news
+        elif (parts.epoch, parts.sequence) != (news.epoch, news.sequence):
+            raise InvalidRequest("parts of two snapshots")
+        else:
+            parts.snapshot.MergeFrom(news.snapshot)
+        self._parts = parts if news.snapshot.more else None
+        return None if news.snapshot.more else parts.snapshot
 
     def _listen(self) -> None:
         """Cuts a stream that is open and says nothing; the following thread then asks again."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from casemate.errors import NotFound
 from casemate.gate.core.records import Effect, Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
 _ANY = "*"
@@ -46,16 +46,37 @@ class _Rule:
 class _TenantRules:
     """The rules of one tenant: those of one named resource by its path, and those of patterns."""
 
-    exact: Mapping[str, tuple[_Rule, ...]]
+    exact: MappingProxyType[str, tuple[_Rule, ...]]
     patterns: tuple[_Rule, ...]
+
+    def with_grant(self, grant: Grant) -> _TenantRules:
+        """These and the rule of one more grant."""
+        rule = _rule(grant)
+        if _ANY in rule.resource:
+            return _TenantRules(self.exact, (*self.patterns, rule))
+        found = (*self.exact.get(grant.resource, ()), rule)
+        return _TenantRules(MappingProxyType(self.exact | {grant.resource: found}), self.patterns)
+
+    def without_grant(self, grant: Grant) -> _TenantRules:
+        """These without the rule of a grant that is among them."""
+        if _ANY in _rule(grant).resource:
+            return _TenantRules(self.exact, tuple(rule for rule in self.patterns if rule.grant.id != grant.id))
+        exact = self.exact.copy()
+        left = tuple(rule for rule in exact.pop(grant.resource) if rule.grant.id != grant.id)
+        if left:
+            exact[grant.resource] = left
+        return _TenantRules(MappingProxyType(exact), self.patterns)
+
+
+_NO_RULES: Final = _TenantRules(MappingProxyType({}), ())
 
 
 @dataclass(frozen=True, slots=True)
 class GrantIndex:
     """Live grants, found by the tenant whose resources they are about."""
 
-    by_id: Mapping[str, Grant]
-    _by_tenant: Mapping[str, _TenantRules]
+    by_id: MappingProxyType[str, Grant]
+    _by_tenant: MappingProxyType[str, _TenantRules]
     # What patterns mean does not change within an index, so it is found once for what is asked often. Never a
     # decision: whether a grant has expired is judged on every call.
     _found: dict[tuple[str, str, str, str], tuple[Grant, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -78,12 +99,24 @@ class GrantIndex:
         )
 
     def with_grant(self, grant: Grant) -> GrantIndex:
-        """This index with one grant added, or replaced by identifier."""
-        return GrantIndex.of([*self.by_id.values(), grant])
+        """This index with one grant added, or replaced by identifier. Costs a copy of the maps, not their making."""
+        before = self.without_grant(grant.id)
+        rules = before._by_tenant.get(grant.tenant, _NO_RULES).with_grant(grant)
+        by_tenant = MappingProxyType(before._by_tenant | {grant.tenant: rules})
+        return GrantIndex(MappingProxyType(before.by_id | {grant.id: grant}), by_tenant)
 
     def without_grant(self, grant_id: str) -> GrantIndex:
-        """This index without the grant of that identifier."""
-        return GrantIndex.of(grant for grant in self.by_id.values() if grant.id != grant_id)
+        """This index without the grant of that identifier. Costs as `with_grant`."""
+        grant = self.by_id.get(grant_id)
+        if grant is None:
+            return self
+        by_id = self.by_id.copy()
+        del by_id[grant_id]
+        by_tenant = self._by_tenant.copy()
+        rules = by_tenant.pop(grant.tenant).without_grant(grant)
+        if rules != _NO_RULES:
+            by_tenant[grant.tenant] = rules
+        return GrantIndex(MappingProxyType(by_id), MappingProxyType(by_tenant))
 
     def authorize(
         self, *, tenant: str, caller_path: str, verb: str, resource: str, now: datetime, whole: str | None = None
@@ -144,11 +177,15 @@ def _matches(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
     return True
 
 
+def _rule(grant: Grant) -> _Rule:
+    return _Rule(grant, tuple(grant.caller.split("/")), tuple(grant.resource.split("/")))
+
+
 def _of_tenant(grants: Iterable[Grant]) -> _TenantRules:
     exact: dict[str, tuple[_Rule, ...]] = {}
     patterns: list[_Rule] = []
     for grant in grants:
-        rule = _Rule(grant, tuple(grant.caller.split("/")), tuple(grant.resource.split("/")))
+        rule = _rule(grant)
         if _ANY in rule.resource:
             patterns.append(rule)
         else:

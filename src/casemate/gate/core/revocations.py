@@ -15,7 +15,7 @@ from casemate.errors import Reason, Unauthenticated
 from casemate.gate.core.records import Revocation, RevocationKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from casemate.gate.core.verifier import VerifiedToken
 
@@ -26,8 +26,8 @@ _FOREVER = datetime.max.replace(tzinfo=UTC)
 class RevocationIndex:
     """Live revocations, one lookup per thing that a token or certificate can be revoked by."""
 
-    by_id: Mapping[str, Revocation]
-    _by_value: Mapping[RevocationKind, Mapping[str, tuple[Revocation, ...]]]
+    by_id: MappingProxyType[str, Revocation]
+    _by_value: MappingProxyType[RevocationKind, dict[str, tuple[Revocation, ...]]]
 
     @classmethod
     def empty(cls) -> RevocationIndex:
@@ -45,8 +45,15 @@ class RevocationIndex:
         return cls(MappingProxyType(by_id), MappingProxyType(by_value))
 
     def with_revocation(self, revocation: Revocation) -> RevocationIndex:
-        """This index and one more."""
-        return RevocationIndex.of([*self.by_id.values(), revocation])
+        """This index and one more. Costs a copy of the maps, not their making."""
+        if revocation.id in self.by_id:
+            return RevocationIndex.of([*self.by_id.values(), revocation])
+        of_kind = self._by_value[revocation.kind]
+        values = {**of_kind, revocation.value: (*of_kind.get(revocation.value, ()), revocation)}
+        return RevocationIndex(
+            MappingProxyType(self.by_id | {revocation.id: revocation}),
+            MappingProxyType(self._by_value | {revocation.kind: values}),
+        )
 
     def check_token(self, token: VerifiedToken, now: datetime) -> None:
         """Refuses a token that any live revocation matches.
