@@ -50,7 +50,7 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_se
 from services.auth.administration import Administration
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.http_face import FacePace, build_face
-from services.auth.key_ring import LOOKED_AT, TokenKeyRing
+from services.auth.key_ring import LOOKED_AT, TokenKeyRing, open_ring
 from services.auth.key_schedule import KeySchedule
 from services.auth.known_clients import KnownClients
 from services.auth.labels import Labels
@@ -68,7 +68,6 @@ from services.auth.settings import AuthSettings
 from services.auth.store.credentials import CredentialStore
 from services.auth.store.families import FamilyStore
 from services.auth.store.news import NewsReader
-from services.auth.store.token_keys import TokenKeyStore
 from services.auth.store.wake import WakeListener
 from services.auth.store.witness import WitnessStore
 from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
@@ -185,9 +184,7 @@ async def serving(
         source.start()
         stack.callback(source.close)
         authority = await open_authority(settings, stack, metrics)
-        key_store = TokenKeyStore(pool=authority.pool, tables=authority.tables)
-        ring = TokenKeyRing(store=authority.store, keys=key_store, kek=authority.kek, clock=clock, schedule=pace.keys)
-        await ring.prepare()
+        ring = await open_ring(settings, authority, stack, clock=clock, schedule=pace.keys)
         trust = TrustState(staleness=settings.trust.staleness)
         credentials = CredentialStore(pool=authority.pool, tables=authority.tables)
         known = KnownClients(

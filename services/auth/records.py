@@ -65,7 +65,7 @@ class OperatorChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKey:
-    """A key that signs access tokens; its private half as the database holds it, sealed.
+    """A key that signs access tokens; its private half as the database holds it: sealed, or the name of who keeps it.
 
     `kid` is the RFC 7638 thumbprint of the public key, so nobody chooses it; `changed_at`
     is when it got its state, None if it never had another.

@@ -18,6 +18,7 @@ from casemate.settings import (
     path,
     setting,
 )
+from services.auth.kms_token_keys import token_key_places
 from services.auth.scopes import OURS, Audiences, audiences
 
 _URL: Final = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?", re.ASCII)
@@ -45,6 +46,7 @@ class AuthSettings:
         http_address: where it serves OAuth over HTTPS.
         http_url: where clients reach that, if it is not the service's own name and port.
         audiences: other teams' services that tokens may be for and that may watch trust.
+        token_keys: KMS keys that sign tokens, each after the other; sealed ones if there are none.
         datasets_address: where the transparency log is, which is told of every change;
             not told if not set.
     """
@@ -75,6 +77,12 @@ class AuthSettings:
         parse=audiences,
         default=OURS,
         help="other teams' services and their scopes: greeter=greetings.read,greetings.write;billing=bills.read",
+    )
+    token_keys: tuple[str, ...] = setting(
+        "TOKEN_KEYS",
+        parse=token_key_places,
+        default=(),
+        help='keys that sign tokens: "sealed" (Ed25519), or aws-kms:arn:… (ES256), several with commas between',
     )
     datasets_address: str | None = setting(
         "DATASETS_ADDRESS",

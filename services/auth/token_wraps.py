@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from casemate.sealing.rewrapping import StoredWrap
 from casemate.storage.pool import storage_errors
+from services.auth.key_schedule import SEALED, kept_by
 from services.auth.store.changes import begin_change
 from services.auth.token_keys import wrap_context
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TokenKeyWraps:
-    """The sealed private halves of all token keys, revoked ones too. There are few."""
+    """The sealed private halves of token keys, revoked ones too. There are few."""
 
     def __init__(self, *, pool: Pool, tables: AuthorityTables) -> None:
         self._pool = pool
@@ -57,4 +58,6 @@ class TokenKeyWraps:
     async def _all(self) -> list[TokenKey]:
         with storage_errors():
             async with self._pool.acquire() as connection:
-                return await self._tables.token_keys.all(connection)
+                keys = await self._tables.token_keys.all(connection)
+        # What a KMS keeps has no wrap.
+        return [key for key in keys if kept_by(key) == SEALED]

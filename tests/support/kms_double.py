@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-_USES_A_KEY = {"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey"}
+_USES_A_KEY = {"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey", "Sign", "GetPublicKey"}
 _LISTS = "ListKeyRotations"  # not of a key that is about to be deleted
 _REFUSALS = {"Disabled": "DisabledException", "PendingDeletion": "KMSInvalidStateException"}
 
@@ -65,6 +65,8 @@ class FaultyKms:
             if code is not None and (operation != _LISTS or code == _REFUSALS["PendingDeletion"]):
                 return _refused(code, 400)
         status, answer = await self._forward(headers, body)
+        if operation == "GetPublicKey" and answer.get("KeyId") == json.loads(body)["KeyId"].rpartition("/")[2]:
+            answer["KeyId"] = json.loads(body)["KeyId"]  # moto says the bare name
         if status == 200:
             answer |= self.alters.get(operation, {})
         return web.Response(status=status, body=json.dumps(answer), content_type="application/x-amz-json-1.1")

@@ -13,7 +13,6 @@ are bound to a certificate that the thief must hold, and KMS logs every call.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,7 +21,7 @@ from typing import Any, Final
 import aioboto3
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
@@ -81,26 +80,28 @@ class AwsKmsSigningKey:
             self._public_key = _on_p256(answer["PublicKey"], self._arn)
         return self._public_key
 
-    async def sign(self, message: bytes) -> bytes:
+    async def sign(self, message: bytes, *, public_key: EllipticCurvePublicKey) -> bytes:
         """The signature over a message: 64 bytes, r and s. One call of KMS, and one verification here.
+
+        Args:
+            message: what is signed; KMS hashes it, and takes 4,096 bytes at most, as a token does.
+            public_key: the half that the signature is for, as those who verify it know it.
 
         Raises:
             Unavailable: KMS does not answer, throttles, or answers with what does not verify.
             FailedPrecondition: `KEY_NOT_ACTIVE`: KMS refuses the key, or us.
         """
-        public_key = await self.public_key()
-        digest = hashlib.sha256(message).digest()
         answer = await call_kms(
             self._client.sign,
             within=self._limits.call,
             KeyId=self._arn,
-            Message=digest,
-            MessageType="DIGEST",
+            Message=message,
+            MessageType="RAW",
             SigningAlgorithm=_ALGORITHM,
         )
         signature = answer["Signature"]
         try:
-            public_key.verify(signature, digest, ECDSA(Prehashed(SHA256())))
+            public_key.verify(signature, message, ECDSA(SHA256()))
             r, s = decode_dss_signature(signature)
         except (InvalidSignature, ValueError):
             raise Unavailable(f"KMS answered for {self._arn} with a signature that does not verify") from None
