@@ -10,6 +10,7 @@ from casemate.clock import Clock, SystemClock
 from casemate.errors import ConfigurationError
 from casemate.pki.authority import CertificateAuthority
 from casemate.pki.leaves import needs_renewal, write_leaf
+from casemate.pki.succession import give_roots
 from casemate.sealing.local import LocalKeyRing
 from casemate.transport.certificates import CertificateSource
 
@@ -75,6 +76,12 @@ class Certificates:
         """Writes every leaf anew, due or not: for a drill, and after a key was exposed."""
         for _, issue in self._leaves():
             issue()
+
+    def give_roots(self) -> None:
+        """Has every holder of a leaf trust the roots of this moment; certificates stay as they are."""
+        for directory, _ in self._leaves():
+            if (directory / "cert.pem").exists():
+                give_roots(directory, self._authority.ca_pem)
 
     def require_client(self, tenant: str, name: str) -> CertificateSource:
         """The identity of a client, issued now if it has none that is good."""

@@ -14,6 +14,7 @@ import click
 from casemate.cli.certificates import Certificates
 from casemate.cli.deployment import Deployment, DeploymentFolders
 from casemate.cli.main import Options
+from casemate.cli.roots import root_command
 from casemate.cli.state import StateDirectory
 from casemate.clock import SystemClock
 from casemate.errors import CasemateError
@@ -30,6 +31,9 @@ def _open(options: Options, trust_domain: str) -> Certificates:
     state = StateDirectory(options.state)
     state.create()
     return Certificates.open(state, trust_domain=trust_domain, report=click.echo)
+
+
+pki_command.add_command(root_command)
 
 
 @pki_command.command("init")

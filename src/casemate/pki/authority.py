@@ -40,6 +40,10 @@ from casemate.sealing.private_files import read_private, write_file
 from casemate.secret import Secret
 
 SEALED_KEY_FILE = "key.sealed"
+NEXT = "next"
+"""Folder of the root that comes next, below that of the present one; see `succession`."""
+RETIRED_FILE = "retired.pem"
+"""The root before, for as long as leaves of it are about."""
 
 
 class _Signing(TypedDict):
@@ -56,12 +60,19 @@ class _Signing(TypedDict):
 class CertificateAuthority:
     """Issues leaves for one trust domain. Made by `create` or `load`."""
 
-    __slots__ = ("_certificate", "_clock", "_key", "_trust_domain")
+    __slots__ = ("_also_trusted", "_certificate", "_clock", "_key", "_trust_domain")
 
     def __init__(
-        self, *, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, trust_domain: str, clock: Clock
+        self,
+        *,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        trust_domain: str,
+        clock: Clock,
+        also_trusted: bytes = b"",
     ) -> None:
         self._certificate = certificate
+        self._also_trusted = also_trusted
         self._key = key
         self._trust_domain = trust_domain
         self._clock = clock
@@ -112,7 +123,13 @@ class CertificateAuthority:
         key = load_der_private_key(plain.reveal(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise ConfigurationError(f"the authority's key and certificate in {directory} do not belong together")
-        return cls(certificate=certificate, key=key, trust_domain=trust_domain, clock=clock)
+        return cls(
+            certificate=certificate,
+            key=key,
+            trust_domain=trust_domain,
+            clock=clock,
+            also_trusted=also_trusted(directory),
+        )
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -121,8 +138,8 @@ class CertificateAuthority:
 
     @property
     def ca_pem(self) -> bytes:
-        """The root in PEM."""
-        return _pem(self._certificate)
+        """The roots that leaves are given to trust, in PEM: this one first, then those of a change of roots."""
+        return _pem(self._certificate) + self._also_trusted
 
     @property
     def trust_domain(self) -> str:
@@ -208,6 +225,12 @@ class CertificateAuthority:
         else:
             certificate = build_database_leaf(name=name, **signing)
         return IssuedLeaf(private_key_pem=private_key_pem, certificate_pem=_pem(certificate), ca_pem=self.ca_pem)
+
+
+def also_trusted(directory: Path) -> bytes:
+    """The other roots that count while the root is changed, in PEM: the next one, and the one before."""
+    files = (directory / NEXT / CERTIFICATE_FILE, directory / RETIRED_FILE)
+    return b"".join(file.read_bytes() for file in files if file.exists())
 
 
 def _context(trust_domain: str) -> KeyContext:
