@@ -15,11 +15,11 @@ from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.batch_jobs import CallerLeft, Terms
 from services.inference.non_finite import require_finite
 from services.inference.publishing import tenant_of
-from services.inference.tensors import encode_raw, encode_typed
+from services.inference.tensors import encode_typed, view_raw
 from services.inference.validation import Limits, Tensors, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casemate.gate.core.caller import Caller
     from services.inference.catalogue import Catalogue
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from services.inference.streams import Streams
     from services.inference.tensors import Array, TensorSpec
     from services.inference.tracing import Trace
+    from services.inference.wire_guard import InferRequest
 
 DEFAULT_DEADLINE = timedelta(seconds=60)
 _LOGGER = logging.getLogger(__name__)
@@ -51,6 +52,35 @@ class Patience:
 
 ENDLESS = Patience()
 """Of a peer that has set no deadline and stays; the server's own deadline still ends its work."""
+
+
+_RAW_CONTENTS = b"\x32"  # tag of ModelInferResponse.raw_output_contents, the last of its fields
+_INFER_RESPONSE = b"\x12"  # of ModelStreamInferResponse.infer_response
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A ModelInferResponse, and its raw contents beside it: put together once, where they are sent."""
+
+    message: wire.ModelInferResponse
+    raw: Sequence[bytes | memoryview]
+
+    def serialized(self) -> bytes:
+        """Its bytes, as the wire has them."""
+        pieces: list[bytes | memoryview] = [self.message.SerializeToString()]
+        for contents in self.raw:
+            pieces += (_RAW_CONTENTS, varint(len(contents)), contents)
+        return b"".join(pieces)
+
+
+def varint(value: int) -> bytes:
+    """A length, as protobuf writes it."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
 
 
 class Predictions:
@@ -79,7 +109,7 @@ class Predictions:
         self._deadline = deadline.total_seconds()
         self._now = now
 
-    def infer(self, caller: Caller, request: wire.ModelInferRequest, patience: Patience = ENDLESS) -> bytes:
+    def infer(self, caller: Caller, request: InferRequest, patience: Patience = ENDLESS) -> bytes:
         """One prediction; the serialized ModelInferResponse.
 
         The reply's contents are raw when the request's were, or when an output's
@@ -94,12 +124,12 @@ class Predictions:
             DeadlineExceeded: it passed before the work began.
             CallerLeft: nobody waits any more.
         """
-        return self._infer(caller, request, patience).SerializeToString()
+        return self._infer(caller, request, patience).serialized()
 
     def stream(
         self,
         caller: Caller,
-        requests: Iterable[wire.ModelInferRequest],
+        requests: Iterable[InferRequest],
         *,
         status_on_error: bool,
         patience: Patience = ENDLESS,
@@ -127,13 +157,12 @@ class Predictions:
                 stream.waits(self._streams.now())
                 yield reply
 
-    def _reply(
-        self, caller: Caller, request: wire.ModelInferRequest, patience: Patience, *, status_on_error: bool
-    ) -> bytes:
+    def _reply(self, caller: Caller, request: InferRequest, patience: Patience, *, status_on_error: bool) -> bytes:
         try:
-            response = self._infer(caller, request, patience)
-            response.parameters["triton_final_response"].bool_param = True
-            reply = wire.ModelStreamInferResponse(infer_response=response)
+            answer = self._infer(caller, request, patience)
+            answer.message.parameters["triton_final_response"].bool_param = True
+            body = answer.serialized()
+            return b"".join((_INFER_RESPONSE, varint(len(body)), body))
         except CallerLeft:
             raise
         except Exception as error:
@@ -143,7 +172,7 @@ class Predictions:
             reply.infer_response.id = request.id
         return reply.SerializeToString()
 
-    def _infer(self, caller: Caller, request: wire.ModelInferRequest, patience: Patience) -> wire.ModelInferResponse:
+    def _infer(self, caller: Caller, request: InferRequest, patience: Patience) -> Answer:
         tenant = tenant_of(caller)
         loaded = self._catalogue.find(tenant, request.model_name, request.model_version)
         began = time.perf_counter_ns()
@@ -189,7 +218,7 @@ class Predictions:
             )
         return response
 
-    def _terms(self, tenant: str, caller: Caller, request: wire.ModelInferRequest, patience: Patience) -> Terms:
+    def _terms(self, tenant: str, caller: Caller, request: InferRequest, patience: Patience) -> Terms:
         seconds, priority = self._deadline, 0
         if patience.seconds is not None and patience.seconds < seconds:
             seconds = patience.seconds
@@ -202,12 +231,12 @@ class Predictions:
         return Terms(tenant, caller.client_id or caller.spiffe_id, self._now() + seconds, priority, patience.on_leave)
 
     def _response(
-        self, loaded: LoadedModel, request: wire.ModelInferRequest, tensors: Tensors, outputs: Mapping[str, Array]
-    ) -> wire.ModelInferResponse:
+        self, loaded: LoadedModel, request: InferRequest, tensors: Tensors, outputs: Mapping[str, Array]
+    ) -> Answer:
         response = wire.ModelInferResponse(
             model_name=request.model_name, model_version=str(loaded.slot.number), id=request.id
         )
-        total = 0
+        total, raw = 0, []
         for spec in tensors.outputs:
             array = rounded(outputs[spec.name], spec, loaded.serving.output_decimals)
             total += array.nbytes
@@ -215,10 +244,10 @@ class Predictions:
                 raise Exhausted("the reply is too large", reason=Reason.REQUEST_TOO_LARGE)
             output = response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=array.shape)
             if tensors.raw_reply:
-                response.raw_output_contents.append(encode_raw(array, spec.datatype))
+                raw.append(view_raw(array, spec.datatype))
             elif spec.datatype.contents is not None:
                 getattr(output.contents, spec.datatype.contents).extend(encode_typed(array, spec.datatype))
-        return response
+        return Answer(response, raw)
 
 
 def rounded(array: Array, spec: TensorSpec, decimals: int | None) -> Array:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from services.inference.models import Models
     from services.inference.predictions import Predictions
     from services.inference.publishing import Publishing
+    from services.inference.wire_guard import InferRequest
 
 OPEN_INFERENCE = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 MODEL_SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
@@ -59,13 +60,13 @@ def open_inference_service(
     }
     handlers = {name: _unary(method, getattr(wire, f"{name}Request")) for name, method in unary.items()}
 
-    def infer(request: wire.ModelInferRequest, context: grpc.ServicerContext) -> bytes:
+    def infer(request: InferRequest, context: grpc.ServicerContext) -> bytes:
         try:
             return predictions.infer(current_caller(), request, _patience(context, sampler))
         except CallerLeft:
             raise grpc.RpcError from None  # what grpcio itself raises when the peer is gone
 
-    def stream(requests: Iterator[wire.ModelInferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(requests: Iterator[InferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
         patience = _patience(context, sampler)
         try:

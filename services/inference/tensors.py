@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _LENGTH = struct.Struct("<I")
+_WORTH_A_VIEW = 64 * 1024
 
 
 class ValuesInvalid(Exception):
@@ -90,7 +91,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
-def walk_bytes(raw: bytes, count: int) -> None:
+def walk_bytes(raw: bytes | memoryview, count: int) -> None:
     """Checks that `raw` is exactly `count` length-prefixed elements, building nothing.
 
     Raises:
@@ -107,14 +108,14 @@ def walk_bytes(raw: bytes, count: int) -> None:
         raise ValuesInvalid("holds more than the shape says")
 
 
-def decode_raw(raw: bytes, datatype: Datatype, shape: Sequence[int], count: int) -> Array:
+def decode_raw(raw: bytes | memoryview, datatype: Datatype, shape: Sequence[int], count: int) -> Array:
     """The array over `raw`, without a copy where the datatype has a width.
 
     Raises:
         ValuesInvalid: the values are not of the datatype.
     """
     if datatype.width is not None:
-        if datatype.name == "BOOL" and raw.strip(b"\x00\x01"):
+        if datatype.name == "BOOL" and bytes(raw).strip(b"\x00\x01"):
             raise ValuesInvalid("BOOL elements must be 0 or 1")
         return np.frombuffer(raw, dtype=datatype.dtype).reshape(shape)
     walk_bytes(raw, count)
@@ -123,7 +124,7 @@ def decode_raw(raw: bytes, datatype: Datatype, shape: Sequence[int], count: int)
     for index in range(count):
         start = position + _LENGTH.size
         position = start + _LENGTH.unpack_from(raw, position)[0]
-        array[index] = _text(raw[start:position])
+        array[index] = _text(bytes(raw[start:position]))
     return array.reshape(shape)
 
 
@@ -157,6 +158,14 @@ def encode_raw(array: Array, datatype: Datatype) -> bytes:
         encoded = _encoded(element)
         pieces += (_LENGTH.pack(len(encoded)), encoded)
     return b"".join(pieces)
+
+
+def view_raw(array: Array, datatype: Datatype) -> bytes | memoryview:
+    """As `encode_raw`; a large array is shown where it lies and not copied."""
+    if datatype.width is None or array.nbytes < _WORTH_A_VIEW:
+        return encode_raw(array, datatype)
+    shown: memoryview = np.ascontiguousarray(array, dtype=datatype.dtype).reshape(-1).view(np.uint8).data
+    return shown
 
 
 def encode_typed(array: Array, datatype: Datatype) -> list[Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from casemate.open_inference.v2 import open_inference_pb2 as wire
     from services.inference.tensors import Array
+    from services.inference.wire_guard import InferRequest
 
     InputTensor = wire.ModelInferRequest.InferInputTensor
 
@@ -96,7 +97,7 @@ class _Violations:
 
 
 def read_tensors(
-    request: wire.ModelInferRequest,
+    request: InferRequest,
     *,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
@@ -134,7 +135,7 @@ def read_tensors(
     return Tensors(arrays, wanted, raw or only_raw or not request.inputs, int(first[0]) if first else 1)
 
 
-def _check_counts(request: wire.ModelInferRequest, found: _Violations) -> None:
+def _check_counts(request: InferRequest, found: _Violations) -> None:
     if len(request.inputs) > MAX_TENSORS:
         found.add("inputs", "more tensors than one request may hold")
     if len(request.outputs) > MAX_TENSORS:
@@ -147,7 +148,7 @@ def _check_counts(request: wire.ModelInferRequest, found: _Violations) -> None:
         found.add("raw_input_contents", "must hold one entry per input")
 
 
-def _check_parameters(request: wire.ModelInferRequest, found: _Violations) -> None:
+def _check_parameters(request: InferRequest, found: _Violations) -> None:
     if request.parameters:
         for name, description in _REFUSED_PARAMETERS:
             if name in request.parameters:
@@ -169,7 +170,7 @@ def _check_tensor_parameters(parameters: Mapping[str, object], field: str, found
             found.add(f"{field}.parameters", description)
 
 
-def _check_names(request: wire.ModelInferRequest, specs: Sequence[TensorSpec], found: _Violations) -> None:
+def _check_names(request: InferRequest, specs: Sequence[TensorSpec], found: _Violations) -> None:
     missing = {spec.name for spec in specs}
     known = frozenset(missing)
     for index, tensor in enumerate(request.inputs):
@@ -183,7 +184,7 @@ def _check_names(request: wire.ModelInferRequest, specs: Sequence[TensorSpec], f
 
 
 def _requested_outputs(
-    request: wire.ModelInferRequest, specs: Sequence[TensorSpec], found: _Violations
+    request: InferRequest, specs: Sequence[TensorSpec], found: _Violations
 ) -> tuple[TensorSpec, ...]:
     if not request.outputs:
         return tuple(specs)
@@ -218,13 +219,13 @@ def _check_shape(tensor: InputTensor, spec: TensorSpec, field: str, found: _Viol
     return count
 
 
-def _objects(request: wire.ModelInferRequest, counts: Sequence[int]) -> int:
+def _objects(request: InferRequest, counts: Sequence[int]) -> int:
     if not request.raw_input_contents:
         return sum(counts)
     return sum(count for tensor, count in zip(request.inputs, counts, strict=True) if tensor.datatype == "BYTES")
 
 
-def _check_contents(request: wire.ModelInferRequest, counts: Sequence[int], found: _Violations) -> None:
+def _check_contents(request: InferRequest, counts: Sequence[int], found: _Violations) -> None:
     raw = request.raw_input_contents
     for index, (tensor, count) in enumerate(zip(request.inputs, counts, strict=True)):
         datatype = DATATYPES[tensor.datatype]
@@ -241,7 +242,7 @@ def _check_contents(request: wire.ModelInferRequest, counts: Sequence[int], foun
             found.add(f"inputs[{index}].contents", "is not as long as the shape says")
 
 
-def _decode(request: wire.ModelInferRequest, counts: Sequence[int], found: _Violations) -> Iterator[tuple[str, Array]]:
+def _decode(request: InferRequest, counts: Sequence[int], found: _Violations) -> Iterator[tuple[str, Array]]:
     raw = request.raw_input_contents
     for index, (tensor, count) in enumerate(zip(request.inputs, counts, strict=True)):
         datatype = DATATYPES[tensor.datatype]

@@ -5,6 +5,10 @@ A request that fits its tensors has a few fields each; a walk over tags and
 lengths, which copies nothing and stops at a cap, tells the two apart. Small
 requests are parsed at once: what they can become is small too.
 
+The same walk finds where the raw contents of tensors lie. They stay there: the
+parser is given the rest, and arrays are laid over the bytes as they came, so that
+a large tensor is not copied twice on its way to the model.
+
 If this fails: one admitted caller's message takes some forty times its size in
 memory while it is parsed; the size of messages is still capped.
 """
@@ -12,7 +16,7 @@ memory while it is parsed; the size of messages is still capped.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -20,7 +24,7 @@ from casemate.errors import Exhausted, FieldViolation, InvalidRequest, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 UNWALKED_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 65_536
@@ -38,11 +42,31 @@ _NESTED: Final = {
     "parameter": {},
 }
 _PACKED: Final = {"input": frozenset({3}), "contents": frozenset({1, 2, 3, 4, 5})}
+_RAW_CONTENTS: Final = 7
 _NO_FIELDS: Final[frozenset[int]] = frozenset()
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
-def parse_infer_request(raw: bytes) -> wire.ModelInferRequest:
+class LargeRequest:
+    """A ModelInferRequest whose raw contents lie in the bytes that it came in; its other fields are parsed.
+
+    Args:
+        rest: the message without its raw contents.
+        raw_input_contents: these.
+    """
+
+    __slots__ = ("id", "inputs", "model_name", "model_version", "outputs", "parameters", "raw_input_contents")
+
+    def __init__(self, rest: wire.ModelInferRequest, raw_input_contents: Sequence[memoryview]) -> None:
+        self.raw_input_contents = raw_input_contents
+        self.model_name, self.model_version, self.id = rest.model_name, rest.model_version, rest.id
+        self.parameters, self.inputs, self.outputs = rest.parameters, rest.inputs, rest.outputs
+
+
+InferRequest: TypeAlias = wire.ModelInferRequest | LargeRequest
+
+
+def parse_infer_request(raw: bytes) -> InferRequest:
     """The request, parsed only if it is no larger in memory than its bytes let expect.
 
     Raises:
@@ -50,8 +74,10 @@ def parse_infer_request(raw: bytes) -> wire.ModelInferRequest:
         DecodeError: it is no request.
     """
     if len(raw) > UNWALKED_BYTES:
+        walk = _Walk(raw)
         with contextlib.suppress(_Malformed):  # the parser says so
-            _Walk(raw).message("request", 0, len(raw))
+            walk.message("request", 0, len(raw))
+            return LargeRequest(wire.ModelInferRequest.FromString(walk.rest()), walk.contents())
     request: wire.ModelInferRequest = wire.ModelInferRequest.FromString(raw)
     return request
 
@@ -76,6 +102,20 @@ class _Walk:
         self._raw = raw
         self._fields = 0
         self._varints = 0
+        self._contents: list[tuple[int, int, int]] = []  # of the raw contents: tag, first byte, end
+
+    def contents(self) -> tuple[memoryview, ...]:
+        """The raw contents, in their order."""
+        whole = memoryview(self._raw)
+        return tuple(whole[first:end] for _, first, end in self._contents)
+
+    def rest(self) -> bytes:
+        """The message without them."""
+        whole, pieces, position = memoryview(self._raw), [], 0
+        for tag, _, end in self._contents:
+            pieces.append(whole[position:tag])
+            position = end
+        return b"".join((*pieces, whole[position:]))
 
     def message(self, kind: str, position: int, end: int) -> None:
         nested, packed = _NESTED[kind], _PACKED.get(kind, _NO_FIELDS)
@@ -83,13 +123,16 @@ class _Walk:
             self._fields += 1
             if self._fields > MAX_FIELDS:
                 raise _too_much()
+            began = position
             tag, position = self._varint(position, end)
             number, wire_type = tag >> 3, tag & 7
             if wire_type == _LENGTH:
                 length, position = self._varint(position, end)
                 if position + length > end:
                     raise _Malformed
-                if number in nested:
+                if number == _RAW_CONTENTS and kind == "request":
+                    self._contents.append((began, position, position + length))
+                elif number in nested:
                     self.message(nested[number], position, position + length)
                 elif number in packed:
                     self._count(position, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from google.protobuf.message import DecodeError
 
 from casemate.errors import CasemateError, Code, InvalidRequest, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.predictions import varint
 from services.inference.servicers import OPEN_INFERENCE
-from services.inference.wire_guard import MAX_FIELDS, UNWALKED_BYTES, parse_infer_request
+from services.inference.wire_guard import MAX_FIELDS, UNWALKED_BYTES, InferRequest, parse_infer_request
 from tests.services.inference.conftest import Digits
-from tests.services.inference.house import PATIENCE, SERVING, House, meant
+from tests.services.inference.house import PATIENCE, SERVING, TENANT, House, meant
+from tests.services.inference.identity import identity
 from tests.support.authority import LeafFactory
 
 MIB = 1024 * 1024
@@ -104,17 +107,62 @@ def test_typed_elements_are_counted_before_they_grow_eightfold() -> None:
         parse_infer_request(typed(4 * MIB + 1))
 
 
+def whole(parsed: InferRequest) -> wire.ModelInferRequest:
+    """A request in one piece, however it was parsed."""
+    if isinstance(parsed, wire.ModelInferRequest):
+        return parsed
+    message = wire.ModelInferRequest(
+        model_name=parsed.model_name, model_version=parsed.model_version, id=parsed.id, inputs=parsed.inputs
+    )
+    message.outputs.extend(parsed.outputs)
+    for name, parameter in parsed.parameters.items():
+        message.parameters[name].CopyFrom(parameter)
+    message.raw_input_contents.extend(bytes(contents) for contents in parsed.raw_input_contents)
+    return message
+
+
 def test_a_large_tensor_and_many_small_fields_below_the_cap_are_read() -> None:
     request = wire.ModelInferRequest(raw_input_contents=[bytes(4 * MIB)])
     request.inputs.add(name="x", shape=[-1] * 10).parameters["p"].string_param = "v"
-    assert parse_infer_request(request.SerializeToString()) == request
+    assert whole(parse_infer_request(request.SerializeToString())) == request
     elements = wire.ModelInferRequest()
     elements.inputs.add().contents.bytes_contents.extend([b"text"] * (MAX_FIELDS - 3))
     assert len(elements.SerializeToString()) > UNWALKED_BYTES
-    assert parse_infer_request(elements.SerializeToString()) == elements
+    assert whole(parse_infer_request(elements.SerializeToString())) == elements
     elements.inputs[0].contents.bytes_contents.extend([b"text"] * 2)
     with pytest.raises(InvalidRequest):
         parse_infer_request(elements.SerializeToString())
+
+
+def test_a_large_request_is_read_alike_wherever_its_raw_contents_stand() -> None:
+    """They are cut out before the rest is parsed; what is left must be the same message."""
+    first, second, empty = b"1" * 70_000, b"2" * 300, b""
+    raw = [b"\x3a" + varint(len(contents)) + contents for contents in (first, second, empty)]
+    head = wire.ModelInferRequest(model_name="a", id="7").SerializeToString()
+    rest = wire.ModelInferRequest(model_name="b", model_version="3")
+    rest.inputs.add(name="x", datatype="FP32", shape=[1])
+    rest.outputs.add(name="y")
+    rest.parameters["priority"].int64_param = 1
+    tail = rest.SerializeToString()
+    for pieces in itertools.permutations((head, *raw, tail)):
+        message = b"".join(pieces)
+        assert whole(parse_infer_request(message)) == wire.ModelInferRequest.FromString(message)
+
+
+@pytest.mark.parametrize("name", ["BOOL", "FP32", "BYTES", "BF16"])
+@pytest.mark.parametrize("count", [3, 120_000])
+def test_a_tensor_comes_back_the_same_whether_it_is_copied_or_not(house: House, name: str, count: int) -> None:
+    model = f"large-{name.lower()}"
+    if house.service.catalogue.entry((TENANT, model)).current is None:
+        house.publish({"model.onnx": identity(name, shape=(None,))}, model=model)
+    width = {"BOOL": 1, "FP32": 4, "BYTES": 5, "BF16": 2}[name]
+    raw = {"BOOL": b"\x01", "BYTES": b"\x01\0\0\0a"}.get(name, bytes(range(1, width + 1))) * count
+    request = wire.ModelInferRequest(model_name=model, raw_input_contents=[raw])
+    request.inputs.add(name=f"{name}_in", datatype=name, shape=(count,))
+    assert house.call("ModelInfer", request).raw_output_contents[0] == raw
+    if name == "BOOL":
+        request.raw_input_contents[0] = b"\x02" + raw[1:]
+        assert refusal(lambda: house.call("ModelInfer", request)) == (Code.INVALID_ARGUMENT, Reason.INVALID_FIELD)
 
 
 @pytest.mark.parametrize("end", [b"\x2a\xff\xff\xff\xff\x0f", b"\x2a", b"\xff" * 12, b"\x2b", b"\x2a\x05\x2a\xff"])
