@@ -2,8 +2,10 @@
 
 A release entry names the roots of the model's signed manifest. What it says is
 written to a table in the same transaction, so that a question is answered without
-reading the log. The table can be dropped: it is built again from the log, every
-entry of which is verified against the head.
+reading the log. Rows are numbered without gaps and their number is kept under a MAC;
+each replica reads and verifies every row once, and then what is new: a query for one
+root alone would miss the row whose root somebody changed. The head can be deleted:
+the next start builds the table again from the log, every entry of which is verified.
 
 If this fails: somebody asks what a compromised key reached, and a model is left
 out. The log has it still.
@@ -11,6 +13,7 @@ out. The log has it still.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -67,6 +70,9 @@ class Lineage:
         self._log = log
         self._alarms = alarms
         self._rows = SignedTable("trained_models", key=("number",), row=Trained, authority=authority, alarms=alarms)
+        self._reading = asyncio.Lock()
+        self._known = 0
+        self._by_root: dict[tuple[str, bytes], list[Trained]] = {}
         self._heads = SignedTable("trained_models_head", key=("name",), row=_Head, authority=authority, alarms=alarms)
 
     async def prepare(self) -> None:
@@ -77,7 +83,8 @@ class Lineage:
         """
         async with transaction(self._pool) as connection:
             await self._log.lock(connection)  # nothing is appended meanwhile; of two replicas one builds
-            if await self._heads.get(connection, _HEAD) is not None:
+            # Whether it verifies is asked when it is read: nothing else has to wait for it.
+            if await connection.fetchval("SELECT EXISTS (SELECT FROM trained_models_head)"):
                 return
             await connection.execute("DELETE FROM trained_models")
             size = 0
@@ -109,13 +116,17 @@ class Lineage:
         Raises:
             StoredDataUnreadable: a row does not verify, or one is missing, whichever it is.
         """
-        async with transaction(self._pool, isolation="repeatable_read") as connection:
-            head = await self._head(connection)
-            count = await connection.fetchval("SELECT count(*) FROM trained_models")
+        async with self._reading:
+            async with transaction(self._pool, isolation="repeatable_read") as connection:
+                head = await self._head(connection)
+                rows = await self._rows.select(connection, "WHERE number >= $1 ORDER BY number", self._known)
             with self._alarms.on_authority():
-                if count != head.size:
-                    raise StoredDataUnreadable(f"{count} of {head.size} rows of the lineage are there")
-            return await self._rows.select(connection, "WHERE tenant = $1 AND root = $2 ORDER BY number", tenant, root)
+                if [row.number for row in rows] != list(range(self._known, head.size)):
+                    raise StoredDataUnreadable(f"the {head.size} rows of the lineage are not all there, or are more")
+            for row in rows:
+                self._by_root.setdefault((row.tenant, row.root), []).append(row)
+            self._known = head.size
+            return list(self._by_root.get((tenant, root), ()))
 
     async def _head(self, connection: Connection, *, lock: bool = False) -> _Head:
         head = await self._heads.get(connection, _HEAD, lock=lock)

@@ -7,6 +7,7 @@ import click
 from casemate.cli.dataset_push import manifest, push, push_signed
 from casemate.cli.dataset_read import describe, pull
 from casemate.cli.dataset_shred import shred, verify_receipt
+from casemate.cli.dataset_versions import compromise, label, labels, lineage, retain
 
 
 @click.group("dataset")
@@ -14,5 +15,18 @@ def dataset_command() -> None:
     """Signed datasets."""
 
 
-for _command in (push, manifest, push_signed, pull, describe, shred, verify_receipt):
+for _command in (
+    push,
+    manifest,
+    push_signed,
+    pull,
+    describe,
+    label,
+    labels,
+    lineage,
+    compromise,
+    retain,
+    shred,
+    verify_receipt,
+):
     dataset_command.add_command(_command)

@@ -3,53 +3,105 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from casemate.cli.connection import tenant_of, with_session
 from casemate.cli.keys import load_public_key
-from casemate.client.datasets import Datasets
+from casemate.client.datasets import BatchOrder, Datasets, PulledDataset
 from casemate.client.session import Session
+from casemate.errors import ConfigurationError
+from casemate.signing.framing import join_rows
 
 
 @click.command("pull")
 @click.argument("dataset")
-@click.option("--version", type=click.IntRange(min=1), default=None, show_default="latest")
+@click.option("--version", type=click.IntRange(min=1), default=None, show_default="what --label names")
 @click.option(
     "--trust", type=click.Path(path_type=Path, exists=True), required=True, help="Supplier's public key (PEM)."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, with a header line.")
+@click.option("--label", default="latest", show_default=True, help="Instead of a version.")
+@click.option("--shard", default="0/1", metavar="K/N", help="Shard K, from 0, of N.", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Shuffle the batches by this seed.")
+@click.option("--receipt", type=click.Path(path_type=Path), default=None, help="File for the signed receipt.")
 @click.option("--unsafe-accept-pkcs1", is_flag=True, help="Take an RSA key's PKCS#1 v1.5 signature too.")
 @with_session
 def pull(
-    session: Session, dataset: str, version: int | None, trust: Path, out: Path, unsafe_accept_pkcs1: bool
+    session: Session,
+    dataset: str,
+    *,
+    version: int | None,
+    trust: Path,
+    out: Path,
+    label: str,
+    shard: str,
+    seed: int | None,
+    receipt: Path | None,
+    unsafe_accept_pkcs1: bool,
 ) -> None:
     """Writes a version to a file, every batch proven under the root that the trusted key signed.
 
-    The file appears only when the whole version was proven.
+    The file appears only when all that was asked for was proven. CSV gets a header line,
+    Arrow becomes an IPC stream.
     """
     key = load_public_key(trust)
     if unsafe_accept_pkcs1:
         key = key.unsafe_also_pkcs1()
-    pulled = Datasets(session).pull(dataset, version or 0, tenant=tenant_of(session), trusted=[key])
+    pulled = Datasets(session).pull(
+        dataset,
+        version or 0,
+        tenant=tenant_of(session),
+        trusted=[key],
+        label="" if version else label,
+        order=_order(shard, seed),
+    )
     unproven = out.with_name(out.name + ".part")
     with unproven.open("wb") as file:
-        header = ",".join(column.name for column in pulled.manifest.manifest.schema)
-        file.write(header.encode() + b"\n")
-        for batch in pulled:
-            file.writelines(record + b"\n" for record in batch.records)
+        file.writelines(_pieces(pulled))
     unproven.replace(out)
+    if receipt is not None and pulled.receipt is not None:
+        receipt.write_bytes(pulled.receipt.envelope + b"\n")
     click.echo(f"{dataset} version {pulled.version}: proven, root {pulled.root.hex()}, written to {out}")
+
+
+def _order(shard: str, seed: int | None) -> BatchOrder:
+    part, _, parts = shard.partition("/")
+    if not (part.isascii() and part.isdigit() and parts.isascii() and parts.isdigit()):
+        raise ConfigurationError(f"--shard {shard}: say K/N, as 0/4")
+    return BatchOrder(shard=int(part), shards=int(parts), shuffle_seed=seed)
+
+
+def _pieces(pulled: PulledDataset) -> Iterator[bytes]:
+    """The bytes of a file that holds the records."""
+    manifest = pulled.manifest.manifest
+    if manifest.format == "arrow":
+        from casemate.signing.arrow_form import arrow_stream  # noqa: PLC0415  # pyarrow is optional
+
+        rows = (record for batch in pulled for record in batch.records)
+        yield from arrow_stream(rows, manifest.schema)
+        return
+    if manifest.format == "csv":
+        yield ",".join(column.name for column in manifest.schema).encode() + b"\n"
+    for batch in pulled:
+        yield join_rows(batch.records, encoding=manifest.format)
 
 
 @click.command("describe")
 @click.argument("dataset")
-@click.option("--version", type=click.IntRange(min=1), default=None, show_default="latest")
+@click.option("--version", type=click.IntRange(min=1), default=None, show_default="what --label names")
+@click.option("--label", default="latest", show_default=True, help="Instead of a version.")
+@click.option("--croissant", is_flag=True, help="As Croissant 1.1 JSON-LD, for catalogues.")
 @with_session
-def describe(session: Session, dataset: str, version: int | None) -> None:
+def describe(session: Session, dataset: str, version: int | None, label: str, croissant: bool) -> None:
     """Prints what is known of a version, as JSON."""
-    found = Datasets(session).describe(dataset, version or 0)
+    datasets, named = Datasets(session), "" if version else label
+    if croissant:
+        click.echo(datasets.croissant(dataset, version or 0, label=named).decode())
+        return
+    found = datasets.describe(dataset, version or 0, label=named)
     said = {
         "dataset": dataset,
         "version": found.version,
@@ -58,5 +110,6 @@ def describe(session: Session, dataset: str, version: int | None) -> None:
         "signer": found.signer_key_id,
         "promoted_at": found.promoted_at.ToJsonString(),
         "shredded_at": found.shredded_at.ToJsonString() if found.HasField("shredded_at") else None,
+        "labels": list(found.labels),
     }
     click.echo(json.dumps(said, indent=1))

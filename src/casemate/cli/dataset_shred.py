@@ -10,8 +10,10 @@ import click
 from casemate.cli.connection import with_session
 from casemate.client.datasets import Datasets
 from casemate.client.session import Session
-from casemate.errors import ConfigurationError
+from casemate.errors import ConfigurationError, InvalidRequest
+from casemate.signing import dsse
 from casemate.signing.checkpoint import parse_verification_key
+from casemate.signing.export_receipt import EXPORT_RECEIPT_TYPE, ExportReceipt, verify_export_receipt
 from casemate.signing.shred_receipt import ShredReceipt, verify_shred_receipt
 
 
@@ -47,10 +49,15 @@ def shred(session: Session, dataset: str, version: int, receipt: Path | None, ye
 @click.option("--log-key", required=True, help="The log's key as NAME+HASH+BASE64, or a file that holds it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify_receipt(file: Path, log_key: str, as_json: bool) -> None:
-    """Verifies the receipt of a shredding, without any service, and prints what it states."""
+    """Verifies the receipt of a shredding or of an export, without any service, and prints what it states."""
     text = log_key if "+" in log_key else _file_text(Path(log_key))
     log, key = parse_verification_key(text)
-    receipt = verify_shred_receipt(file.read_bytes().strip(), log=log, public_key=key).receipt
+    envelope = file.read_bytes().strip()
+    if _is_export(envelope):
+        exported = verify_export_receipt(envelope, log=log, public_key=key).receipt
+        click.echo(exported.to_payload().decode() if as_json else _export_shown(exported))
+        return
+    receipt = verify_shred_receipt(envelope, log=log, public_key=key).receipt
     click.echo(json.dumps(_receipt_said(receipt)) if as_json else _receipt_shown(receipt))
 
 
@@ -70,4 +77,22 @@ def _receipt_shown(receipt: ShredReceipt) -> str:
         f"{receipt.tenant}/{receipt.dataset} version {receipt.version} was shredded: root {receipt.root}\n"
         f"key deleted {receipt.key_deleted_at:%Y-%m-%d %H:%M:%S} UTC, entry {receipt.log_index} of {receipt.log}\n"
         f"no backup opens it from {receipt.no_backup_after:%Y-%m-%d %H:%M:%S} UTC on"
+    )
+
+
+def _is_export(envelope: bytes) -> bool:
+    try:
+        dsse.peek_payload(envelope, EXPORT_RECEIPT_TYPE)
+    except InvalidRequest:
+        return False
+    return True
+
+
+def _export_shown(receipt: ExportReceipt) -> str:
+    return (
+        f"{receipt.tenant}/{receipt.dataset} version {receipt.version} was given to {receipt.caller}: "
+        f"{receipt.batches} batches, {receipt.rows} rows, root {receipt.root}\n"
+        f"shard {receipt.shard} of {receipt.shards}, from place {receipt.position}, "
+        f"{receipt.started_at:%Y-%m-%d %H:%M:%S} to {receipt.ended_at:%H:%M:%S} UTC, "
+        f"entry {receipt.log_index} of {receipt.log}"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import InitVar, asdict, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, cast
 
@@ -95,7 +95,7 @@ class ExportReceipt:
             InvalidRequest: any other bytes.
         """
         found = strict_json.parse_object(payload, field="receipt", maximum_items=32)
-        if found.keys() != {field.name for field in fields(cls)} | {"type"}:
+        if found.keys() != {each.name for each in fields(cls)} | {"type"}:
             raise invalid("receipt", "is not a receipt of an export")
         receipt = cls(**{name: _read(name, value) for name, value in found.items() if name != "type"})  # type: ignore[arg-type]  # each value was judged by its name
         if receipt.to_payload() != payload:
@@ -105,9 +105,10 @@ class ExportReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedExportReceipt:
-    """A receipt that the log signed; only `verify_export_receipt` makes one."""
+    """A receipt that the log signed, and as it was signed, for keeping; only `verify_export_receipt` makes one."""
 
     receipt: ExportReceipt
+    envelope: bytes = field(repr=False)
     _seal: InitVar[object] = None
 
     def __post_init__(self, _seal: object) -> None:
@@ -131,7 +132,7 @@ def verify_export_receipt(envelope: bytes, *, log: str, public_key: PublicKey) -
     receipt = ExportReceipt.parse(verified.payload)
     if receipt.log != log:
         raise SignatureInvalid("the receipt is another log's")
-    return VerifiedExportReceipt(receipt=receipt, _seal=_SEAL)
+    return VerifiedExportReceipt(receipt=receipt, envelope=envelope, _seal=_SEAL)
 
 
 def numbers_sha256(numbers: Iterable[int]) -> str:

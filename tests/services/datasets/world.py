@@ -110,6 +110,7 @@ class Actor:
     log: LogServiceStub
     keys: KeyServiceStub
     metadata: tuple[tuple[str, str], ...]
+    directory: Path
 
     async def push(self, requests: Iterable[messages.PushDatasetRequest]) -> list[messages.PushDatasetResponse]:
         """Sends in lockstep, gives all answers, leaves the call open at the end by cancelling it."""
@@ -254,7 +255,7 @@ class World:
         channel = grpc.aio.secure_channel(f"127.0.0.1:{self.running.port}", credentials(directory), OPTIONS)
         self._channels.append(channel)
         metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        return Actor(DatasetServiceStub(channel), LogServiceStub(channel), KeyServiceStub(channel), metadata)
+        return Actor(DatasetServiceStub(channel), LogServiceStub(channel), KeyServiceStub(channel), metadata, directory)
 
     def _token(self, directory: Path, tenant: str, name: str, scopes: str) -> str:
         now = int(time.time())

@@ -1,0 +1,209 @@
+"""What goes by itself: uploads nobody finished, and versions beyond their dataset's retention."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from casemate.datasets.v1 import dataset_service_pb2 as messages
+from casemate.errors import AlreadyExists, CasemateError, Conflict, InvalidRequest, NotFound, StoredDataUnreadable
+from casemate.signing.checkpoint import parse_verification_key
+from casemate.signing.shred_receipt import verify_shred_receipt
+from tests.services.datasets.pushing import OTHER_BYTES
+from tests.services.datasets.reading import logged
+from tests.services.datasets.test_labels import move, versions
+from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
+
+
+async def retain(actor, *, keep_versions: int = 0, keep_for: timedelta | None = None, dataset: str = "digits") -> int:
+    request = messages.SetRetentionRequest(dataset=dataset, keep_versions=keep_versions)
+    if keep_for is not None:
+        request.keep_for.FromTimedelta(keep_for)
+    with our_errors():
+        return (await actor.datasets.SetRetention(request, metadata=actor.metadata)).log_index
+
+
+async def states(world) -> list[tuple[int, str]]:
+    async with world.sql() as sql:
+        rows = await sql.fetch("SELECT version, state FROM uploads ORDER BY version, started_at")
+    return [(row["version"], row["state"]) for row in rows]
+
+
+async def keys(world) -> int:
+    async with world.sql(data_keys=True) as sql:
+        return await sql.fetchval("SELECT count(*) FROM data_keys WHERE purpose = 'dataset-rows'")
+
+
+async def rows(world) -> int:
+    async with world.sql() as sql:
+        return await sql.fetchval("SELECT count(*) FROM sealed_rows")
+
+
+@pytest.fixture
+def patient_world(stopped_world):
+    """Its clock may be put forward by itself: elsewhere the database's has to agree."""
+    stopped_world.clocks_agree_within = timedelta(days=10_000)
+    return stopped_world
+
+
+async def test_an_upload_that_nobody_finished_expires_with_its_manifest_and_its_key_is_destroyed(patient_world):
+    async with patient_world.serve() as world:
+        actor = world.actor()
+        abandoned = world.signed(manifest_of())
+        await actor.push([manifest_message(abandoned), *chunk_messages()])
+        equivocal = world.signed(manifest_of())
+        with pytest.raises(Conflict):
+            await actor.push([manifest_message(equivocal), *chunk_messages()[:1], *chunk_messages([OTHER_BYTES])])
+        assert (await keys(world), await rows(world)) == (2, 8)
+        assert await world.running.retention.look() == 0
+
+        world.clock.shift = timedelta(hours=2)  # both manifests were for an hour
+        assert await world.running.retention.look() == 2
+
+        assert await states(world) == [(1, "discarded")] * 2
+        assert (await keys(world), await rows(world)) == (0, 0)
+        assert [body["why"] for body in await logged(world, "discard")] == ["expired"] * 2
+        assert await world.running.retention.look() == 0
+        world.clock.shift = timedelta()
+        for envelope in (abandoned, equivocal):
+            with pytest.raises(Conflict):
+                await actor.push([manifest_message(envelope), FINISH])
+        assert (await actor.push_all(world.signed())).version == 1, "the number is free"
+
+
+async def test_an_upload_ends_after_its_longest_life_whatever_its_manifest_allows(patient_world):
+    async with patient_world.serve() as world:
+        actor = world.actor()
+        late = manifest_of(expires_at=world.clock.now() + timedelta(days=300))
+        await actor.push([manifest_message(world.signed(late)), *chunk_messages()[:1]])
+        world.clock.shift = timedelta(days=6)
+        assert await world.running.retention.look() == 0
+        world.clock.shift = timedelta(days=8)
+        assert await world.running.retention.look() == 1
+        assert (await states(world), await keys(world)) == ([(1, "discarded")], 0)
+
+
+async def test_a_version_that_was_never_promoted_can_be_shredded_and_its_neighbour_stays(world):
+    actor = world.actor()
+    envelopes = [world.signed(manifest_of()) for _ in range(2)]
+    for envelope in envelopes:
+        await actor.push([manifest_message(envelope), *chunk_messages()])
+
+    answer = await actor.shred(version=1)
+
+    log, key = parse_verification_key(answer.log_key)
+    receipts = [
+        verify_shred_receipt(text, log=log, public_key=key).receipt
+        for text in (answer.receipt, *answer.further_receipts)
+    ]
+    assert [(receipt.version, receipt.key_deleted_at is not None) for receipt in receipts] == [(1, True)] * 2
+    assert (await keys(world), await rows(world)) == (0, 0)
+    assert await states(world) == [(1, "discarded")] * 2
+    again = await actor.shred(version=1)
+    assert {answer.receipt, *answer.further_receipts} == {again.receipt, *again.further_receipts}
+    with pytest.raises(Conflict):
+        await actor.push([manifest_message(envelopes[0]), FINISH])
+    root = (await actor.push_all(world.signed())).root
+    assert await keys(world) == 1
+    await actor.push_all(world.signed(manifest_of(version=2, previous_root=root)))
+    assert len((await actor.pull(version=1))[1]) == 3, "the key of what was promoted later is its own"
+
+
+async def test_an_attempt_given_up_after_another_was_promoted_takes_its_own_key_alone(patient_world):
+    async with patient_world.serve() as world:
+        actor = world.actor()
+        await actor.push([manifest_message(world.signed(manifest_of())), *chunk_messages()])
+        await actor.push_all(world.signed(manifest_of()))
+        world.clock.shift = timedelta(hours=2)
+        assert await world.running.retention.look() == 1
+        world.clock.shift = timedelta()
+        world.running.ring.drop()
+        assert len((await actor.pull())[1]) == 3
+    async with patient_world.serve() as world:  # the sweep of a start deletes again what was discarded, and no more
+        await world.running.retention.look()
+        assert len((await world.actor().pull())[1]) == 3
+
+
+async def test_of_many_versions_the_newest_are_kept_and_those_that_a_label_names(world):
+    actor, _ = await versions(world, 4)
+    await move(actor, "golden", 1, 0)
+    index = await retain(actor, keep_versions=2)
+    assert await retain(actor, keep_versions=2) == index
+
+    assert await world.running.retention.look() == 1
+
+    assert await states(world) == [(1, "promoted"), (2, "shredded"), (3, "promoted"), (4, "promoted")]
+    assert await keys(world) == 3
+    receipt = await actor.shred(version=2)
+    log, key = parse_verification_key(receipt.log_key)
+    assert verify_shred_receipt(receipt.receipt, log=log, public_key=key).receipt.version == 2
+    said = (await logged(world, "retention"))[0]
+    assert (said["keep_versions"], said["keep_for_seconds"], said["client"]) == (2, None, "acme-trainer")
+    assert len(await logged(world, "shred")) == 1
+
+
+async def test_what_is_too_old_goes_labelled_or_not_the_newest_too(patient_world):
+    async with patient_world.serve() as world:
+        actor, _ = await versions(world, 2)
+        await move(actor, "golden", 1, 0)
+        await retain(actor, keep_for=timedelta(days=30))
+        world.clock.shift = timedelta(days=29)
+        assert await world.running.retention.look() == 0
+        world.clock.shift = timedelta(days=31)
+        assert await world.running.retention.look() == 2
+        assert await states(world) == [(1, "shredded"), (2, "shredded")]
+        assert await keys(world) == 0
+
+
+async def test_a_clock_that_jumped_ahead_destroys_nothing(world):
+    actor, _ = await versions(world, 2)
+    await actor.push([manifest_message(world.signed(manifest_of(dataset="letters")), "letters")])
+    await retain(actor, keep_for=timedelta(days=30))
+    world.clock.shift = timedelta(days=3650)
+    assert await world.running.retention.look() == 0
+    assert await states(world) == [(1, "promoted"), (1, "receiving"), (2, "promoted")]
+    assert await keys(world) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE retentions SET keep_versions = 1",
+        "UPDATE retentions SET keep_for_seconds = 1",
+        "UPDATE retentions SET dataset = 'letters'",
+        """INSERT INTO retentions SELECT tenant, 'letters', 1, NULL, log_index, mac FROM retentions""",
+    ],
+)
+async def test_a_schedule_that_sql_made_or_changed_shreds_nothing(world, change):
+    actor, _ = await versions(world, 3)
+    await retain(actor, keep_versions=3)
+    async with world.sql() as sql:
+        assert not (await sql.execute(change)).endswith(" 0")
+    with pytest.raises(StoredDataUnreadable):
+        await world.running.retention.look()
+    assert world.running.metrics.value("authority_alarms_total") == 1
+    assert await keys(world) == 3
+
+
+async def test_setting_it_needs_the_grant_to_shred_and_a_possible_time(world):
+    actor, _ = await versions(world, 1)
+    for bad in (timedelta(0), timedelta(seconds=-1), timedelta(days=40_000)):
+        with pytest.raises(InvalidRequest):
+            await retain(actor, keep_for=bad)
+    with pytest.raises(CasemateError):
+        await retain(actor, keep_versions=2**64 - 1)
+    world.grants = [grant for grant in world.grants if grant.verb != "shred"]
+    world.tell()
+    with pytest.raises(NotFound):
+        await retain(actor, keep_versions=1)
+    assert await logged(world, "retention") == []
+
+
+async def test_a_version_number_of_which_nothing_is_there_is_not_found(world):
+    actor, _ = await versions(world, 1)
+    for version in (2, 9):
+        with pytest.raises(NotFound):
+            await actor.shred(version=version)
+    with pytest.raises(AlreadyExists):
+        await actor.push_all(world.signed(manifest_of()))
