@@ -29,10 +29,19 @@ def test_port_in_use_is_named_and_free_ones_are_not():
         listener.listen()
         taken = listener.getsockname()[1]
         free = Ports.free()
-        crowded = Ports({**free.grpc, "auth": taken}, free.http, free.metrics)
-        with pytest.raises(ConfigurationError, match=f"port {taken};"):
-            crowded.require_free()
+        for crowded in (
+            Ports({**free.grpc, "auth": taken}, free.http, free.metrics),
+            Ports(free.grpc, {**free.http, "auth": taken}, free.metrics),
+            Ports(free.grpc, free.http, {**free.metrics, "auth": taken}),
+        ):
+            with pytest.raises(ConfigurationError, match=f"port {taken};"):
+                crowded.require_free()
         free.require_free()
+
+
+def test_the_documented_ports_are_those_that_the_services_default_to():
+    assert Ports.fixed().all() == (7401, 7402, 7403, 7404, 7411, 7412, 7413)
+    assert len(set(Ports.free().all())) == len(Ports.fixed().all())
 
 
 def test_state_directory_and_passwords_are_for_their_owner_alone(tmp_path):
