@@ -105,7 +105,7 @@ format: .venv/dev.stamp ## Format code and protos
 lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package index)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/run.in -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
-	@for name in kserve mlserver deploy; do \
+	@for name in kserve mlserver pytriton deploy; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
 
 bench-auth: .venv/run.stamp ## Tokens a second, and how soon a revocation is everywhere (JSON=1)

@@ -49,21 +49,43 @@ class H2load:
         """Whether this machine has it, and a compiler."""
         return bool(shutil.which("h2load") and shutil.which("cc"))
 
-    def rate(self, *, port: int, token: str, method: str, payload: Path, at_once: int, calls: int) -> float:
+    def rate(  # what a load is
+        self,
+        *,
+        port: int,
+        token: str,
+        method: str,
+        payload: Path,
+        at_once: int,
+        calls: int,
+        secure: bool = True,
+        core: int | None = None,
+    ) -> float:
         """Calls a second of so many callers, each waiting for its answer.
 
         It counts HTTP statuses only: compare the server's own counts to know that the answers were good.
+
+        Args:
+            port: of a server on this machine.
+            token: sent with each call, if there is one.
+            method: what is called.
+            payload: file of the message.
+            at_once: callers.
+            calls: of all callers together.
+            secure: by mutual TLS, or in plaintext.
+            core: where it runs.
         """
         framed = self._directory / f"{payload.name}.framed"
         body = payload.read_bytes()
         framed.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
         connections = min(at_once, 8)
         command = [
+            *(("/usr/bin/taskset", "-c", str(core)) if core is not None else ()),
             *("h2load", "-n", str(calls), "-c", str(connections), "-m", str(max(1, at_once // connections))),
             *("-t", "1", "-d", str(framed), "-w", "24", "-W", "24"),
             *("-H", "content-type: application/grpc", "-H", "te: trailers"),
             *(("-H", f"authorization: Bearer {token}") if token else ()),
-            f"https://127.0.0.1:{port}{method}",
+            f"{'https' if secure else 'http'}://127.0.0.1:{port}{method}",
         ]
         environment = {
             **os.environ,  # noqa: TID251  # its own, and where the certificate lies

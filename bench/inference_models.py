@@ -17,11 +17,20 @@ ECHO_FLOATS = 4 * 1024 * 1024
 
 def small() -> bytes:
     """A logistic regression over four features and three classes: the size of iris."""
-    weights = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    return _regression(4, 3)
+
+
+def digits() -> bytes:
+    """A logistic regression over 64 pixels and ten classes: the size of the small digits."""
+    return _regression(64, 10)
+
+
+def _regression(features: int, classes: int) -> bytes:
+    weights = np.random.default_rng(1).standard_normal((features, classes)).astype(np.float32)
     return _model(
         [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Softmax", ["z"], ["y"], axis=1)],
-        ("n", 4),
-        ("n", 3),
+        ("n", features),
+        ("n", classes),
         {"w": weights},
     )
 

@@ -55,6 +55,7 @@ def models() -> dict[str, dict[str, bytes]]:
     net = inference_models.net()
     return {
         "small": {"model.onnx": inference_models.small()},
+        "digits": {"model.onnx": inference_models.digits()},
         "net": {"model.onnx": net},
         "batched": {"model.onnx": net, "serving.json": inference_models.batching(32)},
         "echo": {"model.onnx": inference_models.echo()},
