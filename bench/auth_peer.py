@@ -1,34 +1,53 @@
 """The peer that `bench.auth` is held against: node's oidc-provider, issuing JWT access tokens from memory.
 
 It is asked over plain HTTP with connections kept open, and stores nothing: both in
-its favour. Needs `node`, and a folder into which `npm install oidc-provider` was run.
+its favour.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from bench.auth_sides import Call, Side
+
+PROVIDER: Final = "oidc-provider@9.13.3"
 
 _PROGRAM: Final = Path(__file__).parent / "oidc_provider.mjs"
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A running peer, and one call of it per connection."""
-
-    pid: int
-    connect: Callable[[AsyncExitStack], Awaitable[Callable[[], Awaitable[None]]]]
+def find_provider(given: str | None) -> Path | None:
+    """The folder with the peer: the given one, or one that npm fills now; None, and a word why, without either."""
+    if given is not None:
+        return Path(given)
+    folder = Path(tempfile.gettempdir()) / f"casemate-bench-oidc-provider-{os.getuid()}"
+    if (folder / "node_modules" / "oidc-provider").is_dir():
+        return folder
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        print("oidc-provider is left out: node and npm are not installed", file=sys.stderr)
+        return None
+    folder.mkdir(mode=0o700, exist_ok=True)
+    install = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--ignore-scripts", PROVIDER]
+    done = subprocess.run(install, check=False, capture_output=True, timeout=300)  # noqa: S603  # the bench's own words
+    if done.returncode:
+        print("oidc-provider is left out: npm could not install it", file=sys.stderr)
+        return None
+    return folder
 
 
 @asynccontextmanager
-async def oidc_provider(folder: Path) -> AsyncIterator[Peer]:
+async def oidc_provider(folder: Path) -> AsyncIterator[Side]:
     """The peer, on a port of its own choice."""
     node = shutil.which("node")
     if node is None:
@@ -46,7 +65,7 @@ async def oidc_provider(folder: Path) -> AsyncIterator[Peer]:
             f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
         )
 
-        async def connect(stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:
+        async def connect(stack: AsyncExitStack) -> Call:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             stack.callback(writer.close)
 
@@ -60,7 +79,7 @@ async def oidc_provider(folder: Path) -> AsyncIterator[Peer]:
 
             return call
 
-        yield Peer(process.pid, connect)
+        yield Side(name="oidc-provider", pid=process.pid, connect=connect)
     finally:
         process.terminate()
         await process.wait()
