@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import threading
+from contextlib import suppress
 
 import pytest
 
 from casemate.errors import Reason, Unauthenticated
 from tests.gate.token_world import CLOCK, Lookup, mint, verify
+from tests.gate.world import World, base64url
 
 __all__ = ["mint"]  # fixtures
 
@@ -127,3 +131,24 @@ def test_those_who_wait_for_a_bad_token_are_refused_with_it():
     for thread in threads:
         thread.join(10)
     assert refused == [Reason.TOKEN_EXPIRED] * 5
+
+
+def test_a_refused_token_leaves_nothing_for_the_garbage_collector_to_find():
+    """A flood of them would otherwise grow memory until it runs, and stop every call while it does."""
+    world = World()
+    texts = [f"{'A' * 40}.{'A' * 40}.{number:040}" for number in range(201)]
+    header = base64url(json.dumps({"alg": "EdDSA", "kid": "A" * 43, "typ": "at+jwt"}).encode())
+    forged = world.mint.token(world.mint.claims(now=world.clock.now(), thumbprint="x" * 43))
+    texts += [f"{header}.e30.{number:086}" for number in range(200)]
+    texts += [f"{forged[:-86]}{number:086}" for number in range(200)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for text in texts:
+            with suppress(Unauthenticated):
+                world.gate.at_headers("/test.Echo/Unary", (("authorization", f"Bearer {text}"),), request_id="r")
+        assert gc.collect() < len(texts)  # not one for each of them
+    finally:
+        gc.enable()
+    assert len(world.audit.denials) == len(texts)

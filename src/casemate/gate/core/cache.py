@@ -57,7 +57,9 @@ class _Flight:
 
     done: threading.Event = field(default_factory=threading.Event)
     entry: _Entry | None = None
-    error: Unauthenticated | None = None
+    # What was wrong, and not the exception: that knows the frame which knows this flight, and a flood of refused
+    # tokens would leave rings for the garbage collector to find.
+    refusal: tuple[str, Reason] | None = None
 
 
 class TokenCache:
@@ -142,7 +144,7 @@ class TokenCache:
         try:
             token = verify()
         except Unauthenticated as error:
-            flight.error = error
+            flight.refusal = (str(error), error.reason)
             self._observe("failed")
             with self._lock:
                 self._drop(key)
@@ -161,8 +163,9 @@ class TokenCache:
     def _join(self, flight: _Flight, key_epoch: int) -> VerifiedToken | None:
         flight.done.wait()
         self._observe("joined")
-        if flight.error is not None:
-            raise Unauthenticated(str(flight.error), reason=flight.error.reason)
+        if flight.refusal is not None:
+            detail, reason = flight.refusal
+            raise Unauthenticated(detail, reason=reason)
         if flight.entry is None or flight.entry.key_epoch != key_epoch:
             return None
         return flight.entry.token
