@@ -11,13 +11,16 @@ leaf, proof and root, as `casemate.client` does, still notices.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import InitVar, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import InvalidRequest, NotFound, PermissionDenied, StoredDataUnreadable
-from casemate.sealing.rows import open_batch
+from casemate.sealing.rows import open_rows
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
+from services.datasets.fetching import fetched_ahead
 from services.datasets.key_store import DataKeyGone, rows_context
 from services.datasets.push import batch_context
 from services.datasets.records import join_records
@@ -135,13 +138,16 @@ class Reader:
         plan = ChunkPlan(manifest.chunks)
         numbers = await asyncio.to_thread(order.numbers, manifest.root, len(manifest.chunks))
         tree = await asyncio.to_thread(merkle.MerkleTree, [chunk.leaf_hash for chunk in manifest.chunks])
-        for chunk in map(plan.number, numbers):
-            self.require_trusted(upload)
-            with self._alarms.on_integrity():
-                key = await self._key(upload, use_bytes=chunk.digest.bytes)
-                sealed = await self._store.batch(upload, chunk.number)
-                records = await asyncio.to_thread(_open, key, manifest, chunk, sealed)
-            yield OpenedBatch(chunk.number, chunk.first_ordinal, records, tree.inclusion_proof(chunk.number))
+        async with aclosing(fetched_ahead(numbers, partial(self._store.batch, upload))) as batches:
+            async for number, fetching in batches:
+                chunk = plan.number(number)
+                self.require_trusted(upload)
+                with self._alarms.on_integrity():
+                    head, rows = await fetching
+                    key = await self._key(upload, use_bytes=chunk.digest.bytes)
+                    await asyncio.to_thread(_open, key, manifest, chunk, head, rows)
+                yield OpenedBatch(number, chunk.first_ordinal, rows, tree.inclusion_proof(number))
+                del rows, fetching  # or they would be kept while the next ones come
 
     async def _key(self, upload: Upload, *, use_bytes: int) -> DataKey:
         """The data key, asked for with every batch: it is dropped while a long reading goes on."""
@@ -202,11 +208,17 @@ class Reader:
         return verified
 
 
-def _open(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, sealed: SealedBatch) -> list[bytes]:
-    """The records of a stored batch, if they are the chunk that was signed."""
-    if len(sealed.rows) != chunk.digest.rows or sealed.first_ordinal != chunk.first_ordinal:
+def _open(key: DataKey, manifest: DatasetManifest, chunk: PlannedChunk, head: SealedBatch, rows: list[bytes]) -> None:
+    """Opens the rows of a stored batch in their list, if they are the chunk that was signed."""
+    if len(rows) != chunk.digest.rows or head.first_ordinal != chunk.first_ordinal:
         raise StoredDataUnreadable(f"batch {chunk.number} has other rows than were signed")
-    records = open_batch(key, batch_context(manifest, chunk.number), sealed)
-    if merkle.leaf_hash(join_records(records, encoding=manifest.format)) != chunk.digest.leaf_hash:
+    open_rows(
+        key,
+        batch_context(manifest, chunk.number),
+        rows,
+        salt=head.salt,
+        commitment=head.commitment,
+        first_ordinal=head.first_ordinal,
+    )
+    if merkle.leaf_hash(join_records(rows, encoding=manifest.format)) != chunk.digest.leaf_hash:
         raise StoredDataUnreadable(f"batch {chunk.number} opens to bytes that were not signed")
-    return records

@@ -180,8 +180,8 @@ class VersionStore:
             raise StoredDataUnreadable(f"upload {upload.id} has no manifest")
         return bytes(envelope)
 
-    async def batch(self, upload: Upload, number: int) -> SealedBatch:
-        """One sealed batch. Memory: one chunk.
+    async def batch(self, upload: Upload, number: int) -> tuple[SealedBatch, list[bytes]]:
+        """The header of one sealed batch, and apart from it its rows, which nobody else holds. Memory: one chunk.
 
         Raises:
             StoredDataUnreadable: its header is gone.
@@ -191,18 +191,16 @@ class VersionStore:
                 "SELECT first_ordinal, salt, commitment FROM batches WHERE upload = $1 AND number = $2",
                 *(upload.id, number),
             )
-            rows = await connection.fetch(
+            records = await connection.fetch(
                 "SELECT sealed FROM sealed_rows WHERE upload = $1 AND batch = $2 ORDER BY ordinal",
                 *(upload.id, number),
             )
         if header is None:
             raise StoredDataUnreadable(f"upload {upload.id} has no batch {number}")
-        return SealedBatch(
-            salt=header["salt"],
-            commitment=header["commitment"],
-            first_ordinal=header["first_ordinal"],
-            rows=tuple(row["sealed"] for row in rows),
+        head = SealedBatch(
+            salt=header["salt"], commitment=header["commitment"], first_ordinal=header["first_ordinal"], rows=()
         )
+        return head, [record[0] for record in records]
 
     async def ping(self) -> None:
         """Returns if the database answers."""
