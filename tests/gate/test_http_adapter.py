@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -14,11 +14,14 @@ from aiohttp import web
 
 from casemate.errors import CasemateError
 from casemate.gate.adapters.http import REQUEST_ID_HEADER, HttpGate
+from casemate.gate.core.gate import Gate
+from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.quota import LocalQuota, Shares
+from casemate.gate.core.verifier import TokenVerifier
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.http_protocol import Answer, HttpProtocols
 from casemate.transport.https import HttpsServer
-from tests.gate.world import ECHO, SetClock, World, thumbprint_of
+from tests.gate.world import AUDIENCE, DOMAIN, ECHO, ISSUER, SetClock, World, thumbprint_of
 
 NAME = "datasets.casemate.internal"
 LIMIT_S = 20.0
@@ -167,29 +170,102 @@ async def test_what_a_request_turns_out_to_be_is_judged_as_that(serve, trainer):
     assert await face.ask(line, "Peer", then="Open") == (418, "INTERNAL/INTERNAL/False")
 
 
-async def test_a_new_certificate_is_in_force_at_the_next_handshake_and_open_connections_go_on(leaf, tmp_path):
-    directory = leaf("service", service="datasets", into=tmp_path / "datasets")
+@asynccontextmanager
+async def opened(directory, answer):
+    """A face of this certificate, without a gate, and its source."""
     source = CertificateSource(directory)
-    protocols = HttpProtocols(answer=_always, malformed=lambda status: Answer(status=status))
+    protocols = HttpProtocols(answer=answer, malformed=lambda status: Answer(status=status))
     server = HttpsServer(source=source, address="127.0.0.1:0", protocol=protocols)
     await server.start()
-    face, trainer = Faced(World(), server.port, []), leaf("client", tenant="acme", name="trainer")
-    line = await face.line(trainer)
-    first = line[1].get_extra_info("ssl_object").getpeercert(binary_form=True)
-    leaf("service", service="datasets", into=directory)
-    assert source.poll()
-    second = (await face.line(trainer))[1].get_extra_info("ssl_object").getpeercert(binary_form=True)
-    assert first != second
-    line[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    async with asyncio.timeout(LIMIT_S):
-        assert (await line[0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
-    server.close()
-    with pytest.raises(OSError, match="Connect call failed"):
-        await face.line(trainer)
-    await face.close()
-    await protocols.drain(timedelta(0))
-    await server.wait_closed(timedelta(0))
+    face = Faced(World(), server.port, [])
+    try:
+        yield face, source, server, protocols
+    finally:
+        server.close()
+        await face.close()
+        await protocols.drain(timedelta(0))
+        await server.wait_closed(timedelta(0))
 
 
 async def _always(_request):
     return Answer(text="served")
+
+
+async def is_answered(line):
+    line[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(LIMIT_S):
+        try:
+            return (await line[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        except (OSError, asyncio.IncompleteReadError):
+            return False
+
+
+async def test_a_new_certificate_is_in_force_at_the_next_handshake_and_open_connections_go_on(leaf, tmp_path):
+    directory = leaf("service", service="datasets", into=tmp_path / "datasets")
+    trainer = leaf("client", tenant="acme", name="trainer")
+    async with opened(directory, _always) as (face, source, _, _):
+        line = await face.line(trainer)
+        leaf("service", service="datasets", into=directory)
+        assert source.poll()
+        again = await face.line(trainer)
+        shown = [one[1].get_extra_info("ssl_object").getpeercert(binary_form=True) for one in (line, again)]
+        assert shown[0] != shown[1]
+        assert await is_answered(line)
+        assert await is_answered(again)
+
+
+async def test_a_root_that_was_taken_away_opens_no_more_connections(leaf, authority, foreign_authority, tmp_path):
+    directory = leaf("service", service="datasets", into=tmp_path / "datasets")
+    stranger = leaf("wrong-ca")
+    async with opened(directory, _always) as (face, source, _, _):
+        (directory / "ca.pem").write_bytes(authority.ca_pem + foreign_authority.ca_pem)
+        assert source.poll()
+        assert await is_answered(await face.line(stranger))
+        (directory / "ca.pem").write_bytes(authority.ca_pem)
+        assert source.poll()
+        assert not await is_answered(await face.line(stranger))
+        assert await is_answered(await face.line(leaf("client", tenant="acme", name="trainer")))
+
+
+async def test_a_running_request_ends_well_while_the_face_closes_and_nothing_new_begins(leaf, tmp_path):
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_request):
+        begun.set()
+        await goes_on.wait()
+        return Answer(text="served")
+
+    trainer = leaf("client", tenant="acme", name="trainer")
+    async with opened(leaf("service", service="datasets"), slowly) as (face, _, server, protocols):
+        idle, busy = await face.line(trainer), await face.line(trainer)
+        answered = asyncio.create_task(is_answered(busy))
+        await begun.wait()
+        server.close()
+        draining = asyncio.create_task(protocols.drain(timedelta(seconds=LIMIT_S)))
+        async with asyncio.timeout(LIMIT_S):
+            assert await idle[0].read() == b"", "an idle connection ends at once"
+        with pytest.raises(OSError, match="Connect call failed"):
+            await face.line(trainer)
+        assert not answered.done()
+        goes_on.set()
+        assert await answered
+        await draining
+        async with asyncio.timeout(LIMIT_S):
+            assert await busy[0].read() in {b"", b"served"}
+
+
+async def test_where_only_post_quantum_exchanges_count_what_cannot_be_told_is_refused(serve, trainer):
+    world = World()
+    world.gate = Gate(
+        policies=world.policies,
+        verifier=TokenVerifier(issuer=ISSUER, audience=AUDIENCE),
+        cache=world.cache,
+        trust=world.trust,
+        peers=PeerVerifier(trust_domain=DOMAIN, post_quantum=True),
+        quota=LocalQuota(clock=world.clock),
+        audit=world.audit,
+        clock=world.clock,
+    )
+    face, plain = await serve(world), await serve(World())
+    assert await face.ask(await face.line(trainer), "Peer") == (418, "UNAUTHENTICATED/PEER_REFUSED/False")
+    assert await plain.ask(await plain.line(trainer), "Peer") == (200, "served")

@@ -245,3 +245,45 @@ async def test_e7_a_flood_of_bad_attempts_slows_its_own_identity_alone_on_both_f
     assert (await line.post("/oauth2/token", ISSUE)).status == 429
     assert isinstance(await failure(attacker.token("inference")), Exhausted)
     assert await is_served(face)
+
+
+@pytest.mark.long
+async def test_e7_ten_thousand_bad_attempts_over_the_wire_slow_their_own_identity_alone(face):
+    """Over four connections, each guess another; every token that another client asks for meanwhile is given."""
+    await face.world.enlist(face.operator, "acme", "guesser", **INFERENCE)
+    directory = face.world.leaf("client", tenant="acme", name="guesser")
+    own = face.world.leaf("client", tenant="acme", name="job")
+    heard: list[int] = []
+
+    async def guess():
+        status = _asking(face, directory)
+        guesses = ({**ISSUE, "client_id": "acme-job", "client_secret": f"{n}"} for n in range(10_000 // LIMITS.of_one))
+        heard.extend([await status(one) for one in guesses])
+
+    guessing = asyncio.gather(*(guess() for _ in range(LIMITS.of_one)))
+    given, status = [], _asking(face, own)
+    while not guessing.done():
+        given.append(await status(ISSUE))
+        await asyncio.sleep(0.01)
+    await guessing
+    assert len(heard) == 10_000
+    assert set(heard) == {401, 429}
+    assert heard.count(401) < 40, "the rest was not even looked at"
+    assert len(given) > 20
+    assert set(given) == {200}
+
+
+def _asking(face, directory):
+    """Asks for a token and says the status; on a new connection when a busy machine let the old one end."""
+    line = None
+
+    async def status(form):
+        nonlocal line
+        while True:
+            try:
+                line = line or await face.line(directory)
+                return (await line.post("/oauth2/token", form)).status
+            except (OSError, asyncio.IncompleteReadError):
+                line = None
+
+    return status
