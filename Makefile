@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean check-deploy audit-dependencies scan-secrets scan-images release-image buf-breaking bench-auth bench-costs bench-gate bench-sealing bench-inference
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean check-deploy audit-dependencies scan-secrets scan-images release-image buf-breaking images pin-images test-compose bench-auth bench-costs bench-gate bench-sealing bench-inference
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -105,8 +105,19 @@ format: .venv/dev.stamp ## Format code and protos
 lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package index)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/run.in -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
+	@for name in build tools auth datasets inference aws; do \
+	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/$$name.in -o requirements/$$name.txt; done
 	@for name in kserve mlserver pytriton deploy; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
+
+images: ## Build the container images: auth, datasets, inference, tools, postgres
+	@deploy/images/build
+
+pin-images: ## Write deploy/images/pins.env: the base images by digest, as the registry has them now
+	@deploy/images/pin
+
+test-compose: .venv/dev.stamp ## Build the images, run docker-compose.yml, tell the story on it, break it, take it down
+	@exec deploy/test-compose
 
 bench-auth: .venv/run.stamp ## Tokens a second, and how soon a revocation is everywhere (JSON=1)
 	@exec $(BIN)/python -m bench.auth
