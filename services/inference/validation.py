@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from casemate.errors import FieldViolation, InvalidRequest
 from services.inference.tensors import (
     CONTENTS_FIELDS,
@@ -108,6 +110,9 @@ def read_tensors(
     Raises:
         InvalidRequest: with every violation found, up to `MAX_VIOLATIONS`.
     """
+    plain = _read_plain(request, inputs=inputs, outputs=outputs, limits=limits)
+    if plain is not None:
+        return plain
     found = _Violations()
     _check_counts(request, found)
     found.raise_if_any()  # what follows loops over what was counted
@@ -133,6 +138,48 @@ def read_tensors(
     only_raw = any(spec.datatype.contents is None for spec in wanted)
     first = request.inputs[0].shape if request.inputs else ()
     return Tensors(arrays, wanted, raw or only_raw or not request.inputs, int(first[0]) if first else 1)
+
+
+def _read_plain(
+    request: InferRequest, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limits: Limits
+) -> Tensors | None:
+    """The tensors of a request like nearly all: raw numbers, each input once in the model's order, and no wishes.
+
+    None for every other one, good or bad: it is looked at closer, and what is wrong with it is said.
+    """
+    given = request.inputs
+    raw: Sequence[bytes | memoryview] = request.raw_input_contents
+    if not (0 < len(inputs) == len(given) == len(raw)) or request.outputs or request.parameters:
+        return None
+    if len(request.id) > MAX_ID_BYTES:
+        return None
+    arrays: dict[str, Array] = {}
+    elements = 0
+    for tensor, spec, contents in zip(given, inputs, raw, strict=True):
+        count = _plain_elements(tensor, spec, contents)
+        if not count:
+            return None
+        arrays[spec.name] = np.frombuffer(contents, dtype=spec.datatype.dtype).reshape(tensor.shape)
+        elements += count
+    if elements > limits.elements:
+        return None
+    shape = given[0].shape
+    return Tensors(arrays, tuple(outputs), raw_reply=True, rows=int(shape[0]) if shape else 1)
+
+
+def _plain_elements(tensor: InputTensor, spec: TensorSpec, contents: bytes | memoryview) -> int:
+    """How many elements a tensor has that fits its input in every way; 0 for any other."""
+    datatype, shape = spec.datatype, tensor.shape
+    if tensor.name != spec.name or tensor.datatype != datatype.name or len(shape) != len(spec.shape):
+        return 0
+    if datatype.width is None or datatype.name == "BOOL" or tensor.parameters or tensor.HasField("contents"):
+        return 0
+    count = 1
+    for dimension, declared in zip(shape, spec.shape, strict=True):
+        if not 1 <= dimension <= MAX_DIMENSION or declared not in (-1, dimension):
+            return 0
+        count *= int(dimension)
+    return count if len(contents) == count * datatype.width else 0
 
 
 def _check_counts(request: InferRequest, found: _Violations) -> None:

@@ -47,6 +47,27 @@ def test_raw_contents_are_read_without_a_copy_and_answered_raw() -> None:
     assert (tensors.raw_reply, tensors.rows) == (True, 2)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (1, 4), (8, 1), (4, 2), (2, 4, 1), (0, 4), (-2, -4), (2**31, 4), ()])
+@pytest.mark.parametrize("length", [0, 16, 31, 32, 33])
+@pytest.mark.parametrize("name", ["FP32", "FP31", "INT32", "BOOL", "BYTES"])
+def test_the_short_way_of_plain_requests_judges_as_the_long_way_does(
+    shape: tuple[int, ...], length: int, name: str
+) -> None:
+    request = raw_request(shape, bytes(length))
+    request.inputs[0].datatype = name
+    longer = wire.ModelInferRequest()
+    longer.CopyFrom(request)
+    longer.parameters["of no meaning to us"].bool_param = True
+    judged = []
+    for each in (request, longer):
+        try:
+            tensors = read(each)
+            judged.append((tensors.inputs["image"].tobytes(), tensors.inputs["image"].shape, tensors.rows))
+        except InvalidRequest as error:
+            judged.append(error.violations)
+    assert judged[0] == judged[1]
+
+
 def test_typed_contents_are_read_and_answered_typed() -> None:
     tensors = read(typed_request())
     assert tensors.inputs["image"].tolist() == [[1, 2, 3, 4]]
