@@ -65,8 +65,9 @@ class KnownClients:
                 return client
         turn, asked_at = self._turn, self._clock.monotonic()
         read = await self._read(spiffe_id)
-        # A change that was told while we read may be missing in what we read, so that is not kept.
-        if read is not None and turn == self._turn:
+        # A change that was told while we read may be missing in what we read, so that is not kept. Nor is who is
+        # disabled: the refusal has to cost what that of a stranger costs.
+        if read is not None and read.enabled and turn == self._turn:
             self._keep(spiffe_id, read, asked_at)
         return read
 

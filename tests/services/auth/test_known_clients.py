@@ -96,10 +96,13 @@ async def test_a_row_counts_as_verified_for_a_minute(known, rows, clock):
     assert rows.reads == 2
 
 
-async def test_strangers_are_read_each_time_and_fill_nothing(known, rows):
-    for _ in range(2):
-        assert await known.by_certificate("spiffe://x/t/y/z") is None
-    assert rows.reads == 2
+async def test_strangers_and_the_disabled_are_read_each_time_and_fill_nothing(known, rows):
+    rows.rows[GATEWAY.spiffe_id] = replace(GATEWAY, enabled=False)
+    for spiffe_id in ("spiffe://x/t/y/z", GATEWAY.spiffe_id):
+        before = rows.reads
+        for _ in range(2):
+            await known.by_certificate(spiffe_id)
+        assert rows.reads == before + 2
 
 
 async def test_a_client_that_one_replica_disables_gets_no_token_from_another(world, database, leaf, tmp_path):
