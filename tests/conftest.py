@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.support.foreign",
     "tests.support.keks",
     "tests.support.postgres",
+    "tests.support.records",
 ]
