@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -301,6 +302,36 @@ async def test_an_exchange_gives_a_refresh_token_where_it_is_asked_for_and_allow
     assert (await gateway.post("/oauth2/revoke", {"token": again.json["refresh_token"]})).status == 200
     ended = await gateway.post("/oauth2/token", {**refresh, "refresh_token": again.json["refresh_token"]})
     assert ended.error == (400, "invalid_grant")
+
+
+async def test_what_was_asked_for_over_https_is_audited_as_the_rpc_that_it_was(face, idp):
+    gateway = await face.client("acme", "gateway")
+    wish = {"grant_type": GRANT_EXCHANGE, "audience": "inference", "subject_token_type": JWT}
+    form = {**wish, "subject_token": idp.about("carol"), "requested_token_type": REFRESH}
+    got = await gateway.post("/oauth2/token", form)
+    refresh = {"grant_type": "refresh_token", "refresh_token": got.json["refresh_token"]}
+    replies = {
+        "ExchangeToken": got,
+        "RefreshToken": await gateway.post("/oauth2/token", refresh),
+        "IssueToken": await gateway.token(),
+        "RevokeToken": await gateway.post("/oauth2/revoke", {"token": "junk"}),
+    }
+    audited = {}
+    async with asyncio.timeout(SOON):
+        while len(audited) < len(replies):
+            for line in face.world.settings.audit_file.read_text().splitlines():
+                event = json.loads(line)
+                audited[event.get("request_id")] = event
+            wanted = {reply.header("Casemate-Request-Id") for reply in replies.values()}
+            audited = {name: event for name, event in audited.items() if name in wanted}
+            await asyncio.sleep(0.01)
+    for method, reply in replies.items():
+        event = audited[reply.header("Casemate-Request-Id")]
+        assert (event["method"], event["decision"]) == (f"/casemate.auth.v1.TokenService/{method}", "allowed")
+        assert event["spiffe_id"].endswith("/t/acme/gateway")
+    text = face.world.settings.audit_file.read_text()
+    assert got.json["access_token"] not in text
+    assert got.json["refresh_token"] not in text
 
 
 async def test_a_stolen_refresh_token_ends_its_family_over_https_too(face, idp):
