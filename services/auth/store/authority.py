@@ -317,9 +317,7 @@ class AuthorityStore:
         """
         now = operator.created_at
         async with self._changing() as change:
-            former: str | None = await change.connection.fetchval("SELECT client_id FROM operator_bootstrap")
-            if former is None:
-                raise NotFound("a first operator to replace")
+            former = await self._last_operator(change.connection)
             made = OperatorChange(client_id=operator.client_id, replaces=former, reason=reason, at=now)
             await self._add_operator(change, operator, made)
             await change.connection.execute(
@@ -335,6 +333,17 @@ class AuthorityStore:
             for revocation in revocations(former):
                 await add_revocation(self._tables, change, revocation)
         return former
+
+    async def _last_operator(self, connection: Connection) -> str:
+        """The operator made last, by rows that verify: SQL must not choose who is disabled, and who is not."""
+        noted: str | None = await connection.fetchval("SELECT client_id FROM operator_bootstrap")
+        made = await self._tables.operator_changes.all(connection)
+        if not made and noted is None:
+            raise NotFound("a first operator to replace")
+        last = max(made, key=lambda one: one.at).client_id if made else str(noted)
+        if last != noted:
+            self._tables.sound("not the operator made last", table="operator_bootstrap", key=str(noted))
+        return last
 
     async def clients_of(self, tenant: str) -> list[Client]:
         """The clients of a tenant, by identifier."""

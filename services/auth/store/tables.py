@@ -42,6 +42,10 @@ class AuthorityTables:
         self.families = AuthorityTable(layouts.FAMILIES, key=key, alarms=alarms)
         self.revocations = AuthorityTable(layouts.REVOCATIONS, key=key, alarms=alarms)
 
+    def sound(self, finding: str, *, table: str, key: str) -> None:
+        """Tells of a row that is not as the application wrote it."""
+        self._alarms.sound(finding, table=table, key=key)
+
     async def release(self, connection: Connection, tenant: str, model: str) -> Release | None:
         """A model's release, of verified rows alone; None if there is none that verifies."""
         try:

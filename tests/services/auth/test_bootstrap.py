@@ -93,6 +93,22 @@ async def test_an_operators_row_that_sql_changed_is_replaced_and_stays_refused(s
     assert (await shelf.store.client("second")).enabled
 
 
+async def test_sql_does_not_choose_who_is_disabled_when_the_glass_is_broken(shelf):
+    """A thief with the operator's key and the database would point at somebody else, and go on."""
+    await _bootstrap(shelf)
+    await _replace(shelf, "second")
+    await shelf.pool.execute("UPDATE operator_bootstrap SET client_id = 'operator'")
+    assert await _replace(shelf, "third") == "second"
+    assert shelf.alarms
+    assert not (await shelf.store.client("second")).enabled
+
+
+async def test_an_operator_from_before_such_rows_were_written_is_replaced_too(shelf):
+    await _bootstrap(shelf)
+    await shelf.pool.execute("DELETE FROM operator_change")
+    assert await _replace(shelf, "second") == "operator"
+
+
 async def test_a_name_outside_of_the_house_is_refused(shelf):
     with pytest.raises(InvalidRequest):
         await _bootstrap(shelf, tenant="acme")
