@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Keeps pip quiet and the installation inside the checkout.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean check-deploy audit-dependencies scan-secrets scan-images release-image buf-breaking images pin-images test-compose bench-auth bench-costs bench-gate bench-sealing bench-inference
+.PHONY: help run demo test test-long check lint types proto proto-check buf imports permissions conformance format lock clean check-deploy audit-dependencies scan-secrets scan-images release-image buf-breaking images pin-images test-compose bench-auth bench-costs bench-datasets bench-gate bench-sealing bench-inference
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -107,7 +107,7 @@ lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package 
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/dev.in -o requirements/dev.txt
 	@for name in build tools auth datasets inference aws; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 -c requirements/run.txt requirements/$$name.in -o requirements/$$name.txt; done
-	@for name in kserve mlserver pytriton deploy; do \
+	@for name in kserve mlserver pytriton deploy model-signing; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
 
 images: ## Build the container images: auth, datasets, inference, tools, postgres
@@ -124,6 +124,15 @@ bench-auth: .venv/run.stamp ## Tokens a second, and how soon a revocation is eve
 
 bench-costs: .venv/run.stamp ## What each protection costs on this machine (JSON=1 for one JSON object)
 	@exec $(BIN)/python -m bench.costs
+
+.foreign/model-signing.stamp: requirements/model-signing.txt .venv/dev.stamp
+	@echo "Installing what requirements/model-signing.txt locks (once)"
+	@mkdir -p .foreign && $(BIN)/uv venv --quiet --clear --python $(BIN)/python .foreign/model-signing
+	@$(BIN)/uv pip install --quiet --require-hashes --python .foreign/model-signing/bin/python -r requirements/model-signing.txt
+	@touch $@
+
+bench-datasets: .foreign/model-signing.stamp ## Datasets from a file to sealed rows and back, beside COPY, Flight and model-signing (minutes; JSON=1)
+	@exec $(BIN)/python -m bench.datasets
 
 bench-gate: .venv/run.stamp ## What each layer in front of a method costs, and what garbage does (minutes; JSON=1)
 	@exec $(BIN)/python -m bench.gate

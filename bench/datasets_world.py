@@ -94,6 +94,7 @@ class DatasetsWorld:
         self._directory = directory
         self._postgres = postgres
         self._token_key = Ed25519PrivateKey.generate()
+        self._environments: dict[str, dict[str, str]] = {}
         self.supplier = SigningKey.generate()
         authority = CertificateAuthority.create(
             directory / "ca",
@@ -116,24 +117,27 @@ class DatasetsWorld:
         """A service on databases of its own until the block ends: a caller's datasets, and its process."""
         home = self._directory / name
         LocalKeyRing.create(home / "kek.json")
-        environment = os.environ | self._settings(home) | await self._databases(name)  # noqa: TID251  # a child's
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.datasets_server", str(self._directory / "trust.json"), *options],
-            env=environment,
+        self._environments[name] = self._settings(home) | await self._databases(name)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bench.datasets_server", str(self._directory / "trust.json"), *options),
+            env=os.environ | self._environments[name],  # noqa: TID251  # a child's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         try:
             assert process.stdout is not None
-            port = json.loads(await asyncio.to_thread(process.stdout.readline))["port"]
+            port = json.loads(await process.stdout.readline())["port"]
             caller = Caller(port=port, leaf=self._directory / "client", token_key=self._token_key)
             try:
                 yield Datasets(cast("Session", caller)), process.pid
             finally:
                 caller.close()
         finally:
-            process.communicate("")
+            await process.communicate()
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The settings of a service that runs."""
+        return dict(self._environments[name])
 
     def _settings(self, home: Path) -> dict[str, str]:
         return {
