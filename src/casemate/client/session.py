@@ -130,10 +130,14 @@ class Session:
         return (("authorization", f"Bearer {token.text.reveal()}"),)
 
     def _token(self, audience: str, scopes: tuple[str, ...], pair: CertificatePair) -> AccessToken:
+        present = self.source.current
+        if present.thumbprint == pair.thumbprint:
+            pair = present  # the same certificate, and maybe other roots beside it: a change of roots begins so
         with self._lock:
             if pair.thumbprint not in self._pairs:
                 # The newest two: a channel may still be on the one before.
                 self._pairs = dict([*self._pairs.items(), (pair.thumbprint, pair)][-2:])
+            self._pairs[pair.thumbprint] = pair
         return self._tokens.token(TokenKey(audience, scopes, pair.thumbprint))
 
     def _fetch(self, key: TokenKey) -> AccessToken:

@@ -6,6 +6,7 @@ no data is opened by it.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, Final
 
 Option = tuple[str, Any]
@@ -51,7 +52,8 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.absolute_max_metadata_size", 16_384),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 10_000),
+    # A replica that is back is found before the next one of a rolling restart goes: see RECONNECTED_WITHIN.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 1),
     # One connection per channel: a rotated channel must not find the old one's connection in a shared pool.
     ("grpc.use_local_subchannel_pool", 1),
@@ -59,6 +61,10 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.service_config_disable_resolution", 1),
 )
 """Of every channel; the rest depends on whom it calls."""
+
+RECONNECTED_WITHIN: Final = timedelta(seconds=5)
+"""By when every channel of ours has found a replica that is ready again: the longest pause, a fifth of it for
+chance, and a slow handshake. A rolling restart waits as long between two replicas (`minReadySeconds`)."""
 
 
 def server_options(
