@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, TypeAlias
 
+from casemate.gate.core.records import RevocationKind
 from services.auth.store.changes import EventKind
 
 if TYPE_CHECKING:
@@ -69,12 +70,17 @@ def token_key_body(key: TokenKey) -> Body:
 
 
 def revocation_body(revocation: Revocation) -> Body:
-    """What is revoked, as a digest: a subject's name is nobody's business who reads the log."""
+    """What is revoked, as a digest: a subject's name is nobody's business who reads the log.
+
+    Certificates and workloads are named, as grants name them too: whoever restores an older
+    database has to be able to revoke them again.
+    """
+    named = revocation.kind in (RevocationKind.CERTIFICATE, RevocationKind.SPIFFE_ID)
     return {
         "expires_at": _text(revocation.expires_at),
         "of": revocation.kind.value,
         "value_sha256": hashlib.sha256(revocation.value.encode()).hexdigest(),
-    }
+    } | ({"value": revocation.value} if named else {})
 
 
 def release_body(release: Release) -> Body:

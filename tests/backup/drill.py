@@ -121,6 +121,18 @@ class Drill:
         assert done.returncode == status, (done.stdout, done.stderr)
         return done.stdout if status == 0 else done.stderr
 
+    async def interrupt(self, *arguments: object) -> None:
+        """Runs the command, and kills it when the databases are back, and no key is in its place."""
+        process = await asyncio.create_subprocess_exec(
+            CASEMATE, "--state", str(self.state.root), *map(str, arguments), stderr=asyncio.subprocess.DEVNULL
+        )
+        async with asyncio.timeout(60):
+            while not (self.state.root / "restore.keys").exists():
+                assert process.returncode is None
+                await asyncio.sleep(0.005)
+        process.kill()
+        await process.wait()
+
     async def back_up(self, *arguments: object) -> dict[str, Path]:
         said = json.loads(await self.casemate("backup", "create", "--to", self.backups, "--json", *arguments))
         return {one["class"]: Path(one["folder"]) for one in said["backups"]}

@@ -132,6 +132,12 @@ class House:
             await authority.store.disable_client(MALLORY, within=None, revocations=revocations, now=NOW)
             named = Revocation(id="r-name", kind=RevocationKind.SPIFFE_ID, value=SPIFFE_ID)
             await authority.store.revoke(named, now=NOW)
+            seen = Revocation(id="r-seen", kind=RevocationKind.CERTIFICATE, value=THUMBPRINT, expires_at=None)
+            await authority.store.revoke(seen, now=NOW)
+            told = Revocation(
+                id="r-told", kind=RevocationKind.SUBJECT, value="idp:bob", not_before=NOW, expires_at=DIGEST_UNTIL
+            )
+            await authority.store.revoke(told, now=NOW)
             await authority.store.delete_grant("grant-mallory", within=None)
             await authority.store.add_grant(grant("later"))
             await self.tell_log(authority)
@@ -177,6 +183,8 @@ class House:
         return await put_back(judged, self.places, staging=staging, after=after)
 
 
+THUMBPRINT = "t" * 43
+DIGEST_UNTIL = NOW + timedelta(minutes=30)
 SPIFFE_ID = "spiffe://casemate.internal/t/acme/mallory"
 
 

@@ -14,7 +14,7 @@ from casemate.cli.prediction import ask_as
 from casemate.cli.story import CHUNK_BYTES, DATASET, MODEL, TENANT, Story
 from casemate.client.datasets import Datasets
 from casemate.client.log import LogReader
-from casemate.errors import NotFound, Reason, Unauthenticated
+from casemate.errors import ConfigurationError, NotFound, Reason, Unauthenticated
 from tests.backup.drill import Drill, size_of
 
 
@@ -63,30 +63,41 @@ async def test_what_was_shredded_and_revoked_after_the_backup_stays_so_on_an_emp
             size = size_of(LogReader(story.session("operator", "casemate")))
 
         await drill.lose_everything(tmp_path / "elsewhere")
-        begun = time.monotonic()
         folders = ("--rows", backup["rows"], "--datakeys", backup["datakeys"], "--log", newer)
+        await drill.interrupt("backup", "restore", *folders)
+        with pytest.raises(ConfigurationError, match="was interrupted: say casemate backup restore again"):
+            async with drill.running():
+                pass
+        begun = time.monotonic()
         said = json.loads(await drill.casemate("backup", "restore", *folders, "--json"))
         assert said["datasets"]["versions_shredded"] == 1
         assert said["auth"]["clients_disabled"] == said["auth"]["families_ended"] == said["auth"]["grants_removed"] == 1
 
         async with drill.running() as story:
             up = time.monotonic() - begun
-            operator = drill.operator(story)
-            assert len(ask_as(story.session("caller"), MODEL, blank())) == 1
-            assert pull(story, 1) > 0
-            with pytest.raises(NotFound):
-                pull(story, 2)
-            with pytest.raises(Unauthenticated):
-                story.session("mallory").token("datasets")
-            assert described not in {grant.id for grant in operator.list_grants(TENANT)}
-            with pytest.raises(Unauthenticated) as ended:
-                drill.refresh(story, family)
-            assert ended.value.reason is Reason.GRANT_INVALID
-            with pytest.raises(Unauthenticated):
-                replay_with_other_certificate(story.session("caller"), token)
-            assert size_of(LogReader(story.session("operator", "casemate"))) > size
-            Story(drill.cluster).tell()  # again: each step is found done
+            await _goes_on(drill, story, described=described, family=family, token=token, size=size)
+            assert "a cluster is running" in await drill.casemate("backup", "restore", *folders, status=1)
+        assert "there is a database" in await drill.casemate("backup", "restore", *folders, status=1)
         with capsys.disabled():
             print(f"\nrestored in {said['seconds']:.1f} s; serving {up:.1f} s after the command was given")
     finally:
         await drill.erase()
+
+
+async def _goes_on(drill, story, *, described, family, token, size) -> None:
+    """The story works, and nothing that was taken away is back."""
+    operator = drill.operator(story)
+    assert len(ask_as(story.session("caller"), MODEL, blank())) == 1
+    assert pull(story, 1) > 0
+    with pytest.raises(NotFound):
+        pull(story, 2)
+    with pytest.raises(Unauthenticated):
+        story.session("mallory").token("datasets")
+    assert described not in {grant.id for grant in operator.list_grants(TENANT)}
+    with pytest.raises(Unauthenticated) as ended:
+        drill.refresh(story, family)
+    assert ended.value.reason is Reason.GRANT_INVALID
+    with pytest.raises(Unauthenticated):
+        replay_with_other_certificate(story.session("caller"), token)
+    assert size_of(LogReader(story.session("operator", "casemate"))) > size
+    Story(drill.cluster).tell()  # again: each step is found done

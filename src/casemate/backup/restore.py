@@ -236,15 +236,14 @@ def _require_known(manifest: Manifest, schemas: Mapping[str, Sequence[str]]) -> 
 
 
 def _require_newer(rows: Manifest, log: Manifest) -> None:
-    if log.taken_at <= rows.taken_at and not (log.id == rows.id and log.log == rows.log):
-        raise ConfigurationError(f"the log {log.id} is older than the rows {rows.id}")
+    """More entries are newer, whatever clocks say; with as many, the time decides."""
     if log.id == rows.id:
         raise ConfigurationError(
             f"the log {log.id} is of the very moment of the rows: it tells of nothing that came after. "
             f"Give a newer one; if there is none, say {WITHOUT_LOG}"
         )
-    if log.log.size < rows.log.size:
-        raise StoredDataUnreadable(f"the log {log.id} is shorter than that of the rows, and was taken later")
+    if (log.log.size, log.taken_at) <= (rows.log.size, rows.taken_at):
+        raise ConfigurationError(f"the log {log.id} is older than the rows {rows.id}")
 
 
 def _require_reaches(checkpoint: Path, log: VerifiedBackup | None, rows: Manifest) -> None:

@@ -34,7 +34,6 @@ _SCHEMAS: Final = {
     "casemate_datasets": "datasets/schema",
     "casemate_datakeys": "datasets/datakeys_schema",
 }
-_UNFINISHED: Final = "restore.unfinished"
 
 
 async def restore_here(
@@ -52,7 +51,7 @@ async def restore_here(
         async with open_here(places, Manifest.load(request.rows)) as keks:
             judged = await _judge(request, keks, checkout, trust_domain, passed)
         postgres = EmbeddedPostgres(directory=state.postgres)
-        unfinished = state.root / _UNFINISHED
+        unfinished = state.unfinished_restore
         if unfinished.exists():
             await _clear(state, postgres)
         elif (state.postgres / "superuser.password").exists() or (state.root / "operator.bootstrapped").exists():

@@ -85,6 +85,10 @@ class Cluster:
             ConfigurationError: one line about what is in the way.
         """
         self.state.create()
+        if self.state.unfinished_restore.exists():
+            raise ConfigurationError(
+                f"a restore of {self.state.root} was interrupted: say casemate backup restore again"
+            )
         self._take_lock()
         try:
             self.ports.require_free()

@@ -76,6 +76,11 @@ class StateDirectory:
         return self.root / "up.lock"
 
     @property
+    def unfinished_restore(self) -> Path:
+        """There while a restore is not complete: nothing may be served from what is here."""
+        return self.root / "restore.unfinished"
+
+    @property
     def endpoints(self) -> Path:
         """What the running supervisor listens on."""
         return self.root / "endpoints.json"

@@ -43,6 +43,13 @@ def say(line: str) -> None:
     click.echo(line)
 
 
+def _say_once(marker: Path, lines: str) -> None:
+    """Says what a person reads once; the marker remembers."""
+    if not marker.exists():
+        say(lines)
+        marker.touch(mode=0o600)
+
+
 async def _run(root: Path, trust_domain: str, ports: Ports, *, seed: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -95,5 +102,10 @@ def _announce(cluster: Cluster, seconds: float) -> None:
     say(f"  {casemate} try rows      # read the dataset's rows straight from PostgreSQL")
     database = cluster.postgres.data_directory
     say(f"\nEverything lies in {cluster.state.root}; the database in {database}.")
-    say("The key-encryption keys are in its kek/: who loses those loses the data.")
+    _say_once(
+        cluster.state.root / "kek.explained",
+        f"\nSaid once: the key-encryption keys are files in {cluster.state.root / 'kek'}. Without them nothing opens "
+        "again:\nno dataset, no model, no backup. Copy that folder to another place, apart from the backups, which "
+        "leave it out\n(casemate backup create).\n",
+    )
     say("Ctrl-C stops everything and keeps the data.")
