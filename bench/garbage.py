@@ -1,33 +1,27 @@
 """Tokens that are worth nothing, in number: what they cost the server, and what the good notice of them.
 
-`python -m bench.garbage PORT RATE DIRECTORY KID` sends that many a second from a line on its
-standard input to the next one, and then says how many were refused. With DIRECTORY alone it
-says what a million of them cost a gate in its own process: microseconds each, and MiB.
+`python -m bench.garbage DIRECTORY` says what a million of them cost a gate in a process of its own:
+microseconds each, and MiB. Over the wire they come from `bench.garbage_wire`.
 """
 
 from __future__ import annotations
 
-import base64
 import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
-import grpc
-
+from bench.garbage_wire import Wire
 from bench.gate_load import Layer, channel_to, payload_of, pinned, start_server
 from bench.gate_server import METHODS, build_gate
 from bench.report import Result
-from bench.tokens import Mint
+from bench.tokens import Mint, forged_parts
 from casemate.errors import Unauthenticated
 from casemate.transport.certificates import CertificatePair, load_pair
 
@@ -43,13 +37,11 @@ CALLS = 700
 
 def forged(kid: str) -> Iterator[str]:
     """Distinct tokens of the right form that name a key; their signatures are noise."""
-    header = _segment({"alg": "EdDSA", "kid": kid, "typ": "at+jwt"})
-    claims = _segment({"iss": "https://auth.casemate.internal", "aud": "inference", "jti": uuid.uuid4().hex})
-    noise = base64.urlsafe_b64encode(os.urandom(48)).decode()
+    before, after = forged_parts(kid)
     number = 0
     while True:
         number += 1
-        yield f"{header}.{claims}.{number:021d}{noise}A"
+        yield f"{before}{number:021d}{after}"
 
 
 def in_process(directory: Path) -> list[Result]:
@@ -137,7 +129,7 @@ def floods(directory: Path) -> list[Result]:
         channel = channel_to(LAYER, server.ports[LAYER], directory, running)
         good = Layer(server, channel, method, payload_of("echo"), server.token)
         good.sample(alone=200, crowd=400, callers=16)
-        capacity = _refused_per_second(channel_to(LAYER, server.ports[LAYER], directory, running), method, server.kid)
+        capacity = _refused_per_second(Wire(server.ports[LAYER], directory, server.kid))
         flood = _start_flood(server.ports[LAYER], SHARE * capacity, directory, server.kid, running)
         calm, pressed, refused, seconds = [], [], 0, 0.0
         for _ in range(TURNS):
@@ -160,7 +152,7 @@ def floods(directory: Path) -> list[Result]:
             ratio,
             "times",
             "≤ 1.5, at 30 % of what can be refused",
-            # The sender shares a processor with the good caller and may not get that far: then nothing is shown.
+            # Where the sender does not get that far, nothing is shown.
             ratio <= 1.5 and refused / seconds >= 0.9 * SHARE * capacity,
         ),
     ]
@@ -184,7 +176,7 @@ class _Flood:
 
 
 def _start_flood(port: int, rate: float, directory: Path, kid: str, running: ExitStack) -> _Flood:
-    command = [sys.executable, "-m", "bench.garbage", str(port), str(rate), str(directory), kid]
+    command = [sys.executable, "-m", "bench.garbage_wire", str(port), str(rate), str(directory), kid]
     process = running.enter_context(
         subprocess.Popen(  # noqa: S603  # our own module, by our own interpreter
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent
@@ -195,51 +187,12 @@ def _start_flood(port: int, rate: float, directory: Path, kid: str, running: Exi
     return flood
 
 
-def _refused_per_second(channel: grpc.Channel, method: str, kid: str, calls: int = 3000) -> float:
-    tokens, left, ended = forged(kid), iter(range(calls)), threading.Semaphore(0)
-    invoke: Any = channel.unary_unary(method)
-    lock = threading.Lock()
-
-    def follow(_call: object = None) -> None:
-        if next(left, None) is None:
-            ended.release()
-            return
-        with lock:
-            token = next(tokens)
-        invoke.future(b"", metadata=(("authorization", f"Bearer {token}"),), timeout=30).add_done_callback(follow)
-
-    begun = time.perf_counter()
-    for _ in range(16):
-        follow()
-    for _ in range(16):
-        ended.acquire()
-    return calls / (time.perf_counter() - begun)
-
-
-def _send(port: int, rate: float, directory: Path, kid: str) -> None:
-    """Sends at that rate, whatever the answers; from one line of standard input to the next."""
-    tokens = forged(kid)
-    # It shares its processor with the good caller, whose own turn must not be what it takes.
-    os.nice(19)
-    with ExitStack() as running:
-        channel = channel_to(LAYER, port, directory, running)
-        invoke: Any = channel.unary_unary(METHODS["echo"])
-        while sys.stdin.readline():
-            sent: list[Any] = []
-            pause, ended = threading.Event(), threading.Thread(target=sys.stdin.readline, daemon=True)
-            ended.start()
-            begun = time.monotonic()
-            while ended.is_alive():
-                while len(sent) < rate * (time.monotonic() - begun):
-                    metadata = (("authorization", f"Bearer {next(tokens)}"),)
-                    sent.append(invoke.future(b"", metadata=metadata, timeout=30))
-                pause.wait(0.002)
-            codes = [call.code() for call in sent]
-            print(sum(code is grpc.StatusCode.UNAUTHENTICATED for code in codes), flush=True)
-
-
-def _segment(members: dict[str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
+def _refused_per_second(wire: Wire, calls: int = 5000) -> float:
+    """What the server refuses in a second when it does nothing else."""
+    wire.run(rate=None, until=lambda: wire.sent >= 500)
+    before = wire.sent
+    seconds = wire.run(rate=None, until=lambda: wire.sent - before >= calls)
+    return (wire.sent - before) / seconds
 
 
 def _resident_bytes() -> int:
@@ -251,7 +204,5 @@ def _p99(samples: list[float]) -> float:
     return sorted(samples)[len(samples) * 99 // 100]
 
 
-if __name__ == "__main__" and len(sys.argv) == 2:
+if __name__ == "__main__":
     print(json.dumps(_memory(Path(sys.argv[1]))))
-elif __name__ == "__main__":
-    _send(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

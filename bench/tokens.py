@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import time
 import uuid
 from collections.abc import Iterable
@@ -43,3 +46,14 @@ class Mint:
             "cnf": {"x5t#S256": thumbprint},
         }
         return jwt.encode(claims, self._private, algorithm="EdDSA", headers={"kid": self.key.kid, "typ": "at+jwt"})
+
+
+def forged_parts(kid: str) -> tuple[str, str]:
+    """What stands before and after the 21 digits of a number, in tokens of the right form whose signature is noise."""
+    header = _segment({"alg": "EdDSA", "kid": kid, "typ": "at+jwt"})
+    claims = _segment({"iss": "https://auth.casemate.internal", "aud": "inference", "jti": uuid.uuid4().hex})
+    return f"{header}.{claims}.", f"{base64.urlsafe_b64encode(os.urandom(48)).decode()}A"
+
+
+def _segment(members: dict[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
