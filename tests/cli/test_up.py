@@ -29,6 +29,22 @@ def processes_below(state: Path) -> list[str]:
     return found
 
 
+def is_token_given(url: str, state: Path) -> bool:
+    """Whether curl gets a token, as the caller of the story, where `up` says that tokens are given."""
+    leaf = state / "pki" / "leaves" / "t" / "acme" / "caller"
+    port = url.split("/")[2].partition(":")[2]
+    name = f"auth.casemate.internal:{port}"
+    shown = ["--cacert", leaf / "ca.pem", "--cert", leaf / "cert.pem", "--key", leaf / "key.pem"]
+    asked = ["--data", "grant_type=client_credentials", "--data", "audience=inference", f"https://{name}/oauth2/token"]
+    done = subprocess.run(
+        ["curl", "--silent", "--resolve", f"{name}:127.0.0.1", *shown, *asked],
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    return "access_token" in json.loads(done.stdout)
+
+
 def test_first_start_publishes_and_the_printed_commands_work_as_they_stand(state):
     up = Up(state)
     try:
@@ -36,6 +52,7 @@ def test_first_start_publishes_and_the_printed_commands_work_as_they_stand(state
         up.wait_for("Ctrl-C stops everything")
         printed = [line.split("#")[0].strip() for line in up.said if " try " in line]
         assert len(printed) == 3
+        assert is_token_given(next(line.split()[-1] for line in up.said if "OAuth 2 over HTTPS" in line), state)
         answers = {}
         for command in printed:
             done = subprocess.run(
