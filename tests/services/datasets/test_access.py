@@ -1,0 +1,127 @@
+"""Every rpc of the service, found in its descriptors: who gets nothing from it, and by which status.
+
+A new rpc is tried here without a line being added; one that needs more than empty
+fields has its request in `REQUESTS`, and one that is missing there fails.
+"""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from casemate.datasets.v1 import dataset_service_pb2 as messages
+from casemate.datasets.v1 import log_service_pb2
+from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
+from casemate.policy.v1 import policy_pb2
+from tests.services.datasets import conftest
+from tests.services.datasets.world import OPTIONS, World, build_settings, credentials, manifest_message
+
+SERVICES = {
+    "DatasetService": (messages, DatasetServiceStub),
+    "LogService": (log_service_pb2, LogServiceStub),
+}
+METHODS = [
+    (service, method.name)
+    for service, (module, _) in SERVICES.items()
+    for method in module.DESCRIPTOR.services_by_name[service].methods
+]
+TOKENS = [
+    (service, name)
+    for service, name in METHODS
+    if SERVICES[service][0]
+    .DESCRIPTOR.services_by_name[service]
+    .methods_by_name[name]
+    .GetOptions()
+    .Extensions[policy_pb2.method]
+    .HasField("token")
+]
+PEERS = [method for method in METHODS if method not in TOKENS]
+NAMED = {
+    "PushDataset": manifest_message(b"{}"),
+    "GetVersion": messages.GetVersionRequest(dataset="digits"),
+    "PullDataset": messages.PullDatasetRequest(dataset="digits"),
+    "ShredVersion": messages.ShredVersionRequest(dataset="digits", version=1),
+    "SetLabel": messages.SetLabelRequest(dataset="digits", label="golden", version=1),
+    "ListLabels": messages.ListLabelsRequest(dataset="digits"),
+    "GetLineage": messages.GetLineageRequest(dataset="digits"),
+    "GetCroissant": messages.GetCroissantRequest(dataset="digits"),
+    "SetRetention": messages.SetRetentionRequest(dataset="digits", keep_versions=1),
+}
+"""Requests that name a dataset: of another tenant, or without a grant, it is as if it were not there."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(embedded_postgres, leaf, tmp_path_factory):
+    """One service for all of these tests, which change nothing."""
+    database, data_keys = [await conftest._emptied(embedded_postgres, name) for name in ("access_rows", "access_keys")]
+    settings = build_settings(
+        identity=leaf("service", service="datasets"),
+        database=database,
+        data_keys=data_keys,
+        state=tmp_path_factory.mktemp("access"),
+    )
+    world = World(settings=settings, leaf=leaf, superuser=embedded_postgres.superuser)
+    async with world.serve():
+        yield world
+
+
+async def refusal(world: World, service: str, name: str, metadata, directory) -> grpc.StatusCode:
+    """The status that a call ends in; OK if it answers."""
+    module, stub = SERVICES[service]
+    method = module.DESCRIPTOR.services_by_name[service].methods_by_name[name]
+    request = NAMED.get(name) or getattr(module, method.input_type.name)()
+    async with grpc.aio.secure_channel(f"127.0.0.1:{world.running.port}", credentials(directory), OPTIONS) as channel:
+        rpc = getattr(stub(channel), name)
+        try:
+            if method.client_streaming:
+                _ = [answer async for answer in rpc(iter([request]), metadata=metadata, timeout=20)]
+            elif method.server_streaming:
+                _ = [answer async for answer in rpc(request, metadata=metadata, timeout=20)]
+            else:
+                await rpc(request, metadata=metadata, timeout=20)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("service", "name"), TOKENS)
+async def test_without_a_token_with_anothers_or_a_dead_one_nothing_is_had(house, service, name):
+    owner = house.actor()
+    thief = house.leaf("client", tenant="acme", name="thief")
+    dead = (("authorization", owner.metadata[0][1][:-8] + "AAAAAAAA"),)
+    for metadata, directory in ((), owner.directory), (owner.metadata, thief), (dead, owner.directory):
+        assert await refusal(house, service, name, metadata, directory) is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("service", "name"), TOKENS)
+async def test_a_token_without_the_scope_is_not_enough(house, service, name):
+    actor = house.actor(scopes="models.infer")
+    assert await refusal(house, service, name, actor.metadata, actor.directory) is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", sorted(NAMED))
+async def test_without_a_grant_a_dataset_is_as_absent_as_one_that_is_not_there(house, name):
+    stranger = house.actor(tenant="initech")  # has every scope, and a grant on nothing
+    status = await refusal(house, "DatasetService", name, stranger.metadata, stranger.directory)
+    assert status is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("service", "name"), PEERS)
+async def test_what_services_call_no_client_calls(house, service, name):
+    actor = house.actor()
+    assert await refusal(house, service, name, actor.metadata, actor.directory) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_every_rpc_about_a_dataset_has_its_request_here():
+    about = set()
+    for method in messages.DESCRIPTOR.services_by_name["DatasetService"].methods:
+        fields = method.input_type.fields
+        if any(field.GetOptions().Extensions[policy_pb2.resource] for field in fields):
+            about.add(method.name)
+    assert about == set(NAMED)
