@@ -204,6 +204,25 @@ def test_streams_leave_threads_to_single_calls_and_their_places_come_back(servic
         again.end()
 
 
+def test_streams_that_one_tenant_keeps_open_leave_places_to_another(service_leaf, trainer, leaf):
+    """Each has said one good word, so nothing ends them before their token does."""
+    theirs = leaf("client", tenant="globex", name="squatter")
+    with serve("sync", World(), service_leaf, streams=4, threads=8) as served:
+        world = served.world
+        world.publish(grants=(grant(), grant(id="g2", tenant="globex", caller="t/globex/*")))
+        with served.channel(theirs) as squatter, served.channel(trainer) as quiet:
+            text = world.token(theirs, tenant="globex")
+            squatting = [Talk(served, squatter, text) for _ in range(3)]
+            assert [talk.say() for talk in squatting] == [PARSED] * 3
+            other = world.token(theirs, tenant="globex", client_id="another")  # of the same tenant
+            one_more = Talk(served, squatter, other)
+            assert refusal(one_more.say) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED)
+            good = Talk(served, quiet, world.token(trainer))
+            assert [good.say(), good.end()] == [PARSED, []]
+            for talk in squatting:
+                talk.end()
+
+
 def test_an_aio_handler_that_reads_and_writes_by_its_context_gets_judged_messages(service_leaf, trainer):
     world = World()
     with serve("aio", world, service_leaf) as served, served.channel(trainer) as channel:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import grpc
 import pytest
 
+from casemate.gate.adapters.caller_context import share_of
 from casemate.gate.adapters.fair_turns import FairTurns
+from casemate.gate.core.caller import Caller
 from casemate.transport.registry import RegisteredService
 from tests.gate.adapter_world import service_leaf, trainer
 from tests.gate.served import LIMIT_S, serve
-from tests.gate.world import World, bearer, grant
+from tests.gate.world import DOMAIN, World, bearer, grant
 
 __all__ = ["service_leaf", "trainer"]  # fixtures
 
@@ -68,6 +71,25 @@ async def test_who_is_cancelled_in_the_line_takes_no_place_and_one_whose_turn_ha
         await late
     await settle()
     assert (room.turns._taken, room.turns._running, room.turns._lines) == (0, {}, {})
+
+
+def test_all_certificates_of_a_tenant_have_one_share_and_each_service_its_own():
+    def caller(path, tenant=None):
+        return Caller(
+            tenant=tenant,
+            client_id=None,
+            subject=None,
+            spiffe_id=f"spiffe://{DOMAIN}/{path}",
+            scopes=frozenset(),
+            token_id=None,
+            certificate_thumbprint="x" * 43,
+            expires_at=datetime.max.replace(tzinfo=UTC),
+            request_id="r",
+        )
+
+    assert {share_of(caller(f"t/acme/{name}")) for name in ("a", "b", "a/c")} == {"t/acme"}
+    assert share_of(caller("t/acme/a", tenant="acme")) == "acme"
+    assert share_of(caller("svc/inference")) == "svc/inference"
 
 
 async def test_a_single_place_goes_from_one_to_the_next():

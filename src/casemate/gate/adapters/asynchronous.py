@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from casemate.errors import DeadlineExceeded
-from casemate.gate.adapters.caller_context import bind_caller, current_caller
+from casemate.gate.adapters.caller_context import bind_caller, current_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
     RequestIds,
@@ -229,7 +229,7 @@ class _Call:
         return message
 
     async def _take_turn(self, caller: Caller) -> None:
-        share = caller.tenant or caller.spiffe_id
+        share = share_of(caller)
         await self._turns.take(share)
         self._share = share
 

@@ -26,6 +26,11 @@ def current_caller() -> Caller:
         raise RuntimeError("no call that passed the gate runs here") from None
 
 
+def share_of(caller: Caller) -> str:
+    """Whose share of a server a call takes: its tenant's, whichever of the tenant's many certificates it shows."""
+    return caller.tenant or "/".join(caller.path.split("/")[:2])
+
+
 def bind_caller(caller: Caller) -> None:
     """Makes `caller` the current one until the context of this call ends.
 

@@ -9,7 +9,6 @@ If this fails: handlers run for calls that the gate refused. Data stays sealed.
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +16,7 @@ import grpc
 
 from casemate.errors import DeadlineExceeded, Exhausted
 from casemate.gate.adapters.bodies import TICK, Bodies
-from casemate.gate.adapters.caller_context import bind_caller
+from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
     RequestIds,
@@ -27,6 +26,7 @@ from casemate.gate.adapters.calls import (
 )
 from casemate.gate.adapters.early_end import end_early
 from casemate.gate.adapters.incoming import Incoming
+from casemate.gate.adapters.stream_places import StreamPlaces
 from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
 from casemate.transport.fair_pool import SHARE
@@ -61,7 +61,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         recheck_every: how often running streams are judged again; also at once when trust changes.
         body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
         streams: streams that may run at once, each of which holds a thread: fewer than the server has,
-            so that some are left for single calls whoever streams.
+            so that some are left for single calls whoever streams. No tenant has more than three quarters of them.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         streams: int = STREAMS,
     ) -> None:
         self._gate = gate
-        self._streams = threading.BoundedSemaphore(streams)
+        self._streams = StreamPlaces(streams)
         self._request_ids = RequestIds()
         self._bodies = Bodies(clock=gate.clock, within=body_within)
         self._body_within_s = body_within.total_seconds()
@@ -168,7 +168,7 @@ class _Call:
         watchdog: Watchdog,
         bodies: Bodies,
         *,
-        streams: threading.BoundedSemaphore,
+        streams: StreamPlaces,
         first_within_s: float,
     ) -> None:
         self._gate = gate
@@ -178,7 +178,7 @@ class _Call:
         self._bodies = bodies
         self._streams = streams
         self._first_within_s = first_within_s
-        self._streaming = False
+        self._share: str | None = None
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
         self._context: grpc.ServicerContext | None = None
@@ -257,9 +257,10 @@ class _Call:
         handler = self._handler
         if handler is None:
             return None
-        self._streaming = self._streams.acquire(blocking=False)
-        if not self._streaming:
+        share = share_of(caller)
+        if not self._streams.take(share):
             raise Exhausted("all streams that may run do", retry_after=_STREAM_AGAIN)
+        self._share = share
         if handler.request_streaming:
             self._watchdog.add(self)
             self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
@@ -294,8 +295,8 @@ class _Call:
 
     def _end(self) -> None:
         self._watchdog.remove(self)
-        if self._streaming:
-            self._streams.release()
+        if self._share is not None:
+            self._streams.give(self._share)
         if self._incoming is not None:
             self._incoming.close()
         self._gate.finish(self._admission, self._code)
