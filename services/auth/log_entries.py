@@ -75,12 +75,14 @@ def revocation_body(revocation: Revocation) -> Body:
     Certificates and workloads are named, as grants name them too: whoever restores an older
     database has to be able to revoke them again.
     """
-    named = revocation.kind in (RevocationKind.CERTIFICATE, RevocationKind.SPIFFE_ID)
-    return {
+    body: Body = {
         "expires_at": _text(revocation.expires_at),
         "of": revocation.kind.value,
         "value_sha256": hashlib.sha256(revocation.value.encode()).hexdigest(),
-    } | ({"value": revocation.value} if named else {})
+    }
+    if revocation.kind in (RevocationKind.CERTIFICATE, RevocationKind.SPIFFE_ID):
+        body["value"] = revocation.value
+    return body
 
 
 def release_body(release: Release) -> Body:
