@@ -117,7 +117,7 @@ class ComposeCluster:
 
     def last_words(self, service: str) -> str:
         """The end of a container's log."""
-        return self.engine.docker("logs", "--tail", "6", self.container(service), check=False)[-1500:]
+        return self.engine.logs(self.container(service))[-1500:]
 
     def crash(self, service: str) -> None:
         """Kills the first process of a container as the kernel would; waits until the engine started it again."""

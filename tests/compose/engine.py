@@ -42,6 +42,14 @@ class Engine:
         command = ["docker", "cp", f"{container}:{path}", "-"]
         return subprocess.run(command, env=self.environment, capture_output=True, check=True).stdout
 
+    def logs(self, container: str) -> str:
+        """All that a container wrote, to either stream."""
+        command = ["docker", "logs", container]
+        done = subprocess.run(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        return done.stdout.decode(errors="replace")
+
     def answers(self, *arguments: str) -> bool:
         """Whether `docker …` exits 0."""
         command = ["docker", *arguments]

@@ -89,6 +89,13 @@ def require_nothing_writable(cluster: ComposeCluster) -> None:
         assert cluster.engine.answers("exec", container, "python3", "-c", write, "/tmp/x"), service  # noqa: S108  # the container's own
 
 
+def require_silent(cluster: ComposeCluster) -> None:
+    """No library reports home: onnxruntime says so in the log when it cannot keep its device's number."""
+    environment = cluster.inspect("inference")["Config"]["Env"]
+    assert "ORT_DISABLE_TELEMETRY=1" in environment
+    assert "telemetry" not in cluster.engine.logs(cluster.container("inference")).lower()
+
+
 def require_database_shut(cluster: ComposeCluster) -> None:
     """PostgreSQL wants TLS 1.3, a certificate that names the role, and its password: each one missing is refused."""
     asyncio.run(_try_database(cluster))
