@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from casemate.errors import DeadlineExceeded
 from casemate.gate.adapters.caller_context import bind_caller, current_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -27,6 +26,7 @@ from casemate.gate.adapters.calls import (
     status_name,
 )
 from casemate.gate.adapters.fair_turns import FairTurns
+from casemate.gate.adapters.late_bodies import LateBodies
 from casemate.gate.adapters.stream_guard import StreamGuard
 from casemate.transport.status import to_status
 
@@ -71,7 +71,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         self._turns = FairTurns(at_once)
         self._request_ids = RequestIds()
         self._recheck_every_s = recheck_every.total_seconds()
-        self._body_within_s = body_within.total_seconds()
+        self._bodies = LateBodies(within_s=body_within.total_seconds())
 
     def require_policies(self, methods: Iterable[str]) -> None:
         """Refuses to go on when one of these full method names has no policy.
@@ -99,7 +99,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
-        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._body_within_s, turns=self._turns)
+        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._bodies, turns=self._turns)
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -129,7 +129,7 @@ class _Call:
         admission: Admission,
         handler: Handler | None,
         recheck_every_s: float,
-        body_within_s: float,
+        bodies: LateBodies,
         *,
         turns: FairTurns,
     ) -> None:
@@ -137,7 +137,7 @@ class _Call:
         self._admission = admission
         self._handler = handler
         self._recheck_every_s = recheck_every_s
-        self._body_within_s = body_within_s
+        self._bodies = bodies
         self._turns = turns
         self._share: str | None = None
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
@@ -209,17 +209,14 @@ class _Call:
         if handler.request_streaming or handler.response_streaming:
             self._guard = StreamGuard(self._gate, self._admission, caller, every_s=self._recheck_every_s)
         if handler.request_streaming:
-            return _Messages(aiter(requests), self._take, first_within_s=self._body_within_s)
+            return _Messages(aiter(requests), self._take, bodies=self._bodies)
         return self._take(await self._await_body(requests))
 
     async def _await_body(self, requests: AsyncIterator[bytes]) -> bytes:
         try:
-            async with asyncio.timeout(self._body_within_s):
-                return await anext(aiter(requests))
+            return await self._bodies.first(aiter(requests))
         except StopAsyncIteration:
             raise no_message() from None
-        except TimeoutError:
-            raise DeadlineExceeded("the body did not arrive") from None
 
     def _take(self, raw: bytes) -> Any:  # noqa: ANN401
         if self._guard is not None:
@@ -271,24 +268,17 @@ class _Call:
 class _Messages:
     """The messages of a client's stream: each is judged, parsed and authorized before the handler sees it."""
 
-    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any], *, first_within_s: float) -> None:
+    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any], *, bodies: LateBodies) -> None:
         self._raw = raw
         self._take = take
-        self._first_within_s: float | None = first_within_s
+        self._bodies: LateBodies | None = bodies
 
     def __aiter__(self) -> _Messages:
         return self
 
     async def __anext__(self) -> Any:  # noqa: ANN401  # any message
-        if self._first_within_s is None:
-            return self._take(await anext(self._raw))
-        try:
-            async with asyncio.timeout(self._first_within_s):
-                first = await anext(self._raw)
-        except TimeoutError:
-            raise DeadlineExceeded("the first message did not arrive") from None
-        self._first_within_s = None
-        return self._take(first)
+        bodies, self._bodies = self._bodies, None
+        return self._take(await (anext(self._raw) if bodies is None else bodies.first(self._raw)))
 
 
 class _ReadingContext:
