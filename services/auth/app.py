@@ -28,6 +28,7 @@ from casemate.auth.v1.witness_service_pb2_grpc import add_WitnessServiceServicer
 from casemate.clock import Clock, SystemClock
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
+from casemate.gate.adapters.audit_heads import AUDIT_HEAD, AuditHeads
 from casemate.gate.adapters.counts import GateCounts
 from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.gate import Gate
@@ -223,7 +224,7 @@ async def serving(
         await face.start()
         stack.push_async_callback(face.stop, _GRACE)
         await _take_calls(settings, stack, server, publisher, turning=ring.run(every=pace.keys_looked_at))
-        _tell_log(settings, stack, source, authority)
+        _tell_log(settings, stack, source, authority, audit)
         ports = {"port": server.port, "http_port": face.port, "metrics_port": metrics_server.port}
         yield Running(**ports, metrics=metrics, health=health, trust=trust)
 
@@ -245,23 +246,29 @@ async def _take_calls(
         stack.push_async_callback(_cancel, asyncio.create_task(work))
 
 
-def _tell_log(settings: AuthSettings, stack: AsyncExitStack, source: CertificateSource, authority: Authority) -> None:
-    """Has the transparency log told of every change, where it is said to be."""
+def _tell_log(
+    settings: AuthSettings, stack: AsyncExitStack, source: CertificateSource, authority: Authority, audit: AuditFile
+) -> None:
+    """Has the transparency log told of every change and of the audit's heads, where it is said to be."""
     if settings.datasets_address is None:
         return
     channel = RotatingChannel(target=settings.datasets_address, service_name="datasets", source=source)
     stack.callback(channel.close)
     metrics = authority.metrics
     metrics.gauge("log_untold_changes", "Changes of the authority that the transparency log was not told of yet.")
+    log = DatasetsLog(channel)
+    heads = AuditHeads(path=settings.audit_file, head=lambda: audit.head)
     teller = LogTeller(
         pool=authority.pool,
         tables=authority.tables,
         key=authority.key,
         alarms=authority.alarms,
-        log=DatasetsLog(channel),
+        log=log,
         lag=lambda value: metrics.set_value("log_untold_changes", value),
     )
-    stack.push_async_callback(_cancel, asyncio.create_task(teller.run(_LOG_TOLD_EVERY)))
+    telling = heads.run(lambda body: log.append(AUDIT_HEAD, canonical(body)))
+    for work in (teller.run(_LOG_TOLD_EVERY), telling):
+        stack.push_async_callback(_cancel, asyncio.create_task(work))
 
 
 def _show_metrics(
@@ -369,7 +376,7 @@ def _gate(
     )
 
 
-def _open_audit(settings: AuthSettings, stack: AsyncExitStack) -> AuditSink:
+def _open_audit(settings: AuthSettings, stack: AsyncExitStack) -> AuditFile:
     audit = AuditFile(settings.audit_file)
     stack.callback(audit.close)
     return audit

@@ -47,7 +47,7 @@ async def test_a_version_is_described_with_all_that_croissant_requires(world):
     assert found["@type"] == "sc:Dataset"
     assert found["conformsTo"] == "http://mlcommons.org/croissant/1.1"
     context = found["@context"]
-    assert (context["@vocab"], context["cr"]) == ("http://schema.org/", "http://mlcommons.org/croissant/")
+    assert (context["@vocab"], context["cr"]) == ("https://schema.org/", "http://mlcommons.org/croissant/")
     assert (found["name"], found["version"], found["creator"]["name"]) == ("digits", "2.0.0", "acme")
     assert found["prov:wasDerivedFrom"] == {"@id": f"urn:casemate:root:{root.hex()}"}
     assert "prov:wasDerivedFrom" not in await described(actor, version=1)
