@@ -41,6 +41,7 @@ from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
 from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.settings import load_settings
+from casemate.signing.strict_json import canonical
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import HealthState, aio_health_service
