@@ -72,15 +72,15 @@ def token_key_body(key: TokenKey) -> Body:
 def revocation_body(revocation: Revocation) -> Body:
     """What is revoked, as a digest: a subject's name is nobody's business who reads the log.
 
-    Certificates and workloads are named, as grants name them too: whoever restores an older
-    database has to be able to revoke them again.
+    A certificate's name is a digest itself, and is said: whoever restores an older database
+    has to be able to revoke it again, and finds it nowhere else.
     """
     body: Body = {
         "expires_at": _text(revocation.expires_at),
         "of": revocation.kind.value,
         "value_sha256": hashlib.sha256(revocation.value.encode()).hexdigest(),
     }
-    if revocation.kind in (RevocationKind.CERTIFICATE, RevocationKind.SPIFFE_ID):
+    if revocation.kind is RevocationKind.CERTIFICATE:
         body["value"] = revocation.value
     return body
 

@@ -156,7 +156,7 @@ class Replay:
 
     async def _revoke(self, change: Change, last: LastEntries) -> None:
         """Adds the revocations whose value is said, or is found among the names that are here."""
-        known = {sha256(name): name for name in await self._names(change.connection)}
+        known = {sha256(name): name for name in await self._names(change.connection, last)}
         present = {revocation.id for revocation in await self._tables.revocations.all(change.connection)}
         for (revocation_id,), body in last.of("revocation"):
             expires_at = _moment(body.get("expires_at"))
@@ -177,14 +177,18 @@ class Replay:
 
     def _unmatched(self, kind: RevocationKind, expires_at: datetime | None) -> None:
         """Tokens, sessions and keys are dead already; of a subject, another house's word may still come."""
+        if kind is RevocationKind.SPIFFE_ID:
+            self.counts["workloads_known_by_digest_alone"] += 1  # no client here has that name, nor ever had
         if kind is RevocationKind.SUBJECT and expires_at is not None:
             self.counts["revocations_by_digest_alone"] += 1
             self.unmatched_until = max(self.unmatched_until or expires_at, expires_at)
 
-    async def _names(self, connection: Connection) -> set[str]:
+    async def _names(self, connection: Connection, last: LastEntries) -> set[str]:
+        """Whatever a digest may be of: names that are here, and those that the log says."""
         clients = await self._tables.clients.all(connection)
         families = await self._tables.families.all(connection)
         names = {client.client_id for client in clients} | {client.spiffe_id for client in clients}
+        names |= {body["spiffe_id"] for _, body in last.of("client") if "spiffe_id" in body}
         return names | {family.subject for family in families}
 
     async def _count_lost(self, connection: Connection, last: LastEntries) -> None:
