@@ -3,7 +3,8 @@
 Each worker writes the digests of inputs into its own part before a run and
 clears them after it. When a worker dies, its supervisor finds there what it was
 running. Such an input runs alone from then on; when that ends a worker too, it
-is refused by all.
+is refused by all. Both for ten minutes: one that is asked often may have been
+under way by chance.
 
 If this fails: one input can end worker after worker, each of which is replaced.
 """
@@ -15,13 +16,14 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from casemate.errors import FieldViolation, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from services.inference.tensors import Array
 
@@ -35,6 +37,8 @@ _PART = _SLOTS * DIGEST
 _EMPTY = bytes(DIGEST)
 _REFUSED_AT = 2
 _WHOLE = 1024 * 1024
+REMEMBERED_S = 600.0
+"""For how long an input is held to have ended a worker."""
 
 
 def board_bytes(workers: int) -> int:
@@ -43,13 +47,19 @@ def board_bytes(workers: int) -> int:
 
 
 class SupervisorBoard:
-    """The supervisor's side, which makes the memory."""
+    """The supervisor's side, which makes the memory.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: how many.
+        now: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, workers: int, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self.descriptor = os.memfd_create("casemate-board", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, board_bytes(workers))
         self._memory = mmap.mmap(self.descriptor, board_bytes(workers))
-        self._deaths: OrderedDict[bytes, int] = OrderedDict()
+        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # how many, and when the last was
         self._version = 0
 
     def close(self) -> None:
@@ -64,16 +74,24 @@ class SupervisorBoard:
         self._memory[start : start + _PART] = bytes(_PART)
         running = {part[place : place + DIGEST] for place in range(0, _PART, DIGEST)} - {_EMPTY}
         for digest in running:
-            self._deaths[digest] = min(self._deaths.pop(digest, 0) + 1, 255)
+            self._deaths[digest] = (min(self._deaths.pop(digest, (0, 0.0))[0] + 1, 255), self._now())
         while len(self._deaths) > _ENTRIES:
             self._deaths.popitem(last=False)
         if running:
             self._tell()
         return len(running)
 
+    def forget(self) -> None:
+        """Lets go of inputs that ended no worker for ten minutes."""
+        gone = [digest for digest, (_, when) in self._deaths.items() if self._now() - when > REMEMBERED_S]
+        for digest in gone:
+            del self._deaths[digest]
+        if gone:
+            self._tell()
+
     def _tell(self) -> None:
         self._version += 1
-        table = b"".join(digest + bytes([deaths]) for digest, deaths in self._deaths.items())
+        table = b"".join(digest + bytes([deaths]) for digest, (deaths, _) in self._deaths.items())
         self._memory[_HEADER.size : _HEADER.size + len(table)] = table
         self._memory[: _HEADER.size] = _HEADER.pack(self._version, len(self._deaths))
 

@@ -170,6 +170,7 @@ class Supervisor:
             while not ended.is_set():
                 for index in range(len(self.workers)):
                     self._tend(index)
+                self._board.forget()
                 if self.ready and not self._served:
                     self._served = True
                     announce()

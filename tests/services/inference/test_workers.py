@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from casemate.errors import ConfigurationError, InvalidRequest
-from services.inference.board import SupervisorBoard, WorkerBoard
+from services.inference.board import REMEMBERED_S, SupervisorBoard, WorkerBoard
 from services.inference.workers import Supervisor, WorkerLimits, reserve
 
 PATIENCE = 30.0
@@ -112,6 +112,22 @@ def test_what_ended_one_worker_runs_alone_and_what_ended_two_is_refused() -> Non
         worker.mark(X, b"model")
     assert worker.mark(X, b"another model")[1] is False
     assert worker.mark({"x": X["x"] * 2}, b"model")[1] is False
+
+
+def test_an_input_that_was_there_by_chance_is_run_again_after_a_while() -> None:
+    now = [0.0]
+    board = SupervisorBoard(1, now=lambda: now[0])
+    worker = WorkerBoard(board.descriptor, 0)
+    for _ in range(2):
+        worker.begin([worker.mark(X, b"model")[0]])
+        board.died(0)
+    now[0] = REMEMBERED_S
+    board.forget()
+    with pytest.raises(InvalidRequest):
+        worker.mark(X, b"model")
+    now[0] += 1
+    board.forget()
+    assert worker.mark(X, b"model")[1] is False
 
 
 def test_what_had_ended_when_its_worker_died_is_under_no_suspicion() -> None:
