@@ -59,6 +59,19 @@ async def open_authority(settings: AuthSettings, stack: AsyncExitStack, metrics:
     return Authority(pool=pool, kek=kek, key=key, alarms=alarms, tables=tables, store=store, metrics=metrics)
 
 
+async def migrate_database(settings: AuthSettings) -> None:
+    """Brings the schema up to date and leaves: what a rollout waits for.
+
+    Raises:
+        ConfigurationError: the login or a migration.
+        Unavailable: the database is not there.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await open_pool(settings.database)
+        stack.push_async_callback(_close, pool)
+        await migrate(pool, _SCHEMA)
+
+
 async def open_kek(settings: AuthSettings, stack: AsyncExitStack, metrics: Metrics) -> KeyEncryptionKey:
     """The key-encryption key, until `stack` ends.
 

@@ -1,4 +1,4 @@
-"""What the process is asked to do: serve, or make restored datasets fit to serve."""
+"""What the process is asked to do: serve, or one thing for an operator who stands before the databases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from casemate.backup import log_file
 from casemate.settings import load_settings
 from services.datasets.after_restore import after_restore
 from services.datasets.app import run
+from services.datasets.opening import migrate_databases
 from services.datasets.settings import DatasetsSettings
+from services.keys.authority_key import sealed_authority_key
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -20,16 +22,26 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
     Raises:
         CasemateError: it cannot be done; the message is one line for the operator.
     """
-    parser = argparse.ArgumentParser(prog="python -m services.datasets", description="Serves, unless told otherwise.")
-    command = parser.add_subparsers(dest="command").add_parser(
-        "after-restore", help="shred again what was shredded since the backup"
-    )
-    command.add_argument("--backup", required=True, help="id of the backup that was restored")
-    log_file.add_arguments(command)
-    asked = parser.parse_args(arguments)
-    if asked.command:
-        settings = load_settings(DatasetsSettings, environment, component="datasets")
+    asked = _parser().parse_args(arguments)
+    if asked.command is None:
+        await run(environment)
+        return
+    settings = load_settings(DatasetsSettings, environment, component="datasets")
+    if asked.command == "after-restore":
         done = await after_restore(settings, log_file.from_arguments(asked), backup=asked.backup)
         sys.stdout.write(json.dumps(done) + "\n")
+    elif asked.command == "seal-authority-key":
+        sys.stdout.write(await sealed_authority_key(settings.kek) + "\n")
     else:
-        await run(environment)
+        await migrate_databases(settings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.datasets", description="Serves, unless told otherwise.")
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser("after-restore", help="shred again what was shredded since the backup")
+    command.add_argument("--backup", required=True, help="id of the backup that was restored")
+    log_file.add_arguments(command)
+    commands.add_parser("migrate", help="bring both schemas up to date, and leave")
+    commands.add_parser("seal-authority-key", help="print a new key of the rows of authority, for replicas to share")
+    return parser

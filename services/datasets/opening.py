@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,6 @@ from services.datasets.shred_store import ShredStore
 from services.datasets.store import VersionStore
 
 if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
-
     from casemate.clock import Clock
     from casemate.sealing.kek import KeyEncryptionKey
     from casemate.storage.pool import Pool
@@ -75,8 +74,7 @@ async def open_stores(
     stack.push_async_callback(_close, pool)
     key_pool = await open_pool(settings.data_keys)
     stack.push_async_callback(_close, key_pool)
-    await migrate(pool, _HERE / "schema")
-    await migrate(key_pool, _HERE / "datakeys_schema")
+    await _migrate(pool, key_pool)
     authority = await AuthorityKey.load_or_create(kek, settings.authority_key, create=not await holds_rows(pool))
     alarms = Alarms(metrics.increment)
     log = LogStore(pool=pool, authority=authority, alarms=alarms, clock=clock)
@@ -99,6 +97,26 @@ async def open_stores(
         pool=pool,
     )
     return stores, SigningKey(Ed25519PrivateKey.from_private_bytes(seed.reveal()))
+
+
+async def migrate_databases(settings: DatasetsSettings) -> None:
+    """Brings both schemas up to date and leaves: what a rollout waits for.
+
+    Raises:
+        ConfigurationError: a login or a migration.
+        Unavailable: a database is not there.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await open_pool(settings.database)
+        stack.push_async_callback(_close, pool)
+        key_pool = await open_pool(settings.data_keys)
+        stack.push_async_callback(_close, key_pool)
+        await _migrate(pool, key_pool)
+
+
+async def _migrate(pool: Pool, key_pool: Pool) -> None:
+    await migrate(pool, _HERE / "schema")
+    await migrate(key_pool, _HERE / "datakeys_schema")
 
 
 def open_shredder(settings: DatasetsSettings, stores: Stores, log_key: SigningKey, clock: Clock) -> Shredder:

@@ -170,6 +170,8 @@ def test_health_says_who_serves(run, state):
     # The same address under another service's name: the certificate does not say so.
     run("health", "datasets", "--address", address, "--identity", identity, expect=1)
     assert run("health", "inference") == "SERVING\n"
+    assert run("health", "auth", "--answers", "--address", address, "--identity", identity) == "ANSWERS\n"
+    run("health", "datasets", "--answers", "--address", address, "--identity", identity, expect=1)
 
 
 def test_key_file_is_never_overwritten(run, tmp_path):

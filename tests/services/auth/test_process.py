@@ -13,6 +13,7 @@ from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.gate.adapters.audit_lines import verify_file
 from casemate.sealing.local import LocalKeyRing
+from casemate.storage.pool import open_pool
 from tests.gate.attacks import scene
 from tests.gate.attacks.test_wire import answer
 from tests.services.auth.processes import build_environment, ended, port_of, start_process
@@ -80,6 +81,17 @@ def status_over_p256(port, directory):
             scene.frame(scene.DATA, scene.END_STREAM, 1, b"\0" + len(body).to_bytes(4, "big") + body),
         )
         return answer(client)
+
+
+async def test_migrations_run_ahead_of_the_service_and_again_change_nothing(environment, database):
+    for _ in range(2):
+        async with start_process(environment, "migrate") as process:
+            assert (await ended(process))[0] == 0
+        pool = await open_pool(database)
+        try:
+            assert await pool.fetchval("SELECT to_regclass('client') IS NOT NULL") is True
+        finally:
+            await pool.close()
 
 
 async def test_another_first_operator_is_refused_in_one_line(environment):

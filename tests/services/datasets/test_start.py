@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import os
 import signal
@@ -15,6 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.gate.core.trust import TrustState
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.sealing.local import LocalKeyRing
+from casemate.storage.pool import open_pool
 from tests.services.datasets.world import OPTIONS, credentials
 
 CHECKOUT = Path(__file__).parents[3]
@@ -68,11 +73,12 @@ def _environment(world, identity: Path) -> dict[str, str]:
     return values
 
 
-def _start(environment: dict[str, str]) -> subprocess.Popen[str]:
+def _start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "services.datasets"],
+        [sys.executable, "-m", "services.datasets", *arguments],
         cwd=CHECKOUT,
         env=environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -109,3 +115,29 @@ def test_a_missing_setting_is_one_clear_text_and_no_traceback(stopped_world):
     assert process.returncode == 1
     assert "CASEMATE_DATASETS_KEK_FILE" in text
     assert "Traceback" not in text
+
+
+async def test_migrations_run_ahead_of_the_service_and_again_change_nothing(stopped_world):
+    environment = _environment(stopped_world, stopped_world.settings.identity.directory)
+    pool = await open_pool(stopped_world.settings.database)
+    try:
+        assert await pool.fetchval("SELECT to_regclass('uploads') IS NULL") is True
+        for _ in range(2):
+            with _start(environment, "migrate") as process:
+                text = process.stderr.read()
+            assert process.returncode == 0, text
+            assert await pool.fetchval("SELECT to_regclass('uploads') IS NOT NULL") is True
+    finally:
+        await pool.close()
+
+
+def test_an_authority_key_for_replicas_is_printed_sealed_and_is_the_one_that_they_use(stopped_world, tmp_path):
+    environment = _environment(stopped_world, stopped_world.settings.identity.directory)
+    file = tmp_path / "authority.json"
+    with _start(environment, "seal-authority-key") as process:
+        file.write_bytes(base64.b64decode(process.stdout.read()))
+    assert process.returncode == 0
+    file.chmod(0o640)
+    ring = LocalKeyRing.load(stopped_world.settings.kek.kek_file)
+    first, second = (asyncio.run(AuthorityKey.load_or_create(ring, file, create=False)) for _ in range(2))
+    assert first.mac("t", "k", {"a": 1}) == second.mac("t", "k", {"a": 1})
