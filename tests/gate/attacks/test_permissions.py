@@ -74,6 +74,38 @@ def test_a_method_without_a_policy_keeps_the_server_from_starting(kind, service_
         PolicyTable([]).require(["/test.Echo/Unary"])
 
 
+@pytest.mark.parametrize(
+    "path", ["//test.Echo/Unary", "/test.echo/Unary", "/test.Echo/Unary?x=1", "/test.Echo/Un%61ry", "/test.Echo/Unary/"]
+)
+def test_another_spelling_of_a_methods_path_is_another_method(scene, token, path):
+    digits = GetVersionRequest(dataset="digits", version=PARSED).SerializeToString()
+    with pytest.raises(grpc.RpcError) as refused:
+        scene.channel.unary_unary(path)(digits, metadata=bearer(token), timeout=LIMIT_S)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert scene.served.echo.entered == []
+    scene.good(token=token)
+
+
+def test_of_one_request_the_gate_judges_what_the_handler_gets(scene, token):
+    """A second message is looked at by neither; of a field that comes twice both see the last."""
+    digits = GetVersionRequest(dataset="digits", version=PARSED).SerializeToString()
+    faces = GetVersionRequest(dataset="faces", version=PARSED).SerializeToString()
+    invoke = scene.channel.stream_unary("/test.Echo/Unary")
+    assert invoke(iter([digits, faces]), metadata=bearer(token), timeout=LIMIT_S)
+    assert scene.served.echo.entered == [PARSED]
+    for both in (digits + faces, faces + faces):
+        scene.refused(NOT_FOUND, Reason.RESOURCE_NOT_FOUND, token=token, raw=both, audited="GRANT_MISSING")
+    scene.good(token=token, raw=faces + digits)
+
+
+def test_nobody_chooses_the_identifier_of_a_call(scene, token):
+    digits = GetVersionRequest(dataset="digits", version=PARSED).SerializeToString()
+    invoke = scene.channel.unary_unary("/test.Echo/Unary")
+    chosen = (*bearer(token), ("casemate-request-id", "mine"))
+    _, call = invoke.with_call(digits, metadata=chosen, timeout=LIMIT_S)
+    assert len(dict(call.trailing_metadata())["casemate-request-id"]) == 16
+
+
 @pytest.mark.parametrize("method", ["Absent", "NoPolicy"])
 def test_a_method_that_is_not_served_tells_strangers_nothing(scene, token, method):
     scene.unauthenticated(Reason.TOKEN_MISSING, method=method)
