@@ -285,6 +285,24 @@ def test_d20_a_stream_whose_peer_does_not_read_is_answered_no_further_and_cut(ec
     assert caught.value.code() is grpc.StatusCode.CANCELLED
 
 
+def test_a_stream_whose_peer_sends_nothing_is_cut(echoing: House) -> None:
+    silence, turns, cut = threading.Event(), threading.Event(), 0
+
+    def nothing() -> Iterator[bytes]:
+        assert silence.wait(PATIENCE)
+        yield from ()
+
+    stream = echoing.channel(echoing.caller).stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
+    asked = stream(nothing(), metadata=echoing.metadata(echoing.caller), timeout=PATIENCE)
+    while not cut:
+        cut = echoing.service.streams.cut_idle()
+        assert not turns.wait(0.01)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(asked)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    silence.set()
+
+
 def test_d20_a_stream_whose_peer_reads_gets_all_of_it(echoing: House) -> None:
     stream = echoing.channel(echoing.caller).stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
     asked = stream(iter([rows_to_echo(4096)] * 8), metadata=echoing.metadata(echoing.caller), timeout=PATIENCE)
