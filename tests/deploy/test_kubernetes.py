@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
+from casemate.cli.deployment import Deployment, DeploymentFolders
 from casemate.cli.state import SERVICES
+from casemate.clock import SystemClock
+from casemate.sealing.authority_rows import AuthorityKey
+from casemate.sealing.local import LocalKeyRing
 from casemate.settings import load_settings
 from casemate.transport.server import DEFAULT_GRACE, DEFAULT_LAME_DUCK
 from services.auth.settings import AuthSettings
@@ -305,3 +314,43 @@ def test_each_database_is_reached_by_its_service_alone(overlay: str) -> None:
             for component in ("service", "migration"):
                 reached = allows(overlay, ours(service, component), database(name), 5432)
                 assert reached == (service == owner), (service, component, name)
+
+
+def test_the_secrets_of_the_dev_overlay_are_those_that_its_pods_mount(tmp_path: Path) -> None:
+    """Made by the command of the recipe, from what the authority issued: each file by the name it is mounted under."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("SKIPPED: kubectl makes the Secrets, and is not installed")
+    clock = SystemClock()
+    folders = DeploymentFolders(authority=tmp_path / "authority", issued=tmp_path / "issued")
+    Deployment.open(
+        folders,
+        trust_domain="casemate.internal",
+        lifetime=timedelta(hours=1),
+        clock=clock,
+        report=lambda _line: None,
+        create=True,
+    ).renew_due()
+    made = subprocess.run(
+        [KUBERNETES / "dev-secrets", folders.issued],
+        env={**os.environ, "PYTHON": sys.executable},  # as an operator's shell would
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    secrets = {one["metadata"]["name"]: one["data"] for one in yaml.safe_load_all(made.stdout)}
+    mounted = {
+        volume["secret"]["secretName"]: volume["secret"]
+        for _name, pod in pods("dev")
+        for volume in pod["volumes"]
+        if "secret" in volume
+    }
+    assert set(secrets) == set(mounted)
+    for name, secret in mounted.items():
+        for item in secret.get("items", []):
+            assert item["key"] in secrets[name]
+    sealed = tmp_path / "authority.json"
+    sealed.write_bytes(base64.b64decode(secrets["auth-authority-key"]["authority.json"]))
+    sealed.chmod(0o640)
+    ring = LocalKeyRing.load(folders.secret("auth", "kek.json"))
+    asyncio.run(AuthorityKey.load_or_create(ring, sealed, create=False))
