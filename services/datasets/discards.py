@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from casemate.errors import StoredDataUnreadable
 from casemate.signing import dsse
 from casemate.signing.statements import DATASET_MANIFEST_TYPE, DatasetManifest
 from services.datasets.database import connected, transaction
+from services.datasets.logged import read_log
 from services.datasets.shreddings import Shredding, ShreddingTable
 from services.datasets.upload import Upload, UploadState
 from services.datasets.upload_rows import SELECT, UploadRows, entry_body
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from casemate.storage.pool import Pool
     from services.datasets.alarms import Alarms
     from services.datasets.log_store import LogStore
+    from services.datasets.logged import Logged
 
 _UNFINISHED: Final = SELECT + " WHERE state IN ('receiving', 'quarantined') ORDER BY started_at"
 _ATTEMPTS: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 ORDER BY started_at"
@@ -40,6 +43,7 @@ class DiscardStore:
     def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms, clock: Clock) -> None:
         self._pool = pool
         self._rows = UploadRows(authority=authority, alarms=alarms)
+        self._alarms = alarms
         self._shreddings = ShreddingTable(authority=authority, alarms=alarms)
         self._log = log
         self._clock = clock
@@ -64,14 +68,25 @@ class DiscardStore:
             envelope = await connection.fetchval("SELECT envelope FROM manifests WHERE upload = $1", upload.id)
         return DatasetManifest.parse(dsse.peek_payload(envelope or b"", DATASET_MANIFEST_TYPE)).expires_at
 
-    async def discard(self, upload_id: UUID, *, why: str) -> tuple[Upload, Shredding | None]:
-        """Bars an attempt for ever, and logs it; gives nothing of one that was promoted meanwhile. Repeatable."""
+    async def logged(self) -> Logged:
+        """What the log says of promotions and schedules; to be asked before anything is destroyed."""
+        return await read_log(self._pool, self._log)
+
+    async def discard(self, upload_id: UUID, *, why: str, logged: Logged) -> tuple[Upload, Shredding | None]:
+        """Bars an attempt for ever, and logs it; gives nothing of one that was promoted meanwhile. Repeatable.
+
+        Raises:
+            StoredDataUnreadable: the log has it promoted, or not at all: its row is an older one, put back.
+        """
         async with transaction(self._pool) as connection:
             upload = await self._rows.locked(connection, upload_id)
             if upload.state is UploadState.DISCARDED:
                 return upload, await self._shreddings.get(connection, upload.id)
             if upload.state not in _DISCARDABLE:
                 return upload, None
+            with self._alarms.on_authority():
+                if not logged.has_unfinished(upload):
+                    raise StoredDataUnreadable(f"upload {upload.id} is {upload.state} here, and not in the log")
             upload = upload.discarded()
             index = await self._log.append(connection, "discard", entry_body(upload) | {"why": why}, by="datasets")
             shredding = Shredding(upload=upload.id, log_index=index, shredded_at=self._clock.now())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from casemate.errors import CasemateError, FieldViolation, InvalidRequest, NotFound
+from casemate.errors import CasemateError, FieldViolation, InvalidRequest, NotFound, StoredDataUnreadable
 from services.datasets.database import connected, transaction
 from services.datasets.signed_table import SignedTable
 from services.datasets.upload_rows import SELECT, UploadRows
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from services.datasets.discards import DiscardStore
     from services.datasets.labels import LabelStore
     from services.datasets.log_store import LogStore
+    from services.datasets.logged import Logged
     from services.datasets.shred import Shredder
     from services.datasets.upload import Upload
 
@@ -90,6 +91,7 @@ class ScheduleStore:
         self._rows = SignedTable(
             "retentions", key=("tenant", "dataset"), row=Schedule, authority=authority, alarms=alarms
         )
+        self._alarms = alarms
         self._uploads = UploadRows(authority=authority, alarms=alarms)
 
     async def set(self, schedule: Schedule, *, by: Mapping[str, object]) -> int:
@@ -126,6 +128,16 @@ class ScheduleStore:
         """
         async with connected(self._pool) as connection:
             return await self._rows.select(connection, "ORDER BY tenant, dataset")
+
+    def require_last(self, schedule: Schedule, logged: Logged) -> None:
+        """Returns if the log has no later schedule of this dataset.
+
+        Raises:
+            StoredDataUnreadable: it has: an older row was put back.
+        """
+        with self._alarms.on_authority():
+            if logged.schedules.get((schedule.tenant, schedule.dataset)) != schedule.log_index:
+                raise StoredDataUnreadable(f"the schedule of {schedule.tenant}/{schedule.dataset} is not the last one")
 
     async def versions(self, tenant: str, dataset: str) -> list[Upload]:
         """The readable versions of a dataset, newest first. Rows that do not verify alarm and are left out."""
@@ -193,10 +205,15 @@ class Retention:
         return await self._expire(now) + await self._keep(now)
 
     async def _expire(self, now: datetime) -> int:
-        expired = 0
-        for upload in await self._discards.unfinished():
-            if now >= await self._end(upload):
-                expired += await self._shredder.discard(upload, why="expired") is not None
+        due = [upload for upload in await self._discards.unfinished() if now >= await self._end(upload)]
+        if not due:
+            return 0
+        logged, expired = await self._discards.logged(), 0
+        for upload in due:
+            try:
+                expired += await self._shredder.discard(upload, why="expired", logged=logged) is not None
+            except StoredDataUnreadable:  # an old row put back; the alarm has sounded, and its key stays
+                continue
         return expired
 
     async def _keep(self, now: datetime) -> int:
@@ -205,7 +222,10 @@ class Retention:
             tenant, dataset = schedule.tenant, schedule.dataset
             labelled = frozenset((await self._labels.all(tenant, dataset)).values())
             versions = await self._schedules.versions(tenant, dataset)
-            for upload in schedule.beyond(versions, labelled=labelled, now=now):
+            due = schedule.beyond(versions, labelled=labelled, now=now)
+            if due:
+                self._schedules.require_last(schedule, await self._discards.logged())
+            for upload in due:
                 try:
                     await self._shredder.shred(tenant=tenant, dataset=dataset, version=upload.version)
                 except NotFound:  # another replica, or an operator, was first

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from casemate.signing.keys import SigningKey
     from services.datasets.discards import DiscardStore
     from services.datasets.key_store import DataKeyStore
+    from services.datasets.logged import Logged
     from services.datasets.shred_store import ShredStore
     from services.datasets.shreddings import Shredding
     from services.datasets.upload import Upload
@@ -85,13 +86,14 @@ class Shredder:
         shredding = await self._finish(upload, shredding)
         return sign_shred_receipt(self._receipt(upload, shredding), self._log_key)
 
-    async def discard(self, upload: Upload, *, why: str) -> bytes | None:
+    async def discard(self, upload: Upload, *, why: str, logged: Logged) -> bytes | None:
         """Destroys the key and the rows of an attempt that was never promoted; nothing if it was, meanwhile.
 
         Raises:
+            StoredDataUnreadable: the log has it promoted: its row is an older one, put back.
             Unavailable: a database does not answer. What was begun is finished by itself.
         """
-        upload, shredding = await self._discards.discard(upload.id, why=why)
+        upload, shredding = await self._discards.discard(upload.id, why=why, logged=logged)
         if shredding is None:
             return None
         shredding = await self._finish(upload, shredding)
@@ -102,10 +104,12 @@ class Shredder:
 
         Raises:
             NotFound: there is none.
+            StoredDataUnreadable: one of them is promoted in the log.
             Unavailable: a database does not answer. What was begun is finished by itself.
         """
         attempts = await self._discards.attempts(tenant, dataset, version)
-        receipts = [await self.discard(upload, why="shredded") for upload in attempts]
+        logged = await self._discards.logged()
+        receipts = [await self.discard(upload, why="shredded", logged=logged) for upload in attempts]
         found = [receipt for receipt in receipts if receipt is not None]
         if not found:
             raise NotFound(f"no attempt at version {version} of {tenant}/{dataset}")

@@ -207,3 +207,44 @@ async def test_a_version_number_of_which_nothing_is_there_is_not_found(world):
             await actor.shred(version=version)
     with pytest.raises(AlreadyExists):
         await actor.push_all(world.signed(manifest_of()))
+
+
+async def test_an_upload_put_back_as_it_was_before_its_promotion_keeps_its_key(patient_world):
+    """The superuser of the rows has no hand on the data keys, and must not have ours."""
+    async with patient_world.serve() as world:
+        actor = world.actor()
+        envelope = world.signed()
+        await actor.push([manifest_message(envelope), *chunk_messages()])
+        async with world.sql() as sql:
+            old = await sql.fetchrow("SELECT * FROM uploads")
+            await actor.push([manifest_message(envelope), FINISH])
+            back = ", ".join(f"{name} = ${place}" for place, name in enumerate(old.keys(), 1))
+            new = await sql.fetchrow("SELECT * FROM uploads")
+            await sql.execute(f"UPDATE uploads SET {back}", *old.values())  # noqa: S608  # names of the table
+
+        world.clock.shift = timedelta(hours=2)
+        assert await world.running.retention.look() == 0
+        assert world.running.metrics.value("authority_alarms_total") == 1
+        world.clock.shift = timedelta()
+        with pytest.raises(StoredDataUnreadable):
+            await actor.shred(version=1)
+        assert (await keys(world), await rows(world)) == (1, 6)
+        async with world.sql() as sql:
+            await sql.execute(f"UPDATE uploads SET {back}", *new.values())  # noqa: S608  # as above
+        assert len((await actor.pull())[1]) == 3
+
+
+async def test_a_stricter_schedule_put_back_after_it_was_loosened_shreds_nothing(world):
+    actor, _ = await versions(world, 3)
+    await retain(actor, keep_versions=1)
+    async with world.sql() as sql:
+        old = await sql.fetchrow("SELECT * FROM retentions")
+        await retain(actor, keep_versions=5)
+        await sql.execute("DELETE FROM retentions")
+        await sql.execute("INSERT INTO retentions VALUES ($1, $2, $3, $4, $5, $6)", *old.values())
+    with pytest.raises(StoredDataUnreadable):
+        await world.running.retention.look()
+    assert await keys(world) == 3
+    await retain(actor, keep_versions=2)
+    assert await world.running.retention.look() == 1
+    assert await keys(world) == 2
