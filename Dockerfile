@@ -69,7 +69,7 @@ COPY --from=auth-built /installed/ /
 COPY --from=auth-built /ours/ /
 USER 65532:65532
 EXPOSE 7401 7404 7411
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python3", "-m", "casemate.cli", "health", "auth", "--identity", "/run/casemate/service"]
 ENTRYPOINT ["python3", "-m", "services.auth"]
 
@@ -86,7 +86,7 @@ COPY --from=datasets-built /installed/ /
 COPY --from=datasets-built /ours/ /
 USER 65532:65532
 EXPOSE 7403 7413
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python3", "-m", "casemate.cli", "health", "datasets", "--identity", "/run/casemate/service"]
 ENTRYPOINT ["python3", "-m", "services.datasets"]
 
@@ -105,7 +105,7 @@ COPY --from=inference-built /ours/ /
 ENV ORT_DISABLE_TELEMETRY=1
 USER 65532:65532
 EXPOSE 7402 7412
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python3", "-m", "casemate.cli", "health", "inference", "--identity", "/run/casemate/service"]
 ENTRYPOINT ["python3", "-m", "services.inference"]
 
@@ -134,7 +134,7 @@ COPY deploy/compose/postgres/start deploy/compose/postgres/ready deploy/compose/
 USER 65532:65532
 STOPSIGNAL SIGTERM
 EXPOSE 5432
-HEALTHCHECK --interval=2s --timeout=5s --start-period=60s --retries=5 CMD ["/casemate/ready"]
+HEALTHCHECK --interval=2s --timeout=10s --start-period=120s --retries=5 CMD ["/casemate/ready"]
 ENTRYPOINT ["/casemate/start"]
 CMD []
 

@@ -20,7 +20,7 @@ FILE = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())
 DOCKERFILE = (CHECKOUT / "Dockerfile").read_text()
 EVERY = sorted(FILE["services"])
 SETTINGS = {"auth": AuthSettings, "datasets": DatasetsSettings, "inference": InferenceSettings}
-ONCE = ("bootstrap", "tools")
+ONCE = {"bootstrap", "migrate"}
 
 
 def service(name: str) -> dict:
@@ -84,7 +84,7 @@ def test_each_service_is_given_its_own_secrets_and_nobody_the_authoritys():
     assert sees_authority == ["pki"]
     for name in ("auth", "auth-2", "bootstrap"):
         assert given[name] == {"issued-auth"}
-    for name in ("datasets", "datasets-2"):
+    for name in ("datasets", "datasets-2", "migrate"):
         assert given[name] == {"issued-datasets"}
     for name in ("inference", "inference-2"):
         assert given[name] == {"issued-inference"}
@@ -95,8 +95,8 @@ def test_networks_are_split():
     assert FILE["networks"] == {"edge": {}, "internal": {"internal": True}, "db": {"internal": True}}
     assert service("pki")["network_mode"] == "none"
     on_db = {name for name in EVERY if "db" in networks(name)}
-    assert on_db == {"postgres", "bootstrap", "auth", "auth-2", "datasets", "datasets-2"}
-    assert networks("postgres") == networks("bootstrap") == {"db"}
+    assert on_db == {"postgres", "bootstrap", "migrate", "auth", "auth-2", "datasets", "datasets-2"}
+    assert networks("postgres") == networks("bootstrap") == networks("migrate") == {"db"}
     published = {name for name in EVERY if service(name).get("ports")}
     assert {name for name in EVERY if "edge" in networks(name)} == published
 
@@ -106,10 +106,10 @@ def test_order_is_gated_by_health():
         waits = service(name).get("depends_on", {})
         if isinstance(waits, dict):
             for other, how in waits.items():
-                wanted = "service_completed_successfully" if other == "bootstrap" else "service_healthy"
+                wanted = "service_completed_successfully" if other in ONCE else "service_healthy"
                 assert how == {"condition": wanted}, (name, other)
     assert set(service("auth")["depends_on"]) == {"pki", "postgres", "bootstrap"}
-    assert set(service("datasets")["depends_on"]) == {"pki", "postgres", "auth"}
+    assert set(service("datasets")["depends_on"]) == {"pki", "postgres", "migrate", "auth"}
     assert set(service("inference")["depends_on"]) == {"pki", "auth", "datasets"}
 
 
@@ -119,7 +119,7 @@ def test_profiles_are_those_of_the_documentation():
         for profile in service(name).get("profiles", ["default"]):
             by_profile.setdefault(profile, set()).add(name)
     assert by_profile == {
-        "default": {"pki", "postgres", "bootstrap", "auth", "datasets", "inference"},
+        "default": {"pki", "postgres", "bootstrap", "migrate", "auth", "datasets", "inference"},
         "scale": {"auth-2", "datasets-2", "inference-2"},
         "observability": {"collector", "prometheus", "grafana"},
         "tools": {"tools"},
