@@ -76,11 +76,11 @@ async def test_of_many_who_move_a_label_from_the_same_version_one_does(world):
     assert len(await logged(world, "label")) == 1
 
 
-@pytest.mark.parametrize("label", ["", "Golden", "1st", "a" * 33, "../x", "l\u0430test", "a\x00"])
-async def test_what_is_no_label_is_refused(world, label):
+async def test_what_is_no_label_is_refused(world):
     actor, _ = await versions(world, 1)
-    with pytest.raises(InvalidRequest):
-        await move(actor, label, 1, 0)
+    for label in ("", "Golden", "1st", "a" * 33, "../x", "l\u0430test", "a\x00"):
+        with pytest.raises(InvalidRequest):
+            await move(actor, label, 1, 0)
     with pytest.raises(InvalidRequest):
         await by_label(actor, "latest", version=1)
     assert await move(actor, "golden-1", 1, 0) == {"golden-1": 1}

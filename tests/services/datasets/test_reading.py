@@ -88,12 +88,12 @@ async def test_a_cursor_of_another_root_is_not_gone_on_with(world):
             Cursor.parse(text)
 
 
-@pytest.mark.parametrize("bad", [{"shard": 1}, {"shards": 70_000}, {"position": 13}, {"shuffle_seed": 2**53}])
-async def test_an_order_that_there_is_not_is_refused_and_begins_no_export(world, bad):
+async def test_an_order_that_there_is_not_is_refused_and_begins_no_export(world):
     trainer = await pushed(world)
     assert len((await trainer.pull(position=12))[1]) == 0
-    with pytest.raises(InvalidRequest):
-        await trainer.pull(**bad)
+    for bad in ({"shard": 1}, {"shards": 70_000}, {"position": 13}, {"shuffle_seed": 2**53}):
+        with pytest.raises(InvalidRequest):
+            await trainer.pull(**bad)
     assert len(await logged(world, "export")) == 1
 
 
