@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -98,6 +98,15 @@ class Process:
         return self.read()
 
 
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Says of a peer that cannot be compared with, why."""
+    try:
+        yield
+    except NoPeer as error:
+        print(f"{name} is not among the peers: {error}", file=sys.stderr)
+
+
 class Bench:
     """The servers, the load, and the requests."""
 
@@ -112,10 +121,13 @@ class Bench:
         self._said = {mode: server.read() for mode, server in self.servers.items()}
         self.peers: dict[str, Peer] = {}
         for name in NAMES if self._h2load is not None else ():
-            try:
+            with _telling(name):
                 self.peers[name] = Peer(name, directory / "models", directory, core=place(0), running=running)
-            except NoPeer as error:
-                print(f"{name} is not among the peers: {error}", file=sys.stderr)
+        started, self.peers = self.peers, {}
+        for name, peer in started.items():
+            with _telling(name):
+                peer.require_answers()
+                self.peers[name] = peer
 
     def rate(self, mode: str, payload: str, *, at_once: int, calls: int) -> tuple[float, float]:
         """Calls a second, and the server's CPU microseconds for each."""

@@ -40,7 +40,7 @@ class NoPeer(Exception):
 
 
 class Peer:
-    """One running peer.
+    """One peer that was started; `require_answers` tells whether it serves.
 
     Args:
         name: one of `NAMES`.
@@ -50,7 +50,7 @@ class Peer:
         running: ends it.
 
     Raises:
-        NoPeer: it cannot be installed, or does not serve.
+        NoPeer: it cannot be installed.
     """
 
     def __init__(self, name: str, models: Path, scratch: Path, *, core: int, running: ExitStack) -> None:
@@ -74,7 +74,7 @@ class Peer:
             )
         )
         running.callback(self._process.terminate)
-        self._require_answers(models, folder / "log")
+        self._models, self._log = models, folder / "log"
 
     def cpu_seconds(self) -> float:
         """What its processes have used so far."""
@@ -96,9 +96,14 @@ class Peer:
             pid = parents.get(pid, 0)
         return False
 
-    def _require_answers(self, models: Path, log: Path) -> None:
+    def require_answers(self) -> None:
+        """Returns once it predicts.
+
+        Raises:
+            NoPeer: it does not.
+        """
         until = time.monotonic() + _START_S
-        payload = (models / "small.request").read_bytes()
+        payload = (self._models / "small.request").read_bytes()
         while time.monotonic() < until and self._process.poll() is None:
             try:
                 with local_channel(f"127.0.0.1:{self.port}") as channel:
@@ -108,7 +113,7 @@ class Peer:
                 time.sleep(0.2)
             else:
                 return
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         raise NoPeer(f"it does not serve: {said[-1][:300] if said else 'it says nothing'}")
 
 
