@@ -34,7 +34,9 @@ _BY: Final = "datasets"
 async def after_restore(
     settings: DatasetsSettings, log: LogFile | None, *, backup: str, clock: Clock | None = None
 ) -> dict[str, object]:
-    """Extends the log, shreds again what it says was shredded, notes the restore in it; tells what it did. Repeatable.
+    """Extends the log, shreds again what it says was shredded, notes the restore in it; tells what it did.
+
+    Repeatable until it has ended well.
 
     Args:
         settings: the service's own.

@@ -34,6 +34,7 @@ def pull(story, version: int) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 async def test_what_was_shredded_and_revoked_after_the_backup_stays_so_on_an_empty_machine(tmp_path, capsys):
     drill = Drill(tmp_path)
     try:
@@ -64,6 +65,8 @@ async def test_what_was_shredded_and_revoked_after_the_backup_stays_so_on_an_emp
 
         await drill.lose_everything(tmp_path / "elsewhere")
         folders = ("--rows", backup["rows"], "--datakeys", backup["datakeys"], "--log", newer)
+        assert "made by a holder" in await drill.casemate("backup", "verify", *backup.values(), newer)
+        assert "no database here" in await drill.casemate("backup", "create", "--to", tmp_path / "none", status=1)
         await drill.interrupt("backup", "restore", *folders)
         with pytest.raises(ConfigurationError, match="was interrupted: say casemate backup restore again"):
             async with drill.running():

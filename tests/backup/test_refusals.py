@@ -173,6 +173,7 @@ async def test_a_part_altered_after_it_was_judged_leaves_the_database_empty(kept
     with pytest.raises(StoredDataUnreadable):
         await elsewhere.restored(judged, tmp_path / "staging")
     await require_empty(elsewhere.places)
+    assert not elsewhere.auth.authority_key.exists()  # without which no service starts on rows
 
 
 async def test_a_backup_holds_no_key_encryption_key_and_names_every_one(kept, tmp_path):

@@ -77,6 +77,8 @@ async def create(
         Unavailable: a database or a key-encryption key does not answer.
     """
     names = [DATASETS] if set(targets) == {BackupClass.LOG} else [AUTH, DATASETS, DATAKEYS]
+    if not set(names) <= places.databases.keys():
+        raise ConfigurationError("there is no database here to back up")
     async with open_keks(places, clock) as keks, one_moment(places.databases, names) as snapshots:
         now = clock.now()
         moment = _Moment(

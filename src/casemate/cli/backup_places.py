@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,11 @@ def find_places(options: Options, trust_domain: str, *, from_environment: bool) 
     state = StateDirectory(options.state)
     if not state.root.is_dir():
         raise ConfigurationError(f"there is nothing in {state.root}")
-    socket = str(EmbeddedPostgres(directory=state.postgres).socket_directory)
+    # A machine that is to be restored on has keys, and no passwords yet; none are made here.
+    made = [name for name in DATABASES if state.password_file(name).exists()]
+    socket = str(EmbeddedPostgres(directory=state.postgres).socket_directory) if made else ""
     databases = {
-        name: DatabaseSettings(host=socket, name=name, user=name, password=state.password(name)) for name in DATABASES
+        name: DatabaseSettings(host=socket, name=name, user=name, password=state.password(name)) for name in made
     }
     return local_places(state, trust_domain, databases)
 
@@ -61,14 +64,15 @@ def local_places(state: StateDirectory, trust_domain: str, databases: Mapping[st
 
 @asynccontextmanager
 async def open_here(places: Places, manifest: Manifest) -> AsyncIterator[Mapping[str, KeyEncryptionKey]]:
-    """The key-encryption keys that are here; when one is missing, the message says which are wanted.
+    """The key-encryption keys that a backup names; when one is missing here, the message says which are wanted.
 
     Raises:
         ConfigurationError: as `open_keks`.
     """
     async with AsyncExitStack() as stack:
         try:
-            keks = await stack.enter_async_context(open_keks(places, SystemClock()))
+            named = {name: place for name, place in places.keks.items() if name in manifest.keks}
+            keks = await stack.enter_async_context(open_keks(replace(places, keks=named), SystemClock()))
         except ConfigurationError as error:
             wanted = ", ".join(f"{name}: {kek.kek_id} version {kek.version}" for name, kek in manifest.keks.items())
             raise ConfigurationError(f"{error}; backup {manifest.id} wants {wanted}") from error

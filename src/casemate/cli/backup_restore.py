@@ -23,6 +23,7 @@ from casemate.cli.state import StateDirectory
 from casemate.cli.supervisor import ChildCommand
 from casemate.clock import SystemClock
 from casemate.errors import ConfigurationError
+from casemate.storage.data_folder import end_predecessor
 from casemate.storage.embedded import EmbeddedPostgres
 from casemate.storage.migrations import digests
 
@@ -153,6 +154,8 @@ def _runner(
 
 async def _clear(state: StateDirectory, postgres: EmbeddedPostgres) -> None:
     """Takes away what an interrupted restore put here: no service ever started on it."""
+    # The one of the interrupted run shuts down by itself, and may still be at it.
+    await end_predecessor(postgres.data_directory)
     await postgres.erase()
     for path in (state.repository, state.authority, state.root / "restore.keys"):
         shutil.rmtree(path, ignore_errors=True)
