@@ -8,13 +8,15 @@ import json
 import os
 import socket
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path, PurePosixPath
 
 from casemate.cli.state import StateDirectory
 from casemate.client.session import Endpoints
-from casemate.transport.certificates import CertificateSource
+from casemate.errors import ConfigurationError
+from casemate.transport.certificates import CertificateSource, load_pair
 from tests.compose.bases import CHECKOUT
 from tests.compose.engine import Engine
 
@@ -142,7 +144,9 @@ class ComposeCluster:
         if not (folder / "cert.pem").exists():
             pki = self.container("pki")
             self.engine.docker("exec", pki, "python3", "-m", "casemate.cli", "pki", "client", f"{tenant}/{name}")
-            self.fetch_leaves()
+            deadline = time.monotonic() + HEALTHY_SECONDS
+            while not (folder / "cert.pem").exists() and time.monotonic() < deadline:
+                self.fetch_leaves()
         source = CertificateSource(folder)
         source.start()
         self._sources.append(source)
@@ -157,26 +161,37 @@ class ComposeCluster:
     def fetch_leaves(self) -> None:
         """Carries every client's leaf out, the key first."""
         packed = self.engine.copy_out(self.container("pki"), CLIENTS)
+        leaves: dict[tuple[str, str], dict[str, bytes]] = {}
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            found = {
-                member.name: archive.extractfile(member).read()
-                for member in archive
-                if member.isfile() and PurePosixPath(member.name).name in ORDER
-            }
-        for name in sorted(found, key=lambda name: ORDER.index(PurePosixPath(name).name)):
-            tenant, client, file = PurePosixPath(name).parts[-3:]
-            target = self.state.client_leaf(tenant, client) / file
-            if not target.exists() or target.read_bytes() != found[name]:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                new = target.with_name(f".{file}")
-                new.touch(mode=0o600)
-                new.write_bytes(found[name])
-                new.rename(target)
+            for member in archive:
+                tenant, client, file = ("", "", *PurePosixPath(member.name).parts)[-3:]
+                if member.isfile() and file in ORDER:
+                    leaves.setdefault((tenant, client), {})[file] = archive.extractfile(member).read()
+        for (tenant, client), files in leaves.items():
+            self._put(self.state.client_leaf(tenant, client), files)
+
+    def _put(self, leaf: Path, files: dict[str, bytes]) -> None:
+        """Puts a leaf in its place, unless it was caught in the middle of its renewal."""
+        if set(files) != set(ORDER) or _holds(leaf, files):
+            return
+        with tempfile.TemporaryDirectory(dir=self.state.root) as staged:
+            for file in ORDER:
+                (Path(staged) / file).touch(mode=0o600)
+                (Path(staged) / file).write_bytes(files[file])
+            with contextlib.suppress(ConfigurationError):
+                load_pair(Path(staged))
+                leaf.mkdir(parents=True, exist_ok=True)
+                for file in ORDER:
+                    (Path(staged) / file).rename(leaf / file)
 
     def _carry(self) -> None:
         while not self._ended.wait(COURIER_SECONDS):
             with contextlib.suppress(OSError, RuntimeError, tarfile.TarError, ValueError):
                 self.fetch_leaves()
+
+
+def _holds(leaf: Path, files: dict[str, bytes]) -> bool:
+    return all((leaf / file).exists() and (leaf / file).read_bytes() == files[file] for file in ORDER)
 
 
 def _free_ports(count: int) -> list[int]:
