@@ -45,6 +45,7 @@ from services.datasets.checkpoints import WITNESS_EVERY, Checkpoints, Witness
 from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.exports import Exports
 from services.datasets.health_probe import HealthProbe
+from services.datasets.large_buffers import give_back_large_buffers
 from services.datasets.log_servicer import LogServicer
 from services.datasets.opening import Stores, log_origin, open_shredder, open_stores
 from services.datasets.pull import Reader
@@ -143,6 +144,7 @@ async def serving(
         witness: cosigns the log's checkpoints; the auth service, if `trust` is not given either.
         clocks_agree_within: how far this clock and the database's may be apart for retention to act.
     """
+    give_back_large_buffers()
     clock = clock or SystemClock()
     metrics = Metrics("datasets")
     async with AsyncExitStack() as stack:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _BEGIN: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END: Final = b"\xff\xff"
 _PLACE: Final = struct.Struct(">hi16sii")
 _ROW: Final = struct.Struct(">iqi")
+_PIECE_ROWS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +35,21 @@ class SealedChunk:
     chunk: PlannedChunk
     salt: bytes = field(repr=False)
     commitment: bytes = field(repr=False)
-    rows: bytes = field(repr=False)
+    rows: tuple[bytes, ...] = field(repr=False)
 
 
 def encode_chunk(upload_id: UUID, chunk: PlannedChunk, batch: SealingBatch) -> SealedChunk:
     """Seals the rows of a batch, each as it is written; the batch cannot be taken again."""
     place = _PLACE.pack(len(_COLUMNS), 16, upload_id.bytes, 4, chunk.number)
     pack = _ROW.pack
-    parts: list[bytes] = []
-    for ordinal, row in enumerate(batch.rows, chunk.first_ordinal):
-        parts += (place, pack(8, ordinal, len(row)), row)
-    return SealedChunk(chunk, batch.salt, batch.commitment, b"".join(parts))
+    pieces: list[bytes] = []
+    numbered = enumerate(batch.rows, chunk.first_ordinal)
+    # A few rows at a time: those of a whole chunk, each an object, would be several times its size.
+    while parts := [
+        part for ordinal, row in islice(numbered, _PIECE_ROWS) for part in (place, pack(8, ordinal, len(row)), row)
+    ]:
+        pieces.append(b"".join(parts))
+    return SealedChunk(chunk, batch.salt, batch.commitment, tuple(pieces))
 
 
 async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[SealedChunk]) -> None:
@@ -65,5 +71,6 @@ async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[
 async def _pieces(chunks: Sequence[SealedChunk]) -> AsyncIterator[bytes]:
     yield _BEGIN
     for sealed in chunks:
-        yield sealed.rows
+        for piece in sealed.rows:
+            yield piece
     yield _END

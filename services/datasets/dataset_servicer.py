@@ -51,7 +51,7 @@ class DatasetServicer(CatalogueCalls):
             return
         upload = await self._open(callers_tenant(), first)
         yield messages.PushDatasetResponse(next_offset=upload.next_offset)
-        async with Arrivals(_steps(requests, first.dataset), upload, largest=upload.largest_chunk) as arrivals:
+        async with Arrivals(_Steps(requests, first.dataset), upload, largest=upload.largest_chunk) as arrivals:
             async for group in arrivals.groups():
                 offset = await upload.store(group)
                 for _ in group:
@@ -138,17 +138,27 @@ class DatasetServicer(CatalogueCalls):
         return messages.CheckRootsResponse(refused=refused)
 
 
-async def _steps(
-    requests: AsyncIterator[messages.PushDatasetRequest], dataset: str
-) -> AsyncIterator[tuple[int, bytes] | None]:
-    """The chunks behind the manifest, at last None where the supplier says that it is done."""
-    async for request in requests:
-        if request.dataset not in {"", dataset}:
+class _Steps:
+    """The chunks behind the manifest, at last None where the supplier says that it is done.
+
+    No generator: that would keep a message of megabytes until the next one is asked for.
+    """
+
+    def __init__(self, requests: AsyncIterator[messages.PushDatasetRequest], dataset: str) -> None:
+        self._requests = requests
+        self._dataset = dataset
+
+    def __aiter__(self) -> _Steps:
+        return self
+
+    async def __anext__(self) -> tuple[int, bytes] | None:
+        request = await anext(self._requests)
+        if request.dataset not in {"", self._dataset}:
             raise invalid("dataset", "not the one of the first message")
         step = request.WhichOneof("step")
         if step not in {"chunk", "finish"}:
             raise invalid("step", "not a chunk and not the end, after the manifest")
-        yield (request.chunk.offset, request.chunk.data) if step == "chunk" else None
+        return (request.chunk.offset, request.chunk.data) if step == "chunk" else None
 
 
 def _order(request: messages.PullDatasetRequest) -> BatchOrder:

@@ -10,9 +10,10 @@ when it is read, and again by the reader.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
@@ -34,6 +35,7 @@ from services.datasets.upload import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from concurrent.futures import Executor
     from datetime import datetime
     from uuid import UUID
 
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
     from services.datasets.key_store import DataKeyStore
     from services.datasets.store import VersionStore
     from services.datasets.upload import PlannedChunk
+
+
+_THREADS: Final = 2
+"""Chunks that are hashed, checked and sealed at once. More would wait for one another: Python runs one at a time."""
 
 
 class Intake:
@@ -56,6 +62,8 @@ class Intake:
         self._keys = keys
         self._resolve = resolve
         self._clock = clock
+        # Not the loop's own pool: each thread keeps megabytes of a chunk for the next one, and that pool has many.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="intake")
 
     async def open(self, *, tenant: str, dataset: str, envelope: bytes) -> OpenUpload:
         """Verifies a manifest and begins, or finds again, the upload that it announces.
@@ -89,7 +97,13 @@ class Intake:
         key_of = partial(self._keys.open, upload.data_key, rows_context(tenant, dataset, manifest.version))
         await key_of()  # before a chunk is sent, so that a key that does not open is known at once
         return OpenUpload(
-            store=self._store, resolve=self._resolve, clock=self._clock, manifest=verified, upload=upload, key_of=key_of
+            store=self._store,
+            resolve=self._resolve,
+            clock=self._clock,
+            manifest=verified,
+            upload=upload,
+            key_of=key_of,
+            threads=self._threads,
         )
 
     async def _begin(self, verified: VerifiedManifest) -> Upload:
@@ -132,6 +146,7 @@ class OpenUpload:
         manifest: VerifiedManifest,
         upload: Upload,
         key_of: Callable[..., Awaitable[DataKey]],
+        threads: Executor,
     ) -> None:
         self._store = store
         self._resolve = resolve
@@ -141,6 +156,7 @@ class OpenUpload:
         self._check = record_check(manifest.manifest.format, manifest.manifest.schema)
         self._upload = upload
         self._key_of = key_of
+        self._threads = threads
 
     @property
     def id(self) -> UUID:
@@ -168,7 +184,7 @@ class OpenUpload:
         """
         chunk = self._plan.at(offset)
         key = await self._key_of(use_bytes=len(data)) if offset >= self._upload.next_offset else None
-        return await asyncio.to_thread(self._take, key, chunk, data)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._take, key, chunk, data)
 
     async def store(self, arrived: Sequence[ArrivedChunk]) -> int:
         """Stores chunks in the order they came, and gives the offset wanted next; durable when it returns.

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from casemate.client.chunks import MAXIMUM_CHUNK_BYTES, cut, digest, records_of
 from casemate.errors import InvalidRequest
+from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_ROWS
 
 records = st.lists(st.binary(min_size=1, max_size=40).filter(lambda record: b"\n" not in record), max_size=60)
 
@@ -39,3 +40,8 @@ def test_file_is_read_the_same_each_time_without_its_header(tmp_path):
     source = records_of(file, skip_header=True)
     assert list(source()) == [b"1,2", b"3,4"]
     assert list(source()) == [b"1,2", b"3,4"]
+
+
+def test_a_chunk_has_no_more_records_than_a_manifest_takes():
+    chunks = list(cut([b"x"] * (MAXIMUM_CHUNK_ROWS + 1)))
+    assert [each.rows for each in digest(chunks)] == [MAXIMUM_CHUNK_ROWS, 1]

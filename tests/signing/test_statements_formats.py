@@ -10,7 +10,7 @@ import pytest
 from casemate.errors import InvalidRequest, Reason
 from casemate.signing import merkle, strict_json
 from casemate.signing.columns import MAXIMUM_CATEGORIES
-from casemate.signing.dataset_manifest import MAXIMUM_CHUNKS
+from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_ROWS, MAXIMUM_CHUNKS
 from casemate.signing.framing import MAXIMUM_ROW_RECORDS, join_rows
 from casemate.signing.keys import SigningKey
 from casemate.signing.statements import ChunkDigest, Column, DatasetManifest, sign_dataset_manifest
@@ -104,7 +104,9 @@ def test_a_chunk_lies_about_its_records_within_what_its_rows_can_hold_only():
 
 
 def test_the_most_chunks_of_arrow_fit_an_envelope(manifest):
-    chunk = ChunkDigest(leaf_hash=bytes(32), bytes=8 << 20, rows=65_536, records=65_536 * MAXIMUM_ROW_RECORDS)
+    chunk = ChunkDigest(
+        leaf_hash=bytes(32), bytes=8 << 20, rows=MAXIMUM_CHUNK_ROWS, records=MAXIMUM_CHUNK_ROWS * MAXIMUM_ROW_RECORDS
+    )
     most = replace(
         arrow(manifest),
         chunks=(chunk,) * MAXIMUM_CHUNKS,

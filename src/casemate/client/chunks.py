@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason
+from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_ROWS
 from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 from casemate.signing.merkle import leaf_hash
 from casemate.signing.statements import ChunkDigest
@@ -51,7 +52,7 @@ def cut(records: Iterable[bytes], *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> 
             raise InvalidRequest(
                 reason=Reason.RECORD_INVALID, violations=(FieldViolation(f"records[{ordinal}]", description),)
             )
-        if pending and size + len(line) > chunk_bytes:
+        if pending and (size + len(line) > chunk_bytes or len(pending) == MAXIMUM_CHUNK_ROWS):
             yield b"".join(pending)
             pending, size = [], 0
         pending.append(line)
