@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from casemate.client.session import Endpoints, Session
-from tests.compose.bases import IMAGES, bases
+from tests.compose.bases import IMAGES, bases, snapshot
 from tests.compose.cluster import ComposeCluster
 from tests.compose.engine import Engine, NoEngine, engine
 from tests.compose.hardening import (
@@ -88,13 +88,21 @@ def _run(found: Engine, report: Report) -> None:
     if not found.answers("buildx", "version"):
         found.environment["DOCKER_BUILDKIT"] = "0"
     made = bases(found, tag, report.say)
-    images = Images(found, made, tag)
     folder = tempfile.TemporaryDirectory(prefix="casemate-compose-")
+    context = snapshot(Path(folder.name) / "checkout")
+    images = Images(found, made, tag, context=context)
     try:
         if not report.check("the images build from locked wheels", lambda: _build(images, report)):
             return
         _check_images(images, report)
-        cluster = ComposeCluster(found, project=f"casemate-{tag}", tag=tag, lifetime=LIFETIME, folder=Path(folder.name))
+        cluster = ComposeCluster(
+            found,
+            project=f"casemate-{tag}",
+            tag=tag,
+            lifetime=LIFETIME,
+            folder=Path(folder.name) / "outside",
+            file=context / "docker-compose.yml",
+        )
         try:
             if report.check("`compose up` gives a healthy cluster", cluster.up):
                 _check_cluster(cluster, report)

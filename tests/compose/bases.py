@@ -23,6 +23,10 @@ from tests.compose.engine import Engine, NoEngine
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CASEMATE_COMPOSE_CACHE", "/var/cache/casemate-compose"))
 IMAGES = ("auth", "datasets", "inference", "tools")
+BUILT_FROM = (
+    *("Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "README.md", "LICENSE"),
+    *("requirements", "src", "services", "deploy"),
+)
 REAL = {
     "BUILDER": "python:3.11-slim-bookworm",
     "RUNTIME": "gcr.io/distroless/python3-debian12",
@@ -46,6 +50,18 @@ class Bases:
 
     arguments: dict[str, str]
     made: tuple[str, ...]
+
+
+def snapshot(target: Path) -> Path:
+    """A copy of what builds read: two builds of it have one source, whatever is edited meanwhile."""
+    target.mkdir()
+    for name in BUILT_FROM:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target / name)
+    return target
 
 
 def bases(engine: Engine, tag: str, say) -> Bases:

@@ -17,7 +17,6 @@ from casemate.cli.state import StateDirectory
 from casemate.client.session import Endpoints
 from casemate.errors import ConfigurationError
 from casemate.transport.certificates import CertificateSource, load_pair
-from tests.compose.bases import CHECKOUT
 from tests.compose.engine import Engine
 
 ORDER = ("key.pem", "ca.pem", "cert.pem")
@@ -39,11 +38,12 @@ class ComposeCluster:
         tag: of the images.
         lifetime: of every leaf.
         folder: for the leaves and keys of people outside.
+        file: the compose file.
     """
 
     trust_domain = "casemate.internal"
 
-    def __init__(self, engine: Engine, *, project: str, tag: str, lifetime: str, folder: Path) -> None:
+    def __init__(self, engine: Engine, *, project: str, tag: str, lifetime: str, folder: Path, file: Path) -> None:
         self.engine = engine
         self.project = project
         self.state = StateDirectory(folder)
@@ -51,7 +51,7 @@ class ComposeCluster:
         self.ports = dict(zip(self._port_names(), _free_ports(3 * len(PORTS)), strict=True))
         engine.environment |= {
             "COMPOSE_PROJECT_NAME": project,
-            "COMPOSE_FILE": str(CHECKOUT / "docker-compose.yml"),
+            "COMPOSE_FILE": str(file),
             "CASEMATE_VERSION": tag,
             "CASEMATE_LEAF_LIFETIME": lifetime,
             **{name: str(port) for name, port in self.ports.items()},

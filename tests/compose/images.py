@@ -6,9 +6,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from tests.compose.bases import CHECKOUT, IMAGES, Bases, layers, size
+from tests.compose.bases import IMAGES, Bases, layers, size
 from tests.compose.engine import Engine
 
 BUDGETS_MB = {"auth": 100, "datasets": 300, "inference": 300, "tools": 100}
@@ -27,7 +27,8 @@ PROGRAMS = {"sh", "bash", "dash", "busybox", "pip", "pip3", "gcc", "cc", "ld", "
 class Images:
     """The images of one build."""
 
-    def __init__(self, engine: Engine, bases: Bases, tag: str) -> None:
+    def __init__(self, engine: Engine, bases: Bases, tag: str, *, context: Path) -> None:
+        self._context = context
         self._engine = engine
         self._bases = bases
         self._tag = tag
@@ -51,7 +52,7 @@ class Images:
             *arguments,
             f"--target={target}",
             f"--tag={name or self.name(target)}",
-            str(CHECKOUT),
+            str(self._context),
         )
 
     def remove(self) -> None:
