@@ -180,7 +180,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_no_call_is_answered_wrongly(
         os.kill(min(before), signal.SIGSTOP)
         hall.replaced(before)
         said = callers.end()
-        # Whoever was connected to it waited for two seconds, and may find its successor slow to come: never a wrong answer.
+        # Who was connected to it waits for two seconds, and may find its successor slow to come; nothing wrong is said.
         assert digits.labels.tolist() in said
         assert all(answer in (digits.labels.tolist(), "UNAVAILABLE") for answer in said)
         assert "hangs" in hall.page()
