@@ -23,6 +23,7 @@ from casemate.clock import SystemClock
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.local import LocalKeyRing
 from casemate.settings import load_settings
+from casemate.transport.options import CHANNEL_OPTIONS
 from casemate.transport.server import DEFAULT_GRACE, DEFAULT_LAME_DUCK
 from services.auth.settings import AuthSettings
 from services.datasets.settings import DatasetsSettings
@@ -139,6 +140,8 @@ def test_service_is_headless_spread_out_and_drains_before_it_is_killed(overlay: 
     (address,) = (one for one in objects(overlay, "Service") if one["metadata"]["name"] == service)
     assert address["spec"]["clusterIP"] == "None"
     workload = service_of(overlay, service)
+    backoff = dict(CHANNEL_OPTIONS)["grpc.max_reconnect_backoff_ms"]
+    assert workload["spec"]["minReadySeconds"] * 1000 > int(backoff)
     pod = workload["spec"]["template"]["spec"]
     assert {spread["topologyKey"] for spread in pod["topologySpreadConstraints"]} == {
         "kubernetes.io/hostname",
