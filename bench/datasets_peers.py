@@ -101,7 +101,7 @@ async def flight_side() -> AsyncIterator[FlightSide]:
     try:
         yield FlightSide(json.loads(await process.stdout.readline())["port"])
     finally:
-        await process.communicate()
+        await process.communicate(b"")
 
 
 class ModelSigning:
@@ -128,7 +128,7 @@ async def model_signing(folder: Path, data: Path) -> AsyncIterator[ModelSigning]
     try:
         yield ModelSigning(process)
     finally:
-        await process.communicate()
+        await process.communicate(b"")
 
 
 async def copy_rows(connection: Connection, upload: UUID, rows: Sequence[bytes], *, rows_each: int) -> float:

@@ -133,7 +133,7 @@ class DatasetsWorld:
             finally:
                 caller.close()
         finally:
-            await process.communicate()
+            await process.communicate(b"")
 
     def environment(self, name: str) -> dict[str, str]:
         """The settings of a service that runs."""
