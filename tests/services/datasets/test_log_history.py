@@ -303,7 +303,9 @@ async def test_a_log_from_before_its_nodes_gets_them_by_the_migration(stopped_wo
             await append(world.service("auth"), number)
         async with superuser(world) as sql:
             grown = await sql.fetch("SELECT level, index, hash FROM log_nodes ORDER BY level, index")
-            await sql.execute("DROP TABLE log_nodes, log_cosigned, labels, trained_models, trained_models_head, retentions")
+            await sql.execute(
+                "DROP TABLE log_nodes, log_cosigned, labels, trained_models, trained_models_head, retentions"
+            )
             await sql.execute("DROP INDEX uploads_unfinished")
             await sql.execute("DELETE FROM schema_migrations WHERE number >= 3")
     async with stopped_world.serve() as world:
