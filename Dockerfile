@@ -13,7 +13,7 @@ ARG RUNTIME=python:3.11-slim-bookworm
 ARG POSTGRES=postgres:17-bookworm
 ARG PROMETHEUS=prom/prometheus:v2.55.1
 ARG COLLECTOR=otel/opentelemetry-collector-contrib:0.115.1
-ARG GRAFANA=grafana/grafana:11.4.0
+ARG GRAFANA=grafana/grafana:12.2.1
 
 FROM ${BUILDER} AS builder
 # Seconds since 1970 that every file is dated, 2020-01-01: the same source gives the same layers.
