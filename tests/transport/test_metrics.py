@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import threading
 
 import pytest
 
@@ -111,3 +112,25 @@ def test_two_registries_in_one_process_do_not_meet(metrics):
 def test_an_address_that_cannot_be_bound_is_one_clear_line(metrics, server_source, address):
     with pytest.raises(ConfigurationError, match="cannot be bound for metrics"):
         MetricsServer(metrics, server_source, address)
+
+
+def test_what_many_threads_count_is_told_whole_however_often_somebody_reads(metrics):
+    count = metrics.counting("denied_total", reason="TOKEN_EXPIRED")
+    again = metrics.counting("denied_total", reason="TOKEN_EXPIRED")
+    assert metrics.value("denied_total", reason="TOKEN_EXPIRED") == 0
+
+    def many():
+        for _ in range(500):
+            count()
+            again()
+        metrics.value("denied_total", reason="TOKEN_EXPIRED")
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert metrics.value("denied_total", reason="TOKEN_EXPIRED") == 4_000
+    assert metrics.value("denied_total", reason="TOKEN_EXPIRED") == 4_000
+    metrics.increment("denied_total", reason="TOKEN_EXPIRED")
+    assert metrics.value("denied_total", reason="TOKEN_EXPIRED") == 4_001

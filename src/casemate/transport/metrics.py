@@ -6,17 +6,21 @@ domain, or are missing from the dashboards. No row, token or key is among them.
 
 from __future__ import annotations
 
+import itertools
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from casemate.errors import ConfigurationError
 from casemate.transport.certificates import CertificateSource, spiffe_id_of
@@ -54,6 +58,9 @@ class Metrics:
     def __init__(self, component: str) -> None:
         self.registry = CollectorRegistry()
         self._made: dict[str, Any] = {}
+        self._tallies = _Tallies()
+        # First, so that what was tallied is in the counters before they are read.
+        self.registry.register(self._tallies)
         ProcessCollector(registry=self.registry)
         for name, (text, labels) in COUNTERS.items():
             self.counter(name, text, labels)
@@ -81,9 +88,11 @@ class Metrics:
         self._of(name, labels).inc(amount)
 
     def counting(self, name: str, **labels: str) -> Callable[[], None]:
-        """What adds one to a counter under these labels, found once. Raises KeyError for a name that was not made."""
-        add: Callable[[], None] = self._of(name, labels).inc
-        return add
+        """What adds one to a counter under these labels, found once. Raises KeyError for a name that was not made.
+
+        It runs no Python and takes no lock; the counter itself knows of it when it is read.
+        """
+        return self._tallies.make(self._of(name, labels))
 
     def set_value(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge. Raises KeyError for a name that was not made."""
@@ -104,6 +113,51 @@ class Metrics:
     def _of(self, name: str, labels: dict[str, str]) -> Any:  # noqa: ANN401  # a child of any of the three kinds
         made = self._made[name]
         return made.labels(**labels) if labels else made
+
+
+class _Tallies(Collector):
+    """Counts on the way of every call, added to their counters when somebody reads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: list[_Tally] = []
+
+    def make(self, counter: Counter) -> Callable[[], None]:
+        """What adds one."""
+        tally = _Tally(counter)
+        with self._lock:
+            self._all.append(tally)
+        return tally.add
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing of its own."""
+        with self._lock:
+            for tally in self._all:
+                tally.settle()
+        return ()
+
+    def describe(self) -> Iterable[Metric]:
+        """No names."""
+        return ()
+
+
+class _Tally:
+    """One count. `next` of a counter of the standard library cannot be interrupted, so it needs no lock."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._count = itertools.count()
+        self._told = 0
+        self._looks = 0
+        # What it returns means nothing.
+        self.add: Callable[[], None] = cast("Callable[[], None]", partial(next, self._count))
+
+    def settle(self) -> None:
+        """Tells the counter what was added since; one thread at a time."""
+        reached = next(self._count) - self._looks
+        self._looks += 1
+        self._counter.inc(reached - self._told)
+        self._told = reached
 
 
 class MetricsServer:
