@@ -104,7 +104,7 @@ def test_buckets_that_are_full_again_are_forgotten(clock, monkeypatch):
     for number in range(100):
         clock.steady += 1
         quota.spend(tenant="acme", caller=f"caller-{number}")
-    assert len(quota._of_callers._buckets) <= 11
+    assert len(quota._callers) <= 11
 
 
 @pytest.fixture

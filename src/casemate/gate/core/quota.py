@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casemate.clock import Clock
 
 _SWEEP_AT = 10_000
-"""Idle buckets are looked for when there are this many."""
+"""Idle accounts are looked for when there are this many."""
 ACTIVE_S: Final = 1.0
 """Seconds after its last call for which a tenant's share is kept free."""
 RETRY_PLACE: Final = timedelta(milliseconds=100)
@@ -102,13 +102,11 @@ class LocalQuota:
         self._clock = clock
         self._shares = shares = shares if shares is not None else Shares()
         self._lock = threading.Lock()
-        self._callers: dict[str, int] = {}
-        self._tenants: dict[str, int] = {}
-        self._left: deque[tuple[str, str]] = deque()
+        self._left: deque[tuple[_Account, _Account]] = deque()
         self._active: dict[str, float] = {}
-        self._of_callers = _Buckets(shares.calls_per_second, shares.burst)
-        self._of_tenants = _Buckets(shares.tenant_calls_per_second, shares.tenant_burst)
-        self._of_resources = _Buckets(shares.resource_calls_per_second, shares.resource_burst)
+        self._callers = _Accounts(clock, shares.calls_per_second, shares.burst)
+        self._tenants = _Accounts(clock, shares.tenant_calls_per_second, shares.tenant_burst)
+        self._resources = _Accounts(clock, shares.resource_calls_per_second, shares.resource_burst)
 
     def enter(self, *, tenant: str, caller: str) -> Lease:
         """Takes a place for a caller of a tenant.
@@ -120,22 +118,22 @@ class LocalQuota:
         with self._lock:
             if self._left:
                 self._count_left()
-            callers, tenants = self._callers.get(caller, 0), self._tenants.get(tenant, 0)
+            of_caller, of_tenant = self._callers[caller], self._tenants[tenant]
             most = shares.tenant_concurrency
             if shares.places is not None:
                 most = self._share(tenant, shares.places, most)
-            if callers >= shares.caller_concurrency or tenants >= most:
+            if of_caller.running >= shares.caller_concurrency or of_tenant.running >= most:
                 raise Exhausted("too many calls at once", retry_after=RETRY_PLACE)
-            self._callers[caller] = callers + 1
-            self._tenants[tenant] = tenants + 1
-        return _LocalLease(self, tenant, caller)
+            of_caller.running += 1
+            of_tenant.running += 1
+        return _LocalLease(self._left, (of_tenant, of_caller))
 
     @property
     def running(self) -> int:
         """Calls that hold a place now."""
         with self._lock:
             self._count_left()
-            return sum(self._callers.values())
+            return sum(account.running for account in self._callers.values())
 
     def spend(self, *, tenant: str, caller: str) -> None:
         """Counts one call against both token buckets, or against neither.
@@ -147,9 +145,10 @@ class LocalQuota:
         """
         now = self._clock.monotonic()
         with self._lock:
-            of_tenant = self._of_tenants.ready(tenant, now)
-            self._of_callers.take(caller, now, self._of_callers.ready(caller, now))
-            self._of_tenants.take(tenant, now, of_tenant)
+            of_tenant, of_caller = self._tenants[tenant], self._callers[caller]
+            left_to_tenant, left_to_caller = of_tenant.filled(now), of_caller.filled(now)
+            of_tenant.left, of_tenant.since = left_to_tenant - 1, now
+            of_caller.left, of_caller.since = left_to_caller - 1, now
 
     def spend_on(self, *, tenant: str, resource: str) -> None:
         """Counts one call against a resource's token bucket.
@@ -158,75 +157,82 @@ class LocalQuota:
             Exhausted: too fast.
         """
         now = self._clock.monotonic()
-        name = f"{tenant}/{resource}"
         with self._lock:
-            self._of_resources.take(name, now, self._of_resources.ready(name, now))
-
-    def leave(self, tenant: str, caller: str) -> None:
-        """Gives a place back. Takes no lock: it may run wherever an object dies, even inside `enter`."""
-        self._left.append((tenant, caller))
+            account = self._resources[f"{tenant}/{resource}"]
+            left = account.filled(now)
+            account.left, account.since = left - 1, now
 
     def _share(self, tenant: str, places: int, alone: int) -> int:
         """The places that a tenant may hold now: all while it is alone, an equal part otherwise."""
-        now, active = self._clock.monotonic(), self._active
+        now, active, tenants = self._clock.monotonic(), self._active, self._tenants
         active[tenant] = now
-        if len(active) > 1:
-            for other in [name for name, seen in active.items() if now - seen > ACTIVE_S and name not in self._tenants]:
+        if len(active) == 1:
+            return alone
+        for other in [name for name, seen in active.items() if now - seen > ACTIVE_S]:
+            account = tenants.get(other)
+            if account is None or not account.running:
                 del active[other]
         return alone if len(active) == 1 else min(alone, max(1, places // len(active)))
 
     def _count_left(self) -> None:
-        while self._left:
-            tenant, caller = self._left.popleft()
-            _count_down(self._tenants, tenant)
-            _count_down(self._callers, caller)
+        left = self._left
+        while left:
+            of_tenant, of_caller = left.popleft()
+            of_tenant.running -= 1
+            of_caller.running -= 1
 
 
-class _Buckets:
-    """Token buckets of one size, by name; a bucket that is full again is forgotten."""
+class _Account:
+    """What one name has running, and its token bucket."""
 
-    def __init__(self, per_second: float, burst: int) -> None:
-        self._per_second = per_second
-        self._burst = float(burst)
-        self._buckets: dict[str, tuple[float, float]] = {}
+    __slots__ = ("burst", "left", "per_second", "running", "since")
 
-    def ready(self, name: str, now: float) -> float:
+    def __init__(self, per_second: float, burst: float) -> None:
+        self.per_second = per_second
+        self.burst = burst
+        self.running = 0
+        self.left = burst
+        self.since = 0.0  # of a full bucket it does not matter
+
+    def filled(self, now: float) -> float:
         """What is in the bucket.
 
         Raises:
             Exhausted: less than one call; says when there will be one.
         """
-        left, since = self._buckets.get(name, (self._burst, now))
-        left = min(self._burst, left + (now - since) * self._per_second)
+        left = self.left + (now - self.since) * self.per_second
         if left < 1:
-            raise Exhausted("too fast", retry_after=timedelta(seconds=(1 - left) / self._per_second))
-        return left
+            raise Exhausted("too fast", retry_after=timedelta(seconds=(1 - left) / self.per_second))
+        return left if left < self.burst else self.burst
 
-    def take(self, name: str, now: float, left: float) -> None:
-        """Takes one call out of what `ready` found."""
-        self._buckets[name] = (left - 1, now)
-        if len(self._buckets) > _SWEEP_AT:
-            refill_s = self._burst / self._per_second
-            self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket[1] < refill_s}
+
+class _Accounts(dict[str, _Account]):
+    """Accounts of one kind by name, opened when they are asked for."""
+
+    def __init__(self, clock: Clock, per_second: float, burst: int) -> None:
+        super().__init__()
+        self._clock = clock
+        self._per_second = per_second
+        self._burst = float(burst)
+
+    def __missing__(self, name: str) -> _Account:
+        if len(self) >= _SWEEP_AT:
+            full_since = self._clock.monotonic() - self._burst / self._per_second
+            for idle in [key for key, each in self.items() if not each.running and each.since <= full_since]:
+                del self[idle]
+        account = self[name] = _Account(self._per_second, self._burst)
+        return account
 
 
 class _LocalLease:
-    __slots__ = ("_caller", "_quota", "_tenant")
+    __slots__ = ("_accounts", "_left")
 
-    def __init__(self, quota: LocalQuota, tenant: str, caller: str) -> None:
-        self._quota: LocalQuota | None = quota
-        self._tenant = tenant
-        self._caller = caller
+    def __init__(self, left: deque[tuple[_Account, _Account]], accounts: tuple[_Account, _Account]) -> None:
+        self._left = left
+        self._accounts: tuple[_Account, _Account] | None = accounts
 
     def release(self) -> None:
-        quota, self._quota = self._quota, None
-        if quota is not None:
-            quota.leave(self._tenant, self._caller)
-
-
-def _count_down(counts: dict[str, int], name: str) -> None:
-    left = counts[name] - 1
-    if left:
-        counts[name] = left
-    else:
-        del counts[name]
+        """Takes no lock: it may run wherever an object dies, even inside `enter`."""
+        accounts, self._accounts = self._accounts, None
+        if accounts is not None:
+            self._left.append(accounts)
