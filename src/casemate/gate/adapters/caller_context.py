@@ -31,12 +31,11 @@ def share_of(caller: Caller) -> str:
     return caller.tenant or "/".join(caller.path.split("/")[:2])
 
 
-def bind_caller(caller: Caller) -> None:
-    """Makes `caller` the current one until the context of this call ends.
+bind_caller = _CALLER.set
+"""Makes a caller the current one until the context of this call ends.
 
-    For the adapters: every call of theirs runs in a context of its own.
-    """
-    _CALLER.set(caller)
+For the adapters: every call of theirs runs in a context of its own.
+"""
 
 
 @contextmanager

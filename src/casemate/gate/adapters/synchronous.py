@@ -79,6 +79,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         self._body_within_s = body_within.total_seconds()
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
         self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
+        self._bodies_watched = False
         self._unary: dict[str, tuple[Handler, Handler]] = {}
 
     def close(self) -> None:
@@ -113,7 +114,9 @@ class GateInterceptor(grpc.ServerInterceptor):
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
         SHARE.set(admission.token.tenant if admission.token is not None else _PEERS)
-        self._body_watchdog.add(self._bodies)
+        if not self._bodies_watched:
+            self._bodies_watched = True  # a thread begins with the first call, and not when a server is made
+            self._body_watchdog.add(self._bodies)
         if handler is not None and not handler.request_streaming and not handler.response_streaming:
             ADMITTED.set(admission)
             return self._unary_method(method, handler)

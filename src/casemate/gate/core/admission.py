@@ -21,7 +21,7 @@ class Admission:
 
     __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "started", "token")
 
-    def __init__(self, *, request_id: str, method: str, policy: MethodPolicy, served: bool, started: float) -> None:
+    def __init__(self, request_id: str, method: str, policy: MethodPolicy, served: bool, started: float) -> None:  # noqa: FBT001  # by place: every call makes one
         self.lease: Lease | None = None  # first, for `__del__`
         self.request_id = request_id
         self.method = method

@@ -10,10 +10,10 @@ still is not accepted after `exp`, after a revocation, or from another certifica
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate.errors import Reason, Unauthenticated
@@ -79,6 +79,25 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def trusted(self, key: bytes, *, now: datetime, monotonic: float, key_epoch: int) -> VerifiedToken | None:
+        """The verified token of this `token_key`, if memory has it and may be trusted; else as `verified`.
+
+        Without the lock, which costs a call more than the look: what is read of an entry never changes, and its
+        place in the order is settled when room is needed.
+        """
+        entry = self._entries.get(key)
+        if (
+            entry is None
+            or entry.key_epoch != key_epoch
+            or not 0 <= monotonic - entry.verified_at < MAX_TRUST_S
+            or not entry.token.valid_from <= now < entry.token.expires_at
+        ):
+            return None
+        entry.last_used = monotonic
+        entry.used = True
+        self._observe("hit")
+        return entry.token
+
     def verified(
         self,
         text: str,
@@ -100,21 +119,26 @@ class TokenCache:
         Raises:
             Unauthenticated: expired, or what `verify` raised. Failures are never kept.
         """
-        # A digest and not the text: a dump of this memory then holds no bearer of anything.
-        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        # Without the lock, which costs a call more than the look: what is read of an entry never changes, and its
-        # place in the order is settled when room is needed. Everything else is found out below, one at a time.
-        entry = self._entries.get(key)
-        if (
-            entry is not None
-            and entry.key_epoch == key_epoch
-            and 0 <= monotonic - entry.verified_at < MAX_TRUST_S
-            and entry.token.valid_from <= now < entry.token.expires_at
-        ):
-            entry.last_used = monotonic
-            entry.used = True
-            self._observe("hit")
-            return entry.token
+        key = token_key(text)
+        known = self.trusted(key, now=now, monotonic=monotonic, key_epoch=key_epoch)
+        if known is not None:
+            return known
+        return self.resolve(key, now=now, monotonic=monotonic, key_epoch=key_epoch, verify=verify)
+
+    def resolve(
+        self,
+        key: bytes,
+        *,
+        now: datetime,
+        monotonic: float,
+        key_epoch: int,
+        verify: Callable[[], VerifiedToken],
+    ) -> VerifiedToken:
+        """What `verified` does for a token that is not `trusted`: one at a time finds out.
+
+        Raises:
+            Unauthenticated: as `verified`.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -204,6 +228,11 @@ class TokenCache:
         del own[key]
         if not own:
             del self._by_client[entry.token.client_id]
+
+
+def token_key(text: str) -> bytes:
+    """A digest and not the text: a dump of this memory then holds no bearer of anything."""
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _ignore(outcome: str) -> None:

@@ -24,11 +24,13 @@ from casemate.errors import (
 )
 from casemate.gate.core.admission import Admission
 from casemate.gate.core.audit import AuditEvent
+from casemate.gate.core.cache import token_key
 from casemate.gate.core.caller import Caller, spiffe_path
 from casemate.gate.core.method_policy import MethodPolicy, PeerAccess, TokenAccess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from casemate.clock import Clock
     from casemate.gate.core.audit import AuditSink
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     from casemate.gate.core.peer import Peer, PeerVerifier
     from casemate.gate.core.policy import PolicyTable
     from casemate.gate.core.quota import Quota
-    from casemate.gate.core.trust import TrustState
+    from casemate.gate.core.trust import TrustSnapshot, TrustState
     from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
 
 _AUTHORIZATION: Final = "authorization"
+_AUTHORIZATION_BYTES: Final = "authorization-bin"
 _SCHEME: Final = "bearer "
+_SCHEME_LENGTH: Final = len(_SCHEME)
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
 _DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
@@ -111,13 +115,7 @@ class Gate:
             Unavailable: TRUST_STALE, or the method is audited and the audit cannot be written.
         """
         policy = self.policies.find(method) if served else None
-        admission = Admission(
-            request_id=request_id,
-            method=method,
-            policy=policy or _UNKNOWN,
-            served=served and policy is not None,
-            started=self.clock.monotonic(),
-        )
+        admission = Admission(request_id, method, policy or _UNKNOWN, policy is not None, self.clock.monotonic())
         try:
             self._admit(admission, metadata)
         except CasemateError as error:
@@ -185,7 +183,9 @@ class Gate:
 
     def finish(self, admission: Admission, code: str) -> None:
         """Notes the end of an admitted call. Call it once, whatever happened; code is the status's name."""
-        admission.release()
+        lease, admission.lease = admission.lease, None
+        if lease is not None:
+            lease.release()
         self._observer.finished(admission.method if admission.served else "unknown", code)
         if admission.denied:
             return
@@ -195,30 +195,41 @@ class Gate:
             self._audit.record(self._event(admission, outcome=code))
 
     def _admit(self, admission: Admission, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        policy, clock = admission.policy, self.clock
+        policy, state, monotonic = admission.policy, self.trust, admission.started
         access = policy.access
-        text = _bearer(metadata) if isinstance(access, TokenAccess) else ""
-        if policy.needs_trust:
-            self.trust.require_fresh(policy, clock)
         if isinstance(access, PeerAccess):
+            if policy.needs_trust:
+                state.require_fresh_at(policy, monotonic)
             return
+        text = _bearer(metadata)
+        if policy.needs_trust:
+            state.require_fresh_at(policy, monotonic)
         # The epoch before the keys: should news come between the two, what the old keys verified is kept under
         # the old epoch, and is verified again. The other way round it would outlive its key.
-        key_epoch = self.trust.key_epoch
-        trust, now = self.trust.current, clock.now()
-        token = admission.token = self._cache.verified(
-            text,
-            now=now,
-            monotonic=clock.monotonic(),
-            key_epoch=key_epoch,
-            verify=lambda: self._verifier.verify(text, keys=trust.keys, now=now),
-        )
+        key_epoch = state.key_epoch
+        trust, now = state.current, self.clock.now()
+        key = token_key(text)
+        token = self._cache.trusted(key, now=now, monotonic=monotonic, key_epoch=key_epoch)
+        if token is None:
+            token = self._verified(text, key, now=now, monotonic=monotonic, key_epoch=key_epoch, trust=trust)
+        admission.token = token
         trust.revocations.check_token(token, now)
         if access.scope is not None and access.scope not in token.scopes:
             raise PermissionDenied(f"{admission.method} needs scope {access.scope}")
         if policy.audit_allowed:
             self._audit.require_writable(may_wait=policy.only_revokes)
         admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
+
+    def _verified(
+        self, text: str, key: bytes, *, now: datetime, monotonic: float, key_epoch: int, trust: TrustSnapshot
+    ) -> VerifiedToken:
+        return self._cache.resolve(
+            key,
+            now=now,
+            monotonic=monotonic,
+            key_epoch=key_epoch,
+            verify=lambda: self._verifier.verify(text, keys=trust.keys, now=now),
+        )
 
     def _bind(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
         trust, now = self.trust.current, self.clock.now()
@@ -239,7 +250,7 @@ class Gate:
             scopes=token.scopes,
             token_id=token.token_id,
             certificate_thumbprint=peer.thumbprint,
-            expires_at=min(token.expires_at, peer.not_after),
+            expires_at=token.expires_at if token.expires_at < peer.not_after else peer.not_after,
             request_id=admission.request_id,
         )
 
@@ -267,7 +278,8 @@ class Gate:
         return caller
 
     def _require_grant(self, admission: Admission, caller: Caller, resource: str) -> None:
-        access = admission.policy.access
+        policy = admission.policy
+        access, selector = policy.access, policy.resource
         if not isinstance(access, TokenAccess) or access.verb is None or caller.tenant is None:
             raise NotFound("a resource without a verb, or a caller without a tenant")
         self.trust.current.grants.authorize(
@@ -275,7 +287,7 @@ class Gate:
             caller_path=caller.path,
             verb=access.verb,
             resource=resource,
-            whole=admission.policy.resource.whole(resource) if admission.policy.resource is not None else None,
+            whole=selector.whole(resource) if selector is not None and selector.version is not None else None,
             now=self.clock.now(),
         )
 
@@ -339,13 +351,13 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
             if found is not None:
                 raise Unauthenticated("more than one authorization entry")
             found = value
-        elif key == "authorization-bin":
+        elif key == _AUTHORIZATION_BYTES:
             raise Unauthenticated("authorization as bytes")
     if found is None:
         raise Unauthenticated("no authorization entry", reason=Reason.TOKEN_MISSING)
-    if not isinstance(found, str) or found[: len(_SCHEME)].lower() != _SCHEME:
+    if not isinstance(found, str) or found[:_SCHEME_LENGTH].lower() != _SCHEME:
         raise Unauthenticated("authorization is not a bearer token")
-    return found[len(_SCHEME) :]
+    return found[_SCHEME_LENGTH:]
 
 
 def _peer_share(peer: Peer) -> str:

@@ -58,10 +58,12 @@ class ResourceSelector:
 
     def of(self, request: Message) -> str | None:
         """Path of the resource that the request names, as grants write it; None when it names nothing."""
-        name = self.name_in(request)
+        name = getattr(request, self.field) or self.name_in(request)
         if not name:
             return None
-        version = getattr(request, self.version) if self.version is not None else 0
+        if self.version is None:
+            return f"{self.type}/{name}"
+        version = getattr(request, self.version)
         return f"{self.type}/{name}/{version}" if version else f"{self.type}/{name}"
 
     def whole(self, resource: str) -> str | None:

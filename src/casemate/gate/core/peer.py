@@ -134,20 +134,17 @@ class PeerVerifier:
         Raises:
             Unauthenticated: PEER_REFUSED.
         """
-        versions = auth_context.get("ssl_tls_version", ())
+        told = auth_context.get
+        versions, pems = told("ssl_tls_version", ()), told("x509_pem_cert", ())
         if len(versions) != 1 or versions[0] != _TLS_1_3:
             raise _refused("connection is not TLS 1.3")
-        pems = auth_context.get("x509_pem_cert", ())
         if len(pems) != 1:
             raise _refused("connection has not exactly one leaf")
-        known = self._read.get(pems[0])
-        if known is None:
-            known = self._learn(bytes(pems[0]))
-        certificate, peers = known
+        certificate, peers = self._read.get(pems[0]) or self._learn(bytes(pems[0]))
         if not certificate.not_before <= now < certificate.not_after:
             raise _refused("certificate is outside its dates")
         trust.revocations.check_peer(certificate.spiffe_id, certificate.thumbprint, now)
-        groups = auth_context.get("ssl_negotiated_key_exchange_group", ())
+        groups = told("ssl_negotiated_key_exchange_group", ())
         group = groups[0] if groups else b""
         if self._groups is not None and group not in self._groups:
             raise _refused("connection was made with another key exchange")

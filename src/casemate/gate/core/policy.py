@@ -15,7 +15,7 @@ from casemate.gate.core.method_policy import MethodPolicy, PeerAccess, ResourceS
 from casemate.policy.v1 import policy_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 
@@ -32,6 +32,9 @@ class PolicyTable:
 
     def __init__(self, policies: Iterable[MethodPolicy]) -> None:
         self._by_method = {policy.method: policy for policy in policies}
+        # Every call asks twice, so it asks the map itself.
+        self.find: Callable[[str], MethodPolicy | None] = self._by_method.get
+        """The policy of a method, or None: for the gate, which must not tell strangers which methods exist."""
 
     @classmethod
     def from_descriptors(
@@ -85,10 +88,6 @@ class PolicyTable:
         if policy is None:
             raise NotServed(f"no policy for {full_method!r}")
         return policy
-
-    def find(self, full_method: str) -> MethodPolicy | None:
-        """The policy of a method, or None: for the gate, which must not tell strangers which methods exist."""
-        return self._by_method.get(full_method)
 
     def require(self, methods: Iterable[str]) -> None:
         """Refuses to go on when a registered method has no policy.

@@ -179,9 +179,12 @@ class TrustState:
         Raises:
             Unavailable: TRUST_STALE; never an authentication error, so callers keep their tokens and try again.
         """
+        self.require_fresh_at(policy, clock.monotonic())
+
+    def require_fresh_at(self, policy: MethodPolicy, monotonic: float) -> None:
+        """As `require_fresh`, at a moment of the monotonic clock that was read already."""
         read_at = self._read_at
-        limit = self._sensitive_limit_s if policy.sensitive else self._limit_s
-        if read_at is None or clock.monotonic() - read_at > limit:
+        if read_at is None or monotonic - read_at > (self._sensitive_limit_s if policy.sensitive else self._limit_s):
             raise Unavailable("the trust feed is silent for too long", reason=Reason.TRUST_STALE)
 
     def subscribe(self, callback: Callable[[TrustSnapshot], None]) -> Callable[[], None]:
