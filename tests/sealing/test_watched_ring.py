@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import errno
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +60,20 @@ def _another_key(path: Path) -> None:
     LocalKeyRing.create(path)
 
 
-@pytest.mark.parametrize("spoil", [_gone, _not_a_ring, _open_to_others, _another_key])
+def _another_key_under_a_number_in_use(path: Path) -> None:
+    document = json.loads(path.read_bytes())
+    document["versions"] = {"1": base64.b64encode(bytes(32)).decode(), "2": document["versions"]["1"]}
+    path.write_text(json.dumps(document))
+
+
+def _nested_without_end(path: Path) -> None:
+    path.write_bytes(b"[" * 60_000)
+
+
+SPOILT = [_gone, _not_a_ring, _open_to_others, _another_key, _another_key_under_a_number_in_use, _nested_without_end]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 async def test_a_bad_file_is_counted_once_and_the_ring_in_use_stays_until_a_good_one_comes(path, spoil, caplog) -> None:
     failures: list[str] = []
     ring = WatchedKeyRing(path, reload_failed=lambda: failures.append("failed"))
@@ -83,3 +100,36 @@ async def test_a_ring_put_back_from_before_the_rotation_is_refused(path: Path) -
     path.write_bytes(old)
     assert await ring.unwrap(wrapped, CONTEXT) == key
     assert failures == ["failed"]
+
+
+async def test_a_file_that_could_not_be_opened_for_a_moment_is_read_at_the_next_use(path, monkeypatch) -> None:
+    """Out of descriptors: nothing changes the file afterwards, and what others wrapped must open all the same."""
+    failures: list[str] = []
+    ring = WatchedKeyRing(path, reload_failed=lambda: failures.append("failed"))
+    key, wrapped = await LocalKeyRing.rotate(path).generate_data_key(CONTEXT)
+    really = os.open
+
+    def exhausted(name, *arguments, **named):
+        if Path(name) == path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(name, *arguments, **named)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", exhausted)
+        for _ in range(3):
+            assert (await ring.state()).current_version == 1
+    assert failures == ["failed"]
+    assert (await ring.state()).current_version == 2
+    assert await ring.unwrap(wrapped, CONTEXT) == key
+
+
+async def test_an_old_version_that_an_operator_removed_is_no_reason_to_refuse_the_ring(path: Path) -> None:
+    """The twin of another key under a number in use: none."""
+    ring = WatchedKeyRing(path)
+    LocalKeyRing.rotate(path)
+    assert (await ring.state()).current_version == 2
+    document = json.loads(path.read_bytes())
+    del document["versions"]["1"]
+    path.write_text(json.dumps(document))
+    LocalKeyRing.rotate(path)
+    assert (await ring.state()).current_version == 3

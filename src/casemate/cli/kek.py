@@ -88,7 +88,7 @@ def _add_version(path: Path, before: KekReport) -> None:
     found = LocalKeyRing.load(path).describe()
     if (found.kek_id, found.current_version) != (before.kek_id, before.current_version):
         raise ConfigurationError(f"{path} is {found.kek_id}, and the service uses {before.kek_id}: nothing was changed")
-    LocalKeyRing.rotate(path)
+    LocalKeyRing.rotate(path, after=before.current_version)
 
 
 def _rewrap(keys: ServiceKeys) -> messages.RewrapKeysResponse:

@@ -18,7 +18,7 @@ from casemate.secret import Secret
 
 DATA_KEY_BYTES = 32  # AES-256
 _WRAPPED_FORMAT = b"casemate/wrapped-key@v1"
-_MAX_VERSION = 2**32 - 1
+MAX_KEK_VERSION = 2**32 - 1
 
 
 class DataKey(Secret[bytes]):
@@ -90,7 +90,7 @@ class WrappedKey:
 
     def to_bytes(self) -> bytes:
         """One value for one column or file; `parse` is the inverse."""
-        if not 0 < self.kek_version <= _MAX_VERSION:
+        if not 0 < self.kek_version <= MAX_KEK_VERSION:
             raise ValueError("kek_version is out of range")
         version = struct.pack(">I", self.kek_version)
         return _WRAPPED_FORMAT + length_prefixed(self.kek_id.encode(), version, self.context_sha256, self.ciphertext)

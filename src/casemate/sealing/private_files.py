@@ -7,9 +7,11 @@ it whatever that key wraps. The other services have keys of their own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from casemate.errors import ConfigurationError
@@ -79,6 +81,51 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = Tr
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
 
 
+def rewrite_file(path: Path, data: bytes) -> None:
+    """Put other content into a file that is there; its mode and its owner stay. A link is followed.
+
+    Raises:
+        ConfigurationError: it is gone, or cannot be written. The old content is there still.
+    """
+    try:
+        target = path.resolve(strict=True)
+        status = target.stat()
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        try:
+            _write_new(temporary, data, stat.S_IMODE(status.st_mode), owner=(status.st_uid, status.st_gid))
+            temporary.replace(target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Waits until nobody else is within such a block for a file of the same folder, behind links.
+
+    The folder is locked and not the file: a file that is replaced takes its lock with it. For
+    processes of one machine, and for whoever asks; it keeps nobody else from writing.
+
+    Raises:
+        ConfigurationError: the folder is not there or cannot be locked.
+    """
+    try:
+        folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(f"the folder of {path} cannot be locked: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ConfigurationError(f"the folder of {path} cannot be locked: {error.strerror}") from error
+        yield
+    finally:
+        os.close(folder)
+
+
 def _require_private(status: os.stat_result, path: Path, what: str, *, forbidden: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ConfigurationError(f"{what} is not a plain file: {path}")
@@ -87,9 +134,11 @@ def _require_private(status: os.stat_result, path: Path, what: str, *, forbidden
         raise ConfigurationError(f"{what} can be read by others (mode {mode:04o}): run chmod 600 {path}")
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, *, owner: tuple[int, int] | None = None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
+        if owner is not None and owner != (os.fstat(descriptor).st_uid, os.fstat(descriptor).st_gid):
+            os.fchown(descriptor, *owner)  # root rotates what a service reads
         # The umask may have taken bits away that a shared file needs.
         os.fchmod(file.fileno(), mode)
         file.write(data)

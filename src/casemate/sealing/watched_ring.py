@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from casemate.errors import ConfigurationError
 from casemate.sealing.kek import KekState
@@ -22,7 +22,8 @@ from casemate.sealing.local import LocalKeyRing
 
 _LOGGER = logging.getLogger(__name__)
 
-_Mark: TypeAlias = tuple[int, int, int, int] | None
+_Mark: TypeAlias = tuple[int, ...] | None
+_NONE_REFUSED: Final[_Mark] = ()
 
 
 def _do_nothing() -> None:
@@ -32,8 +33,9 @@ def _do_nothing() -> None:
 class WatchedKeyRing:
     """The ring in a file, as it is now. Implements `kek.KeyEncryptionKey`.
 
-    A file that is gone, unreadable, of another key, or older than the ring in use
-    changes nothing: the ring in use stays, the log says so, and it is counted once.
+    A file that is gone, unreadable, of another key, older than the ring in use, or with
+    another key under a number in use changes nothing: the ring in use stays, the log says
+    so, and it is counted once. It is tried again at each use.
 
     Args:
         path: the ring's file.
@@ -43,7 +45,7 @@ class WatchedKeyRing:
         ConfigurationError: as `LocalKeyRing.load`, at the first reading.
     """
 
-    __slots__ = ("_mark", "_path", "_reload_failed", "_ring", "_state")
+    __slots__ = ("_mark", "_path", "_refused", "_reload_failed", "_ring")
 
     def __init__(self, path: Path, *, reload_failed: Callable[[], None] = _do_nothing) -> None:
         self._path = path
@@ -51,7 +53,7 @@ class WatchedKeyRing:
         # The mark first: a file that is replaced in between is then read again.
         self._mark = _mark_of(path)
         self._ring = LocalKeyRing.load(path)
-        self._state = self._ring.describe()
+        self._refused: _Mark = _NONE_REFUSED
 
     async def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
         """See `kek.KeyEncryptionKey`."""
@@ -76,23 +78,22 @@ class WatchedKeyRing:
     def _current(self) -> LocalKeyRing:
         mark = _mark_of(self._path)
         if mark != self._mark:
-            self._mark = mark
-            self._reload()
+            self._reload(mark)
         return self._ring
 
-    def _reload(self) -> None:
+    def _reload(self, mark: _Mark) -> None:
+        """Tries at each use until it succeeds: what kept the file from being read may have passed."""
         try:
             ring = LocalKeyRing.load(self._path)
-            state = ring.describe()
-            if state.kek_id != self._state.kek_id:
-                raise ConfigurationError(f"{self._path} holds another key than {self._state.kek_id}")
-            if state.current_version < self._state.current_version:
-                raise ConfigurationError(f"{self._path} is older than the ring in use")
+            ring.require_follows(self._ring)
         except ConfigurationError as error:
-            self._reload_failed()
-            _LOGGER.critical("the key-encryption key in use stays: %s", error)
+            if mark != self._refused:
+                self._refused = mark
+                self._reload_failed()
+                _LOGGER.critical("the key-encryption key in use stays, %s is refused: %s", self._path, error)
             return
-        self._ring, self._state = ring, state
+        self._ring, self._mark, self._refused = ring, mark, _NONE_REFUSED
+        state = ring.describe()
         _LOGGER.info("%s is at version %d now", state.kek_id, state.current_version)
 
 
@@ -101,4 +102,5 @@ def _mark_of(path: Path) -> _Mark:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_mode
+    # The time of change and the owner too: a chown alone makes a file readable.
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_mode, status.st_uid
