@@ -39,6 +39,9 @@ class Secret(Generic[T]):
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         raise TypeError("a Secret is not serialized")
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret does not give its state")
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -200,3 +201,13 @@ def test_data_key_has_32_bytes_and_does_not_show_them(length: int) -> None:
     with pytest.raises(StoredDataUnreadable):
         DataKey(bytes(length))
     assert "00" not in f"{DataKey(bytes(32))!r}{DataKey(bytes(32))}"
+
+
+def test_secret_has_no_hash_no_state_and_no_copy() -> None:
+    """A set would compare it by its bits, and a state is its value; two of them compare in constant time."""
+    key = DataKey.generate()
+    for take in (hash, copy.copy, copy.deepcopy, Secret.__getstate__):
+        with pytest.raises(TypeError):
+            take(key)
+    assert key == DataKey(key.reveal())
+    assert key != DataKey.generate()
