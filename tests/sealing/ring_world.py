@@ -51,6 +51,8 @@ class Provider:
         self.status = KekStatus.ENABLED
         self.version = 1
         self.reachable = True
+        self.denied = False
+        self.odd: Exception | None = None
 
     async def generate_data_key(self, context: KeyContext) -> tuple[DataKey, WrappedKey]:
         return await self.local.generate_data_key(context)
@@ -72,6 +74,10 @@ class Provider:
     async def state(self) -> KekState:
         if not self.reachable:
             raise Unavailable("no route")
+        if self.denied:
+            raise FailedPrecondition("denied", reason=Reason.KEY_NOT_ACTIVE)
+        if self.odd is not None:
+            raise self.odd
         return KekState(kek_id="local", current_version=self.version, status=self.status)
 
 

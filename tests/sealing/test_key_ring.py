@@ -9,7 +9,7 @@ import pytest
 
 from casemate.errors import FailedPrecondition, StoredDataUnreadable, Unavailable
 from casemate.sealing.kek import KekStatus
-from casemate.sealing.keys import WrappedKey
+from casemate.sealing.keys import DataKey, WrappedKey
 from tests.sealing.ring_world import (
     CONTEXT,
     OTHER,
@@ -177,6 +177,66 @@ async def test_key_whose_unwrapping_began_before_a_drop_is_not_given_out_after_i
     provider.open.set()
     assert await waiting == stored.key
     assert (stored.reads, provider.unwrapped) == (2, 2)
+
+
+async def test_drops_of_another_tenants_keys_disturb_no_flight(
+    build: Build, provider: Provider, stored: Stored
+) -> None:
+    """One who shreds without end keeps nobody else from reading; a drop of this very key does count."""
+    ring = build()
+
+    async def load() -> WrappedKey:
+        ring.drop(lambda _identifier, context: context == OTHER)
+        return await stored.load()
+
+    assert await ring.key("k", CONTEXT, load) == stored.key
+    assert (stored.reads, provider.unwrapped, len(ring)) == (1, 1, 1)
+    provider.open.clear()
+    provider.asked.clear()
+    waiting = asyncio.create_task(ring.key("n", CONTEXT, stored.load))
+    await provider.asked.wait()
+    ring.drop(lambda identifier, _context: identifier == "n")
+    provider.open.set()
+    assert await waiting == stored.key
+    assert stored.reads == 3
+
+
+async def test_drop_between_the_unwrapping_and_the_one_who_waits_for_it_counts(
+    build: Build, provider: Provider, stored: Stored
+) -> None:
+    """The key is in the ring already; who asked for it has not run yet."""
+    ring = build()
+    provider.open.clear()
+    waiting = asyncio.create_task(ring.key("k", CONTEXT, stored.load))
+    await provider.asked.wait()
+    provider.open.set()
+    async with asyncio.timeout(5):
+        while not len(ring):
+            await asyncio.sleep(0)
+    assert not waiting.done()
+    assert ring.drop() == 1
+    assert await waiting == stored.key
+    assert stored.reads == 2
+
+
+async def test_those_who_ask_between_the_end_of_a_flight_and_its_landing_do_not_spin(
+    build: Build, provider: Provider, stored: Stored
+) -> None:
+    """They woke by the same event as the flight: one use a key, four who ask, four unwrappings."""
+    ring = build(uses=1)
+    provider.open.clear()
+
+    async def late() -> DataKey:
+        await provider.open.wait()
+        return await ring.key("k", CONTEXT, stored.load)
+
+    first = asyncio.create_task(ring.key("k", CONTEXT, stored.load))
+    await provider.asked.wait()
+    others = [asyncio.create_task(late()) for _ in range(3)]
+    await asyncio.sleep(0)
+    provider.open.set()
+    assert {key.reveal() for key in await asyncio.gather(first, *others)} == {stored.key.reveal()}
+    assert provider.unwrapped == 4
 
 
 async def test_drops_without_end_refuse(build: Build, stored: Stored) -> None:

@@ -70,6 +70,62 @@ async def test_key_that_is_disabled_at_the_first_look_empties_the_ring(
         await ring.key("k", CONTEXT, stored.load)
 
 
+async def test_key_that_is_denied_empties_the_ring_once_and_one_out_of_reach_does_not(
+    build: Build, provider: Provider, stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """AccessDenied, or a PIN that is refused: the right to the keys has ended. Given back, keys are held again."""
+    ring = build()
+    watch = KekWatch(kek=provider, rings=(ring,))
+    await watch.look()
+    await ring.key("k", CONTEXT, stored.load)
+    provider.reachable = False
+    assert not await watch.look()
+    assert len(ring) == 1
+    provider.reachable, provider.denied = True, True
+    assert [await watch.look() for _ in range(3)] == [True, False, False]
+    assert len(ring) == 0
+    assert caplog.text.count("refused to us") == 1
+    provider.denied = False
+    await watch.look()
+    await ring.key("k", CONTEXT, stored.load)
+    assert not await watch.look()
+    assert len(ring) == 1
+
+
+async def test_key_that_is_denied_at_the_first_look_empties_the_ring(
+    build: Build, provider: Provider, stored: Stored
+) -> None:
+    """Denied between the start and the first look."""
+    ring = build()
+    await ring.key("k", CONTEXT, stored.load)
+    provider.denied = True
+    assert await KekWatch(kek=provider, rings=(ring,)).look()
+    assert len(ring) == 0
+
+
+async def test_running_watch_outlives_a_fault_that_nobody_foresaw(
+    build: Build, provider: Provider, stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, without its text; then the key is disabled, and the ring is emptied as ever."""
+    ring = build()
+    await ring.key("k", CONTEXT, stored.load)
+    provider.odd = KeyError("KeyMetadata, quoted")
+    watch = KekWatch(kek=provider, rings=(ring,), interval=timedelta(milliseconds=5))
+    for _ in range(3):
+        assert not await watch.look()
+    assert len(ring) == 1
+    assert caplog.text.count("KeyError") == 1
+    assert "quoted" not in caplog.text
+    running = asyncio.create_task(watch.run())
+    provider.odd, provider.status = None, KekStatus.DISABLED
+    async with asyncio.timeout(5):
+        while len(ring):
+            await asyncio.sleep(0.001)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_running_watch_outlives_a_provider_that_cannot_be_asked(
     build: Build, provider: Provider, stored: Stored, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,8 @@ A dropped key is forgotten, not overwritten: Python's bytes cannot be. Whoever w
 given one keeps it for the batch in hand.
 
 If this fails: a shredded version stays readable in this process until the key's time
-is up. The receipt of a shredding counts from when that time has passed.
+is up. The receipt of a shredding counts from when the wrapped key was deleted; whoever
+gives one sees to it that the rings are emptied within seconds of that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
 from casemate.clock import Clock
-from casemate.errors import CasemateError, Unavailable
+from casemate.errors import CasemateError, FailedPrecondition, Unavailable
 from casemate.sealing.kek import KekState, KekStatus, KeyEncryptionKey
 from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
 
@@ -71,6 +72,14 @@ class _Entry:
         return self.uses_left < 1 or self.bytes_left < 1
 
 
+@dataclass(eq=False, slots=True)
+class _Wait:
+    """One who waits for a flight, and whether the key was dropped meanwhile."""
+
+    name: _Name
+    dropped: bool = False
+
+
 class DataKeyRing:
     """The data keys that one event loop's tasks share. Not for several threads.
 
@@ -80,7 +89,7 @@ class DataKeyRing:
         limits: how much is kept for how long.
     """
 
-    __slots__ = ("_clock", "_drops", "_entries", "_flights", "_kek", "_limits")
+    __slots__ = ("_clock", "_entries", "_flights", "_kek", "_limits", "_waits")
 
     def __init__(self, *, kek: KeyEncryptionKey, clock: Clock, limits: RingLimits | None = None) -> None:
         self._kek = kek
@@ -88,7 +97,7 @@ class DataKeyRing:
         self._limits = limits or RingLimits()
         self._entries: OrderedDict[_Name, _Entry] = OrderedDict()
         self._flights: dict[_Name, asyncio.Task[_Entry]] = {}
-        self._drops = 0
+        self._waits: set[_Wait] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -122,34 +131,45 @@ class DataKeyRing:
         name = (identifier, context)
         attempts = 0
         while attempts < _ATTEMPTS:
-            drops = self._drops
-            entry = self._held(name)
-            if entry is None:
-                entry = await asyncio.shield(self._flight(name, load))
-            if drops != self._drops or self._clock.monotonic() >= entry.until:
+            entry = self._held(name) or await self._waited_for(name, load)
+            if entry is None or self._clock.monotonic() >= entry.until:
                 attempts += 1
-            elif entry.is_used_up:
-                continue  # by others who waited for the same flight
-            else:
+            elif not entry.is_used_up:
                 self._count(name, entry, use_bytes)
                 return entry.key
+            # Otherwise used up by others who waited for the same flight.
         raise Unavailable(f"data key {identifier} was dropped or too old once unwrapped, {_ATTEMPTS} times")
 
     def drop(self, selects: Callable[[str, KeyContext], bool] | None = None) -> int:
         """Forgets the keys that `selects` names, all of them if it is not given, and says how many.
 
-        To be called on every rotation, revocation and shredding. Whatever is being
-        unwrapped at this moment is read and unwrapped again.
+        To be called on every rotation, revocation and shredding. Whichever of them is being
+        unwrapped at this moment is read and unwrapped again; the others are left alone.
         """
-        self._drops += 1
+        for wait in self._waits:
+            wait.dropped = wait.dropped or selects is None or selects(*wait.name)
         # Without a flight's name in here, the next to ask begins a new one.
-        self._flights.clear()
+        for name in [name for name in self._flights if selects is None or selects(*name)]:
+            del self._flights[name]
         names = [name for name in self._entries if selects is None or selects(*name)]
         for name in names:
             del self._entries[name]
         return len(names)
 
+    async def _waited_for(self, name: _Name, load: Callable[[], Awaitable[WrappedKey]]) -> _Entry | None:
+        """What the flight brings; None if the key was dropped before we heard of it."""
+        wait = _Wait(name)
+        self._waits.add(wait)
+        try:
+            entry = await asyncio.shield(self._flight(name, load))
+        finally:
+            self._waits.discard(wait)
+        return None if wait.dropped else entry
+
     def _held(self, name: _Name) -> _Entry | None:
+        flight = self._flights.get(name)
+        if flight is not None and flight.done():
+            self._landed(name, flight)  # Its own callback is due; waiting for it would not let it run.
         entry = self._entries.get(name)
         if entry is None:
             return None
@@ -202,10 +222,10 @@ class DataKeyRing:
 
 
 class KekWatch:
-    """Empties rings when the key-encryption key rotates, is disabled, or is to be deleted.
+    """Empties rings when the key-encryption key rotates, is disabled, denied to us, or is to be deleted.
 
-    A provider that cannot be asked empties nothing: what is in memory stays for its
-    age, and nothing new unwraps.
+    A provider that cannot be asked, or answers what nobody understands, empties nothing: what
+    is in memory stays for its age, and nothing new unwraps. One that refuses us empties them.
 
     Args:
         kek: asked for its state.
@@ -220,23 +240,29 @@ class KekWatch:
         self._kek = kek
         self._rings = rings
         self._interval_seconds = interval.total_seconds()
-        self._seen: KekState | None = None
+        self._seen: KekState | FailedPrecondition | None = None
+        self._unknown = ""
 
     async def look(self) -> bool:
         """Asks once; true if the rings were emptied."""
         try:
             async with asyncio.timeout(self._interval_seconds):
                 state = await self._kek.state()
+        except FailedPrecondition as error:
+            return self._refused(error)
         except (TimeoutError, CasemateError) as error:
-            _LOGGER.warning("the key-encryption key's state is unknown: %s", type(error).__name__)
+            self._is_unknown(error, logging.WARNING)
             return False
+        except Exception as error:  # noqa: BLE001  # a provider's fault that nobody foresaw must not end the looking
+            self._is_unknown(error, logging.CRITICAL)
+            return False
+        self._unknown = ""
         before, self._seen = self._seen, state
         if state == before or (before is None and state.status is KekStatus.ENABLED):
             return False
-        dropped = sum(ring.drop() for ring in self._rings)
         _LOGGER.info(
             "%s is %s at version %d: %d data keys dropped",
-            *(state.kek_id, state.status.value, state.current_version, dropped),
+            *(state.kek_id, state.status.value, state.current_version, self._empty()),
         )
         return True
 
@@ -245,3 +271,21 @@ class KekWatch:
         while True:
             await self.look()
             await asyncio.sleep(self._interval_seconds)
+
+    def _refused(self, error: FailedPrecondition) -> bool:
+        """Once for each time that it begins: what is unwrapped later was allowed later."""
+        self._unknown = ""
+        before, self._seen = self._seen, error
+        if isinstance(before, FailedPrecondition):
+            return False
+        _LOGGER.critical("the key-encryption key is refused to us, %d data keys dropped: %s", self._empty(), error)
+        return True
+
+    def _is_unknown(self, error: Exception, level: int) -> None:
+        """Says so once and not at every look. Without the error's text: it may be anybody's."""
+        if type(error).__name__ != self._unknown:
+            self._unknown = type(error).__name__
+            _LOGGER.log(level, "the key-encryption key's state is unknown: %s", self._unknown)
+
+    def _empty(self) -> int:
+        return sum(ring.drop() for ring in self._rings)
