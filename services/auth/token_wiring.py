@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.clock import Clock
+from casemate.gate.core.quota import LocalQuota
 from casemate.gate.core.trust import TrustSnapshot, TrustState
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.transport.metrics import Metrics
@@ -26,7 +27,7 @@ from services.auth.store.families import FamilyStore
 from services.auth.subjects import Subjects
 from services.auth.token_issuer import TokenIdentifiers, TokenIssuer
 from services.auth.token_keys import SigningTokenKey
-from services.auth.tokens import Tokens
+from services.auth.tokens import REVOKING, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ def build_tokens(parts: TokenParts) -> Tokens:
             by_certificate=parts.known.by_certificate,
         ),
         slowing=Slowing(clock=clock),
+        revoking=LocalQuota(clock=clock, shares=REVOKING),
         issuer=issuer,
         exchange=Exchange(grants=grants, subjects=subjects, families=families, issuer=issuer),
         families=families,

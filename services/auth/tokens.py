@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from casemate.errors import PermissionDenied, Unauthenticated
+from casemate.gate.core.quota import Quota, Shares
 from services.auth.administration import Administration
 from services.auth.client_authentication import ClientAuthenticator, Credential
 from services.auth.exchange import Exchange, Exchanged, Wish
@@ -18,6 +20,9 @@ from services.auth.introspection import Introspection, LiveToken
 from services.auth.records import Client
 from services.auth.slowing import Slowing
 from services.auth.token_issuer import IssuedToken, TokenIdentifiers, TokenIssuer
+
+REVOKING: Final = Shares(calls_per_second=20.0, burst=200, tenant_calls_per_second=100.0, tenant_burst=1_000)
+"""How fast clients may revoke their own tokens: operators' changes wait behind theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,7 @@ class Tokens:
         *,
         authenticator: ClientAuthenticator,
         slowing: Slowing,
+        revoking: Quota,
         issuer: TokenIssuer,
         exchange: Exchange,
         families: Families,
@@ -56,6 +62,7 @@ class Tokens:
     ) -> None:
         self._authenticator = authenticator
         self._slowing = slowing
+        self._revoking = revoking
         self._issuer = issuer
         self._exchange = exchange
         self._families = families
@@ -130,10 +137,12 @@ class Tokens:
 
         Raises:
             Unauthenticated: `CLIENT_UNKNOWN`.
-            Exhausted: it failed too often lately.
+            Exhausted: it failed too often lately, or revokes faster than `REVOKING`.
         """
         with self._slowing.attempt(applicant.spiffe_id):
             client = await self._client(applicant)
+        # Each new revocation is a change of everybody's trust, told to every watcher and to the log.
+        self._revoking.spend(tenant=client.tenant, caller=client.client_id)
         if refresh_token:
             try:
                 await self._families.end_own(refresh_token, client=client)

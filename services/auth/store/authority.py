@@ -21,7 +21,7 @@ from services.auth.records import Client, LabelRow, OperatorChange, ReleaseHead,
 from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.families import end_families, session_revocation
 from services.auth.store.layouts import VersionRow
-from services.auth.store.revoking import add_revocation
+from services.auth.store.revoking import add_revocation, covering
 from services.auth.store.tables import AuthorityTables
 from services.auth.store.token_keys import activate
 
@@ -175,14 +175,21 @@ class AuthorityStore:
 
         Refresh families of what it names end with it: they would outlive it.
         """
+        if revocation.kind is RevocationKind.TOKEN:
+            # A client may repeat this as often as it likes: without the lock of changes, as it changes nothing.
+            async with self._reading() as connection:
+                known = await covering(self._tables, connection, revocation)
+            if known is not None:
+                return known
         async with self._changing() as change:
             column = _FAMILY_COLUMNS.get(revocation.kind)
+            living = 0
             if column is not None:
-                await end_families(self._tables, change, now=now, **{column: revocation.value})
+                living = await end_families(self._tables, change, now=now, **{column: revocation.value})
             if revocation.kind is RevocationKind.TOKEN:
                 # What was exchanged for a token without a session has that token for its session.
                 await add_revocation(self._tables, change, session_revocation(revocation.value, now))
-            return await add_revocation(self._tables, change, revocation)
+            return await add_revocation(self._tables, change, revocation, extend=living > 0)
 
     async def replace_token_key(self, kid: str, *, successor: TokenKey, revocation: Revocation, now: datetime) -> str:
         """Revokes a token key; if it is the active one, another signs from now on.

@@ -11,7 +11,7 @@ from casemate.gate.core.records import Revocation, RevocationKind
 from casemate.storage.pool import storage_errors
 from services.auth.records import Family
 from services.auth.store.changes import Change, begin_change
-from services.auth.store.revoking import add_revocation
+from services.auth.store.revoking import add_revocation, covering
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
@@ -60,9 +60,16 @@ class FamilyStore:
         The row is locked, so a refresh comes before as a whole or not at all.
         """
         with storage_errors():
-            async with self._pool.acquire() as connection, begin_change(connection) as change:
-                await end_families(self._tables, change, now=now, id=family_id)
-                await add_revocation(self._tables, change, session_revocation(family_id, now))
+            async with self._pool.acquire() as connection:
+                family = await self._tables.families.get(connection, family_id)
+                revocation = session_revocation(family_id, now)
+                ended = family is not None and family.ended_at is not None
+                # Ended before, and said: nobody else waits for a change that changes nothing.
+                if ended and await covering(self._tables, connection, revocation) is not None:
+                    return
+                async with begin_change(connection) as change:
+                    living = await end_families(self._tables, change, now=now, id=family_id)
+                    await add_revocation(self._tables, change, revocation, extend=living > 0)
 
 
 async def end_families(tables: AuthorityTables, change: Change, *, now: datetime, **equal: str) -> int:

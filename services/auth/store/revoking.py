@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from casemate.gate.core.records import Revocation, RevocationKind
 from services.auth.store.changes import Change, EventKind
 from services.auth.store.tables import AuthorityTables
 
+if TYPE_CHECKING:
+    from casemate.storage.pool import Connection
 
-async def add_revocation(tables: AuthorityTables, change: Change, revocation: Revocation) -> str:
-    """Adds a revocation and returns its identifier: an earlier one's, where that says the same."""
+
+async def add_revocation(
+    tables: AuthorityTables, change: Change, revocation: Revocation, *, extend: bool = False
+) -> str:
+    """Adds a revocation and returns its identifier: an earlier one's, where that says the same.
+
+    With `extend`, an earlier one of a token or session that ends sooner does not say the same.
+    """
     same_kind = await tables.revocations.matching(change.connection, kind=revocation.kind.value, value=revocation.value)
     for earlier in same_kind:
-        if _covers(earlier, revocation):
+        if _covers(earlier, revocation, extend=extend):
             return earlier.id
     await tables.revocations.insert(change.connection, revocation)
     await change.tell(EventKind.REVOCATION, revocation.id)
     return revocation.id
 
 
-def _covers(earlier: Revocation, later: Revocation) -> bool:
+async def covering(tables: AuthorityTables, connection: Connection, revocation: Revocation) -> str | None:
+    """The identifier of an earlier revocation that says the same; asked without the lock of changes."""
+    same = await tables.revocations.matching(connection, kind=revocation.kind.value, value=revocation.value)
+    return next((earlier.id for earlier in same if _covers(earlier, revocation, extend=False)), None)
+
+
+def _covers(earlier: Revocation, later: Revocation, *, extend: bool) -> bool:
     """Whether an earlier revocation of the same value already refuses all that the later one would."""
     if later.kind in (RevocationKind.CLIENT, RevocationKind.SUBJECT):
         return False  # the later moment reaches tokens that were issued in between
     if earlier.expires_at is None:
         return True
-    # Repeating the revocation of one token adds nothing: no token outlives the first one's expiry.
-    return later.expires_at is not None and (
-        earlier.expires_at >= later.expires_at or later.kind is RevocationKind.TOKEN
-    )
+    # Repeating the revocation of one token or session adds nothing: none of its tokens outlives the first one's expiry.
+    repeated = later.kind in (RevocationKind.TOKEN, RevocationKind.SESSION) and not extend
+    return later.expires_at is not None and (earlier.expires_at >= later.expires_at or repeated)

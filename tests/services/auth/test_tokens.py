@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from casemate.auth.v1 import admin_service_pb2 as admin
-from casemate.errors import InvalidRequest, PermissionDenied, Reason, Unauthenticated, Unavailable
+from casemate.errors import Exhausted, InvalidRequest, PermissionDenied, Reason, Unauthenticated, Unavailable
 from casemate.transport.certificates import load_pair
 from tests.services.auth.world import SOON, failure, grant_message, spiffe_id
 from tests.support.authority import OddProfile
@@ -204,3 +204,21 @@ async def _until_peer_refused(caller):
             refusal = error
             break
     assert refusal.reason is Reason.PEER_REFUSED
+
+
+async def test_a_token_that_is_revoked_again_and_again_changes_nothing_and_a_flood_is_slowed(world):
+    caller = await world.enlist(world.operator(), "acme", "caller", audiences=("inference",), scopes=("models.infer",))
+    issued, other = await caller.token("inference"), await caller.token("inference")
+    sequence = "SELECT (SELECT sequence FROM trust_head), (SELECT count(*) FROM revocation)"
+    await caller.revoke_own(issued.token_id)
+    before = await world.sql(sequence)
+    for _ in range(5):
+        await caller.revoke_own(issued.token_id)
+    assert await world.sql(sequence) == before
+    await caller.revoke_own(other.token_id)  # the twin: another token is another change
+    assert await world.sql(sequence) != before
+    outcomes = await asyncio.gather(*(caller.revoke_own(issued.token_id) for _ in range(400)), return_exceptions=True)
+    slowed = [outcome for outcome in outcomes if outcome is not None]
+    assert slowed
+    assert {type(outcome) for outcome in slowed} == {Exhausted}
+    assert len(slowed) < 300
