@@ -296,3 +296,15 @@ def test_rows_of_arrow_stay_small_and_a_large_record_stands_alone():
     with pytest.raises(InvalidRequest) as caught:
         list(cut_batches(iter(too_large), columns, chunk_bytes=1 << 20))
     assert caught.value.violations[0].field == "records[1]"
+
+
+@pytest.mark.parametrize("width", [3, 40, 300, 3000], ids="{} bytes a line".format)
+@pytest.mark.parametrize("odd", ["", "\n", "\r\n"], ids=["plain", "an empty line", "an empty line of CRLF"])
+def test_lines_are_cut_the_same_whether_they_are_short_or_long(tmp_path, width, odd):
+    lines = ["x" * (width - 1 - number % 2) for number in range(200)]
+    text = "".join(line + "\n" + (odd if number == 150 else "") for number, line in enumerate(lines))
+    (tmp_path / "lines.jsonl").write_bytes(text.removesuffix("\n").encode())
+    chunks = list(jsonl_chunks(tmp_path / "lines.jsonl", chunk_bytes=8192))
+    assert b"".join(chunk.data for chunk in chunks).decode() == "\n".join(lines) + "\n"
+    assert sum(chunk.rows for chunk in chunks) == len(lines)
+    assert all(len(chunk.data) <= 8192 and chunk.data.endswith(b"\n") for chunk in chunks)

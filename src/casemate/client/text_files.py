@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,14 @@ from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 BOM: Final = b"\xef\xbb\xbf"
 
 _SCALARS: Final = {bool: "boolean", int: "integer", float: "number", str: "text"}
+
+_LONG_LINE: Final = 128
+"""Bytes from which it is faster to jump from line feed to line feed than to look at every byte twice."""
+
+_EMPTY_LINE: Final = re.compile(rb"\n\n").search  # in half the time of `in`
+
+_SAMPLED: Final = 32
+"""Lines after which a block is judged to be of short ones."""
 
 Split = Callable[[bytes], list[bytes]]
 """The records in bytes that end with a line feed, without their ends."""
@@ -58,35 +68,57 @@ def cut_text(
 
 def _blocks(path: Path, start: int, chunk_bytes: int, whole: Callable[[bytes], int]) -> Iterator[bytes]:
     """Runs of whole lines, the last one ended too."""
-    rest, wanted = b"", chunk_bytes
-    with path.open("rb") as file:
-        file.seek(start)
-        while piece := file.read(wanted - len(rest)):
-            rest += piece
-            end = whole(rest)
+    offset, wanted = start, chunk_bytes
+    with path.open("rb", buffering=0) as file:
+        # Read at a place, the bytes behind the last line's end once more: cheaper than to join them to the next.
+        while piece := _read(file, offset, wanted):
+            end = whole(piece)
             if end:
-                yield rest[:end]
-                rest, wanted = rest[end:], chunk_bytes
-            elif len(rest) > MAXIMUM_RECORD_BYTES + chunk_bytes:
-                yield rest + b"\n"  # refused by its size
+                yield piece[:end]
+                offset, wanted = offset + end, chunk_bytes
+            elif len(piece) < wanted:
+                yield piece + b"\n"  # the end of the file
+                return
+            elif len(piece) > MAXIMUM_RECORD_BYTES + chunk_bytes:
+                yield piece + b"\n"  # refused by its size
                 return
             else:
-                wanted = len(rest) + chunk_bytes
-    if rest:
-        yield rest + b"\n"
+                wanted += chunk_bytes
+
+
+def _read(file: FileIO, offset: int, size: int) -> bytes:
+    """So many bytes, fewer only at the end of the file."""
+    file.seek(offset)
+    piece: bytes = file.read(size)
+    while len(piece) < size and (more := file.read(size - len(piece))):
+        piece += more
+    return piece
 
 
 def _chunks(block: bytes, split: Split) -> Iterator[CutChunk]:
-    plain = b"\r" not in block and b"\n\n" not in block and not block.startswith(b"\n")
-    if plain and split is lines_of:
-        rows = block.count(b"\n")
-        if rows <= MAXIMUM_CHUNK_ROWS:
+    if split is lines_of and b"\r" not in block:
+        rows = _full_lines(block)
+        if 0 < rows <= MAXIMUM_CHUNK_ROWS:
             yield CutChunk(block, rows)
             return
     records = [record for record in split(block) if record]
     for begun in range(0, len(records), MAXIMUM_CHUNK_ROWS):
         some = records[begun : begun + MAXIMUM_CHUNK_ROWS]
         yield CutChunk(b"\n".join(some) + b"\n", len(some))
+
+
+def _full_lines(block: bytes) -> int:
+    """How many lines there are, or none if one of them is empty."""
+    find = block.find
+    rows, begun, size = 0, 0, len(block)
+    while begun < size:
+        end = find(b"\n", begun)
+        if end == begun:
+            return 0
+        rows, begun = rows + 1, end + 1
+        if rows == _SAMPLED and begun < rows * _LONG_LINE:
+            return 0 if block.startswith(b"\n") or _EMPTY_LINE(block) else block.count(b"\n")
+    return rows
 
 
 def _require_small(data: bytes, split: Split, before: int) -> None:
