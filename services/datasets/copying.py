@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from uuid import UUID
 
     from casemate.sealing.rows import SealingBatch
@@ -26,6 +26,8 @@ _END: Final = b"\xff\xff"
 _PLACE: Final = struct.Struct(">hi16sii")
 _ROW: Final = struct.Struct(">iqi")
 _PIECE_ROWS: Final = 1024
+_LARGE_ROW: Final = 32 * 1024
+"""From here on a row is a piece of its own: joining it to others would copy it for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,20 @@ def encode_chunk(upload_id: UUID, chunk: PlannedChunk, batch: SealingBatch) -> S
     while parts := [
         part for ordinal, row in islice(numbered, _PIECE_ROWS) for part in (place, pack(8, ordinal, len(row)), row)
     ]:
-        pieces.append(b"".join(parts))
+        pieces += _joined(parts)
     return SealedChunk(chunk, batch.salt, batch.commitment, tuple(pieces))
+
+
+def _joined(parts: list[bytes]) -> Iterator[bytes]:
+    """The parts in order, the small ones joined."""
+    begun = 0
+    for index, part in enumerate(parts):
+        if len(part) >= _LARGE_ROW:
+            yield b"".join(parts[begun:index])
+            yield part
+            begun = index + 1
+    if begun < len(parts):
+        yield b"".join(parts[begun:])
 
 
 async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[SealedChunk]) -> None:

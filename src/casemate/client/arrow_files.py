@@ -97,7 +97,7 @@ def cut_batches(batches: Iterator[Any], columns: tuple[Column, ...], *, chunk_by
         InvalidRequest: there is no record, one is larger than 8 MiB, or a column cannot be written as declared.
     """
     schema = arrow_schema(columns)
-    pending: list[bytes] = []
+    pending: list[Any] = []
     size = records = count = 0
     for batch in batches:
         for row, held in _rows(_cast(batch, columns, schema), count):
@@ -111,16 +111,16 @@ def cut_batches(batches: Iterator[Any], columns: tuple[Column, ...], *, chunk_by
     yield CutChunk(b"".join(pending), len(pending), records)
 
 
-def _rows(batch: Any, before: int) -> Iterator[tuple[bytes, int]]:  # noqa: ANN401  # pyarrow has no types
-    """Messages of a batch, and how many records each holds."""
+def _rows(batch: Any, before: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401  # pyarrow has no types
+    """Messages of a batch, and how many records each holds; as Arrow's buffers, which are joined as they are."""
     begun = 0
     width = batch.nbytes // max(batch.num_rows, 1) + 1
     while begun < batch.num_rows:
         count = max(1, min(MAXIMUM_ROW_RECORDS, (MAXIMUM_ROW_BYTES - _FRAME_BYTES) // width, batch.num_rows - begun))
-        row = batch.slice(begun, count).serialize().to_pybytes()
+        row = batch.slice(begun, count).serialize()
         while count > 1 and len(row) > MAXIMUM_ROW_BYTES:
             count = max(1, count * MAXIMUM_ROW_BYTES // (2 * len(row)))
-            row = batch.slice(begun, count).serialize().to_pybytes()
+            row = batch.slice(begun, count).serialize()
         if len(row) > MAXIMUM_LONE_ROW_BYTES:
             raise invalid_file(f"records[{before + begun}]", "is larger than 8 MiB")
         yield row, count

@@ -224,7 +224,10 @@ class _Sending:
                     if self._acknowledged.get() is None:
                         return
                     in_flight -= 1
-                yield messages.PushDatasetRequest(chunk=messages.Chunk(offset=offset, data=data))
+                request = messages.PushDatasetRequest()
+                # Set in place: a chunk given to the constructor would be copied once more.
+                request.chunk.offset, request.chunk.data = offset, data
+                yield request
                 in_flight += 1
             offset += len(data)
         yield messages.PushDatasetRequest(finish=messages.Finish())
