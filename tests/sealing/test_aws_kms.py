@@ -15,7 +15,9 @@ from casemate.clock import SystemClock
 from casemate.errors import CasemateError, FailedPrecondition, StoredDataUnreadable, Unavailable
 from casemate.sealing.aws_kms import AwsKmsKey, AwsKmsLimits
 from casemate.sealing.kek import KekStatus
-from casemate.sealing.keys import KeyContext
+from casemate.sealing.key_ring import KekWatch
+from casemate.sealing.keys import DataKey, KeyContext
+from tests.sealing.frames import require_no_local_holds
 from tests.support.keks import AwsProvider, Fault, session
 
 CONTEXT = KeyContext(purpose="dataset-rows", tenant="acme", name="digits", version=1)
@@ -151,12 +153,78 @@ async def test_context_reaches_kms_field_by_field(aws: AwsProvider) -> None:
         )
 
 
-async def test_rewrapping_shows_us_no_plaintext(aws: AwsProvider) -> None:
-    """KMS does it inside: whoever only rewraps needs no right to decrypt."""
-    _, wrapped = await aws.kek.generate_data_key(CONTEXT)
+async def test_rewrapping_is_done_by_kms_and_what_it_gives_must_open(aws: AwsProvider) -> None:
+    """A new wrap of another key, or of none, would take the place of the only good one."""
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
     aws.double.calls.clear()
-    await aws.kek.rewrap(wrapped, CONTEXT)
-    assert aws.double.calls == ["ReEncrypt"]
+    assert await aws.kek.unwrap(await aws.kek.rewrap(wrapped, CONTEXT), CONTEXT) == key
+    assert aws.double.calls == ["ReEncrypt", "Decrypt", "Decrypt"]
+    _, other = await aws.kek.generate_data_key(dataclasses.replace(CONTEXT, name="other"))
+    blob = other.ciphertext[4 : 4 + int.from_bytes(other.ciphertext[:4])]
+    aws.double.alters["ReEncrypt"] = {"CiphertextBlob": base64.b64encode(blob).decode()}
+    with pytest.raises(StoredDataUnreadable):
+        await aws.kek.rewrap(wrapped, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>log in</html>",
+        b"{}",
+        b"[]",
+        b"",
+        b'{"KeyMetadata": {}, "Rotations": 7, "KeyId": 7, "Plaintext": "A", "CiphertextBlob": "A"}',
+        b'{"KeyMetadata": {"KeyState": "Enabled"}, "Rotations": [], "Truncated": true}',
+    ],
+)
+async def test_answer_that_is_not_of_kms_makes_it_unavailable(aws: AwsProvider, body: bytes) -> None:
+    """A portal or a proxy says 200 in its place. The watch goes on; and KMS itself opens the key again."""
+    key, wrapped = await aws.kek.generate_data_key(CONTEXT)
+    fresh = await aws.open(aws.arn)
+    aws.double.odd = body
+    for call in (
+        fresh.generate_data_key(CONTEXT),
+        fresh.wrap(key, CONTEXT),
+        fresh.unwrap(wrapped, CONTEXT),
+        fresh.rewrap(wrapped, CONTEXT),
+        fresh.state(),
+    ):
+        with pytest.raises(Unavailable):
+            await call
+    assert not await KekWatch(kek=fresh, rings=()).look()
+    aws.double.odd = None
+    assert await fresh.unwrap(wrapped, CONTEXT) == key
+
+
+@pytest.mark.parametrize("refusal", [("ThrottlingException", 400), ("AccessDeniedException", 400)], ids=str)
+async def test_no_local_of_a_failed_wrap_holds_the_key(aws: AwsProvider, refusal: tuple[str, int]) -> None:
+    """Whoever reports errors with their locals prints every frame on the way, the client library's too."""
+    key = DataKey.generate()
+    await aws.kek.wrap(key, CONTEXT)
+    aws.double.refusal = refusal
+    with pytest.raises(CasemateError) as failed:
+        await aws.kek.wrap(key, CONTEXT)
+    require_no_local_holds(failed.value, key.reveal())
+
+
+async def test_no_local_of_a_wrap_that_timed_out_or_was_given_up_holds_the_key(aws: AwsProvider) -> None:
+    """Cancelled from within by the limit, and from outside."""
+    key = DataKey.generate()
+    await aws.kek.wrap(key, CONTEXT)
+    hasty = await aws.open(aws.arn, limits=aws.HASTY)
+    await hasty.state()
+    aws.double.slow = True
+    with pytest.raises(Unavailable) as late:
+        await hasty.wrap(key, CONTEXT)
+    require_no_local_holds(late.value, key.reveal())
+    aws.double.calls.clear()
+    waiting = asyncio.ensure_future(aws.kek.wrap(key, CONTEXT))
+    while not aws.double.calls:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError) as given_up:
+        await waiting
+    require_no_local_holds(given_up.value, key.reveal())
 
 
 async def test_no_key_reaches_the_log_at_its_most_talkative(aws: AwsProvider, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ class FaultyKms:
     Attributes:
         refusal: error code and HTTP status that every call gets.
         refusals: codes that the next calls get, one each, before all goes well again.
+        odd: a body that every call gets with status 200, whatever it asked.
         slow: whether no call is answered until the server ends.
         alters: fields of answers that are replaced, by operation.
         calls: the operations so far.
@@ -40,6 +41,7 @@ class FaultyKms:
     url: str = ""
     refusal: tuple[str, int] | None = None
     refusals: deque[tuple[str, int]] = field(default_factory=deque)
+    odd: bytes | None = None
     slow: bool = False
     alters: dict[str, dict[str, str]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -55,6 +57,8 @@ class FaultyKms:
         self.calls.append(operation)
         if self.slow:
             await self.ending.wait()
+        if self.odd is not None:
+            return web.Response(body=self.odd, content_type="application/x-amz-json-1.1")
         if self.refusal or self.refusals:
             return _refused(*(self.refusals.popleft() if self.refusals else self.refusal))
         headers = {name: request.headers[name] for name in ("X-Amz-Target", "Authorization", "X-Amz-Date")}

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aioboto3
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -33,6 +33,9 @@ from casemate.sealing.aws_clients import open_client
 from casemate.sealing.encoding import Reader, length_prefixed
 from casemate.sealing.kek import KekState, KekStatus
 from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
+
+A = TypeVar("A")
+E = TypeVar("E", bound=BaseException)
 
 _MAX_BLOB_BYTES: Final = 6144  # Decrypt takes no more
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
@@ -136,7 +139,7 @@ class AwsKmsKey:
             KeySpec="AES_256",
             EncryptionContext=_encryption_context(context, version),
         )
-        key = DataKey(answer["Plaintext"])
+        key = _taken_key(answer)
         wrapped = self._wrapped(answer, _commitment(key, context), context, version)
         await self.unwrap(wrapped, context)
         return key, wrapped
@@ -162,13 +165,17 @@ class AwsKmsKey:
             CiphertextBlob=blob,
             EncryptionContext=_encryption_context(context, wrapped.kek_version),
         )
-        key = DataKey(answer["Plaintext"])
-        if answer["KeyId"] != self._arn or not hmac.compare_digest(commitment, _commitment(key, context)):
+        key = _taken_key(answer)
+        is_ours = answered(answer, "KeyId", str) == self._arn
+        if not is_ours or not hmac.compare_digest(commitment, _commitment(key, context)):
             raise StoredDataUnreadable(f"KMS answered for {context} with another key than was wrapped")
         return key
 
     async def rewrap(self, wrapped: WrappedKey, context: KeyContext) -> WrappedKey:
-        """See `kek.KeyEncryptionKey`. The data key does not leave KMS."""
+        """See `kek.KeyEncryptionKey`. KMS does it inside; then it must open what it gave.
+
+        The new wrap takes the place of the old one, for ever: what does not open to the same key is none.
+        """
         wrapped.require(kek_id=self._arn, context=context)
         blob, commitment = _parse(wrapped.ciphertext)
         version = await self._current_version()
@@ -180,9 +187,11 @@ class AwsKmsKey:
             DestinationKeyId=self._arn,
             DestinationEncryptionContext=_encryption_context(context, version),
         )
-        if answer["SourceKeyId"] != self._arn:
+        if answered(answer, "SourceKeyId", str) != self._arn:
             raise StoredDataUnreadable(f"KMS rewrapped for {context} what another key had wrapped")
-        return self._wrapped(answer, commitment, context, version)
+        rewrapped = self._wrapped(answer, commitment, context, version)
+        await self.unwrap(rewrapped, context)
+        return rewrapped
 
     async def state(self) -> KekState:
         """See `kek.KeyEncryptionKey`. Asks KMS each time, for the version too."""
@@ -193,7 +202,7 @@ class AwsKmsKey:
             if _code(error.__cause__) != _GONE:
                 raise
             return KekState(kek_id=self._arn, current_version=0, status=KekStatus.DESTROYED, possible=possible)
-        described = answer["KeyMetadata"]["KeyState"]
+        described = answered(answered(answer, "KeyMetadata", dict), "KeyState", str)
         status = _STATUS.get(described)
         if status is None:  # Creating, Updating, Unavailable: a key store that is cut off
             raise Unavailable(f"KMS key {self._arn} is {described}")
@@ -225,17 +234,17 @@ class AwsKmsKey:
                 if _code(error.__cause__) != _NEVER_ROTATES:
                     raise
                 break
-            rotations += len(answer["Rotations"])
+            rotations += len(answered(answer, "Rotations", list))
             if not answer.get("Truncated"):
                 break
-            page = {"Marker": answer["NextMarker"]}
+            page = {"Marker": answered(answer, "NextMarker", str)}
         self._version, self._version_read_at = rotations + 1, read_at
         return self._version
 
     def _wrapped(self, answer: Mapping[str, Any], commitment: bytes, context: KeyContext, version: int) -> WrappedKey:
-        if answer["KeyId"] != self._arn:
+        if answered(answer, "KeyId", str) != self._arn:
             raise FailedPrecondition(f"KMS wrapped under another key than {self._arn}", reason=Reason.KEY_NOT_ACTIVE)
-        body = length_prefixed(answer["CiphertextBlob"], commitment)
+        body = length_prefixed(answered(answer, "CiphertextBlob", bytes), commitment)
         return WrappedKey(
             kek_id=self._arn,
             kek_version=version,
@@ -243,8 +252,11 @@ class AwsKmsKey:
             context_sha256=context.sha256(),
         )
 
-    async def _call(self, operation: Callable[..., Awaitable[dict[str, Any]]], **arguments: object) -> dict[str, Any]:
-        return await call_kms(operation, within=self._limits.call, **arguments)
+    # Not a coroutine: its frame would hold the arguments, a plain key among them, in a traceback.
+    def _call(
+        self, operation: Callable[..., Awaitable[dict[str, Any]]], **arguments: object
+    ) -> Awaitable[dict[str, Any]]:
+        return call_kms(operation, within=self._limits.call, **arguments)
 
 
 def open_kms(
@@ -267,20 +279,64 @@ async def call_kms(
     """What KMS answers to one call.
 
     Raises:
-        Unavailable: it throttles, fails, or does not answer within the time.
+        Unavailable: it throttles, fails, does not answer within the time, or answers what is no answer.
         FailedPrecondition: `KEY_NOT_ACTIVE`: it refuses the key, or us.
         StoredDataUnreadable: it does not open what it was given.
     """
     try:
         async with asyncio.timeout(within.total_seconds()):
-            return await operation(**arguments)
+            answer = await operation(**arguments)
     except ParamValidationError as error:
+        _without_frames(error)
         # Ours alone can be wrong here, and its text may quote what we passed.
         raise RuntimeError(f"a call to KMS is malformed: {type(error).__name__}") from None
     except ClientError as error:
-        raise _translated(error) from error
+        raise _translated(error) from _without_frames(error)
     except (BotoCoreError, OSError) as error:  # OSError: TimeoutError is one
-        raise Unavailable(f"KMS is not reachable in time: {type(error).__name__}") from error
+        raise Unavailable(f"KMS is not reachable in time: {type(error).__name__}") from _without_frames(error)
+    except Exception as error:  # noqa: BLE001  # a parser's own, of which the library has many
+        # What came is no answer of KMS, but a proxy's, say. Without the cause, whose text may quote it.
+        _without_frames(error)
+        raise Unavailable(f"KMS gives no answer that can be read: {type(error).__name__}") from None
+    except BaseException as error:  # cancelled
+        _without_frames(error)
+        raise
+    finally:
+        arguments.clear()
+    if not isinstance(answer, dict):
+        raise Unavailable("KMS gives no answer that can be read")
+    return answer
+
+
+def answered(answer: Mapping[str, Any], name: str, kind: type[A]) -> A:
+    """A field of an answer.
+
+    Raises:
+        Unavailable: it is not there, or of another type: something else than KMS answers in its place.
+    """
+    value = answer.get(name)
+    if not isinstance(value, kind):
+        raise Unavailable(f"KMS gives an answer without {name}")
+    return value
+
+
+def _taken_key(answer: dict[str, Any]) -> DataKey:
+    """The plain key, out of the answer: whoever fails later has the answer in its frame."""
+    answered(answer, "Plaintext", bytes)
+    return DataKey(answer.pop("Plaintext"))
+
+
+def _without_frames(error: E) -> E:
+    """The error, and those behind it, without their tracebacks: the library's frames hold the call's arguments."""
+    behind: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while behind:
+        one = behind.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            behind += [one.__cause__, one.__context__]
+    return error
 
 
 def _encryption_context(context: KeyContext, kek_version: int) -> dict[str, str]:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from casemate.errors import FailedPrecondition, Reason, Unavailable
-from casemate.sealing.aws_kms import AwsKmsLimits, call_kms, open_kms
+from casemate.sealing.aws_kms import AwsKmsLimits, answered, call_kms, open_kms
 
 SIGNING_LIMITS: Final = AwsKmsLimits(call=timedelta(seconds=3), attempt=timedelta(seconds=2), attempts=2)
 """A token is waited for."""
@@ -75,9 +75,9 @@ class AwsKmsSigningKey:
         """
         if self._public_key is None:
             answer = await call_kms(self._client.get_public_key, within=self._limits.call, KeyId=self._arn)
-            if answer.get("KeyUsage") != "SIGN_VERIFY" or answer["KeyId"] != self._arn:
+            if answer.get("KeyUsage") != "SIGN_VERIFY" or answered(answer, "KeyId", str) != self._arn:
                 raise _no_signing_key(self._arn)
-            self._public_key = _on_p256(answer["PublicKey"], self._arn)
+            self._public_key = _on_p256(answered(answer, "PublicKey", bytes), self._arn)
         return self._public_key
 
     async def sign(self, message: bytes, *, public_key: EllipticCurvePublicKey) -> bytes:
@@ -99,7 +99,7 @@ class AwsKmsSigningKey:
             MessageType="RAW",
             SigningAlgorithm=_ALGORITHM,
         )
-        signature = answer["Signature"]
+        signature = answered(answer, "Signature", bytes)
         try:
             public_key.verify(signature, message, ECDSA(SHA256()))
             r, s = decode_dss_signature(signature)
