@@ -38,6 +38,7 @@ class Arrivals:
         self._waiting: asyncio.Queue[ArrivedChunk | Exception | None] = asyncio.Queue(ahead)
         self._last: Exception | None = None
         self._ended = False
+        self._left = False
         self.finished = False
 
     async def __aenter__(self) -> Arrivals:
@@ -47,6 +48,8 @@ class Arrivals:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A cancellation can come to nothing, where it meets a read that ends at that moment: nobody is waited for then.
+        self._left = True
         self._reading.cancel()
         with suppress(asyncio.CancelledError):
             await self._reading
@@ -79,9 +82,14 @@ class Arrivals:
                     self.finished = True
                     break
                 offset, data = step
-                await self._waiting.put(await self._upload.take(offset=offset, data=data))
+                await self._offer(await self._upload.take(offset=offset, data=data))
                 del data, step  # or it would be kept while the next is awaited
         except Exception as error:  # noqa: BLE001  # given to whoever stores what came before it
-            await self._waiting.put(error)
+            await self._offer(error)
         else:
-            await self._waiting.put(None)
+            await self._offer(None)
+
+    async def _offer(self, item: ArrivedChunk | Exception | None) -> None:
+        if self._left:
+            raise asyncio.CancelledError
+        await self._waiting.put(item)
