@@ -185,9 +185,9 @@ def test_key_file_is_never_overwritten(run, tmp_path):
 def test_file_that_is_no_text_is_refused_in_one_line(run, supplier, tmp_path):
     file = tmp_path / "people.csv"
     file.write_bytes(b"height\n\xff\xfe\n")
-    assert "not text in UTF-8" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
+    assert "is not UTF-8" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
     file.write_bytes(b"")
-    assert "no header line" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
+    assert "is empty" in run("dataset", "push", file, "--key", supplier, *SUPPLIER, expect=1)
 
 
 def test_file_that_cannot_be_written_is_named_in_one_line(run, supplier):
