@@ -14,7 +14,7 @@ from services.auth.app import run
 from services.auth.opening import migrate_database
 from services.auth.operators import bootstrap
 from services.auth.settings import AuthSettings
-from services.keys.authority_key import sealed_authority_key
+from services.keys.authority_key import rewrapped_authority_key, sealed_authority_key
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -40,6 +40,8 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
             sys.stdout.write(json.dumps(await after_restore(settings, log_file.from_arguments(asked))) + "\n")
         elif asked.command == "seal-authority-key":
             sys.stdout.write(await sealed_authority_key(settings.kek) + "\n")
+        elif asked.command == "rewrap-authority-key":
+            sys.stdout.write(await rewrapped_authority_key(settings.kek, settings.authority_key) + "\n")
         else:
             await migrate_database(settings)
 
@@ -55,4 +57,5 @@ def _parser() -> argparse.ArgumentParser:
     log_file.add_arguments(commands.add_parser("after-restore", help="take away what was taken away since the backup"))
     commands.add_parser("migrate", help="bring the schema up to date, and leave")
     commands.add_parser("seal-authority-key", help="print a new key of the rows of authority, for replicas to share")
+    commands.add_parser("rewrap-authority-key", help="print that key wrapped anew after a rotation, for its Secret")
     return parser

@@ -13,7 +13,7 @@ from services.datasets.after_restore import after_restore
 from services.datasets.app import run
 from services.datasets.opening import migrate_databases
 from services.datasets.settings import DatasetsSettings
-from services.keys.authority_key import sealed_authority_key
+from services.keys.authority_key import rewrapped_authority_key, sealed_authority_key
 
 
 async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -32,6 +32,8 @@ async def main(arguments: Sequence[str], environment: Mapping[str, str]) -> None
         sys.stdout.write(json.dumps(done) + "\n")
     elif asked.command == "seal-authority-key":
         sys.stdout.write(await sealed_authority_key(settings.kek) + "\n")
+    elif asked.command == "rewrap-authority-key":
+        sys.stdout.write(await rewrapped_authority_key(settings.kek, settings.authority_key) + "\n")
     else:
         await migrate_databases(settings)
 
@@ -44,4 +46,5 @@ def _parser() -> argparse.ArgumentParser:
     log_file.add_arguments(command)
     commands.add_parser("migrate", help="bring both schemas up to date, and leave")
     commands.add_parser("seal-authority-key", help="print a new key of the rows of authority, for replicas to share")
+    commands.add_parser("rewrap-authority-key", help="print that key wrapped anew after a rotation, for its Secret")
     return parser

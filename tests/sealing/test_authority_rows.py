@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.errors import ConfigurationError, StoredDataUnreadable
-from casemate.sealing.authority_rows import AuthorityKey, VerifiedRow
-from casemate.sealing.keys import DataKey
+from casemate.sealing import private_files
+from casemate.sealing.authority_rows import AuthorityKey, AuthorityKeyFile, VerifiedRow
+from casemate.sealing.keys import DataKey, WrappedKey
 from casemate.sealing.local import LocalKeyRing
+from casemate.sealing.rewrapping import rewrap_all, survey
 
 KEY = AuthorityKey(DataKey(bytes(range(32))))
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -167,6 +171,52 @@ async def test_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         await AuthorityKey.load_or_create(ring, path)
     path.chmod(0o640)  # as an orchestrator mounts it
     await AuthorityKey.load_or_create(ring, path)
+
+
+async def test_mounted_key_is_counted_and_rewrapped_as_it_is_loaded_and_keeps_its_mode(tmp_path: Path) -> None:
+    """0640, as an orchestrator mounts it; 0644 is refused here as at the start."""
+    path = tmp_path / "authority.key"
+    await AuthorityKey.load_or_create(LocalKeyRing.create(tmp_path / "kek.json"), path)
+    ring = LocalKeyRing.rotate(tmp_path / "kek.json")
+    path.chmod(0o640)
+    assert {under.kek_version for under in await survey([AuthorityKeyFile(path)])} == {1}
+    assert [progress async for progress in rewrap_all(ring, [AuthorityKeyFile(path)])][-1].rewrapped == 1
+    assert {under.kek_version for under in await survey([AuthorityKeyFile(path)])} == {2}
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        await survey([AuthorityKeyFile(path)])
+
+
+async def test_key_on_a_mount_that_cannot_be_written_stays_and_keeps_nothing_else_from_being_rewrapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Secret's mount. What is to be put into the Secret holds the same key, under the new version."""
+    mounted, ours = tmp_path / "mounted.key", tmp_path / "ours.key"
+    old = LocalKeyRing.create(tmp_path / "kek.json")
+    for path in (mounted, ours):
+        await AuthorityKey.load_or_create(old, path)
+    mac = (await AuthorityKey.load_or_create(old, mounted)).mac("grants", "g1", COLUMNS)
+    before = mounted.read_bytes()
+    ring = LocalKeyRing.rotate(tmp_path / "kek.json")
+    really = private_files._write_new
+
+    def read_only(path: Path, *arguments: object, **named: object) -> None:
+        if "mounted" in path.name:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        really(path, *arguments, **named)
+
+    monkeypatch.setattr(private_files, "_write_new", read_only)
+    stores = [AuthorityKeyFile(mounted), AuthorityKeyFile(ours)]
+    done = [progress async for progress in rewrap_all(ring, stores)][-1]
+    assert (done.seen, done.rewrapped, done.failed) == (2, 1, 0)
+    assert sorted(under.kek_version for under in await survey(stores)) == [1, 2]
+    assert mounted.read_bytes() == before
+    assert "until its Secret is replaced" in caplog.text
+    new = await AuthorityKeyFile(mounted).rewrapped(ring)
+    assert WrappedKey.parse(new).kek_version == 2
+    mounted.write_bytes(new)
+    (await AuthorityKey.load_or_create(ring, mounted, create=False)).verify("grants", "g1", COLUMNS, mac)
 
 
 async def test_two_processes_that_start_together_end_with_one_key(tmp_path: Path) -> None:

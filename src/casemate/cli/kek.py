@@ -11,7 +11,7 @@ import click
 from casemate.cli.connection import with_session
 from casemate.cli.main import Options
 from casemate.cli.state import SERVICES, StateDirectory
-from casemate.client.keys import KekReport, ServiceKeys
+from casemate.client.keys import KekReport, ServiceKeys, WrappedCount
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
 from casemate.keys.v1 import key_service_pb2 as messages
@@ -74,6 +74,7 @@ def rotate(
     else:
         click.echo(f"{service}: {done.rewrapped} of {done.seen} keys wrapped anew, {done.failed} could not be opened")
         click.echo(_shown(service, report))
+    _tell_what_is_mounted(service, report)
     if done.failed:
         raise ConfigurationError(f"{done.failed} keys stay as they were; the log of {service} names them")
 
@@ -89,6 +90,22 @@ def _add_version(path: Path, before: KekReport) -> None:
     if (found.kek_id, found.current_version) != (before.kek_id, before.current_version):
         raise ConfigurationError(f"{path} is {found.kek_id}, and the service uses {before.kek_id}: nothing was changed")
     LocalKeyRing.rotate(path, after=before.current_version)
+
+
+def _tell_what_is_mounted(service: str, report: KekReport) -> None:
+    """The one key that a service may be unable to write: its file is mounted from a Secret."""
+    due = [count for count in report.wrapped if count.purpose == "authority-rows" and not _is_current(count, report)]
+    if due:
+        click.echo(
+            f"{service} cannot write the file of its authority key, which is to be replaced by its Secret: where the "
+            f"service runs, `python -m services.{service} rewrap-authority-key` prints what to put there, in base64. "
+            "The old version opens it until then.",
+            err=True,
+        )
+
+
+def _is_current(count: WrappedCount, report: KekReport) -> bool:
+    return (count.kek_id, count.kek_version) == (report.kek_id, report.current_version)
 
 
 def _rewrap(keys: ServiceKeys) -> messages.RewrapKeysResponse:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
@@ -24,7 +25,7 @@ from casemate.errors import ConfigurationError, StoredDataUnreadable
 from casemate.sealing.encoding import length_prefixed
 from casemate.sealing.kek import KeyEncryptionKey
 from casemate.sealing.keys import DataKey, KeyContext, WrappedKey
-from casemate.sealing.private_files import read_private, write_file
+from casemate.sealing.private_files import read_private, rewrite_file, write_file
 from casemate.sealing.rewrapping import StoredWrap
 
 Canonical: TypeAlias = bool | int | str | bytes | datetime | tuple[str, ...] | None
@@ -36,6 +37,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _CONTEXT: Final = KeyContext(purpose="authority-rows", tenant="", name="authority", version=1)
 _WHAT: Final = "the wrapped key of the authority rows"
 _SEAL: Final = object()
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,12 @@ class AuthorityKey:
 
 
 class AuthorityKeyFile:
-    """The file of the wrapped key, for rewrapping. Implements `rewrapping.WrapStore`."""
+    """The file of the wrapped key, for rewrapping. Implements `rewrapping.WrapStore`.
+
+    Where the file is mounted for reading alone, as an orchestrator mounts its secrets, it stays as
+    it is, and the log says so: an operator replaces what it is mounted from. Until then it
+    opens under the old version, which is kept.
+    """
 
     __slots__ = ("_path",)
 
@@ -141,13 +148,26 @@ class AuthorityKeyFile:
     async def replace(self, changes: Sequence[tuple[StoredWrap, bytes]]) -> int:
         """See `rewrapping.WrapStore`. The key inside never changes, so of two writers either may win."""
         for wrap, new in changes:
-            if await self._read() == wrap.stored:
-                await asyncio.to_thread(write_file, self._path, new)
-                return 1
+            if await self._read() != wrap.stored:
+                continue
+            try:
+                await asyncio.to_thread(rewrite_file, self._path, new)
+            except ConfigurationError as error:
+                _LOGGER.warning("%s: it stays under its old version until its Secret is replaced", error)
+                continue
+            return 1
         return 0
 
+    async def rewrapped(self, kek: KeyEncryptionKey) -> bytes:
+        """What is to lie in the file, under the current version; nothing is written.
+
+        Raises:
+            ConfigurationError, StoredDataUnreadable, Unavailable: as `AuthorityKey.load_or_create`.
+        """
+        return (await kek.rewrap(WrappedKey.parse(await self._read()), _CONTEXT)).to_bytes()
+
     async def _read(self) -> bytes:
-        return await asyncio.to_thread(read_private, self._path, what=_WHAT)
+        return await asyncio.to_thread(read_private, self._path, what=_WHAT, group_may_read=True)
 
 
 def _encode_row(table: str, primary_key: str, columns: Mapping[str, Canonical]) -> bytes:
