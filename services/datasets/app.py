@@ -53,6 +53,7 @@ from services.datasets.push import Intake
 from services.datasets.retention import CLOCKS_AGREE_WITHIN, Retention
 from services.datasets.settings import DatasetsSettings
 from services.datasets.signer_report import SignerReport
+from services.datasets.supervision import keep_running
 from services.datasets.versions import Versions
 from services.keys.operations import KeyOperations
 from services.keys.servicer import key_service
@@ -202,14 +203,14 @@ async def serving(
         await server.start()
         stack.push_async_callback(server.stop)
         heads = AuditHeads(path=settings.audit_file, head=lambda: audit.head)
-        for work in (
-            probe.watch(),
-            shredder.run(),
-            retention.run(),
-            heads.run(lambda body: stores.log.append_alone(AUDIT_HEAD, body, by=AUDIENCE)),
-            KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run(),
+        for name, work in (
+            ("health probe", probe.watch),
+            ("shredder", shredder.run),
+            ("retention", retention.run),
+            ("audit heads", lambda: heads.run(lambda body: stores.log.append_alone(AUDIT_HEAD, body, by=AUDIENCE))),
+            ("watch of the key-encryption key", KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run),
         ):
-            stack.push_async_callback(_cancel, asyncio.create_task(work))
+            stack.push_async_callback(_cancel, asyncio.create_task(keep_running(name, work)))
         yield Running(
             port=server.port,
             metrics_port=metrics_server.port,

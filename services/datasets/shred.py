@@ -72,6 +72,7 @@ class Shredder:
         self._clock = clock
         self._heard_index = -1
         self._heard_at = clock.monotonic()
+        self._unfinished: list[tuple[Upload, Shredding]] = []
 
     async def shred(self, *, tenant: str, dataset: str, version: int) -> bytes:
         """Shreds a promoted version and gives the signed receipt. Repeated, it gives the same one.
@@ -121,12 +122,7 @@ class Shredder:
         Raises:
             CasemateError: a database does not answer.
         """
-        for upload, shredding in await self._versions.shredded_after(self._heard_index):
-            self._keys.forget(rows_context(upload.tenant, upload.dataset, upload.version))
-            if shredding.key_deleted_at is None:
-                await self._finish(upload, shredding)
-            self._heard_index = max(self._heard_index, shredding.log_index)
-        self._heard_at = self._clock.monotonic()
+        await self._finish_all(await self._hear())
 
     async def sweep(self) -> int:
         """Deletes again whatever key of a shredded version is there: a restored backup brings them back."""
@@ -138,19 +134,57 @@ class Shredder:
         return found
 
     async def run(self) -> None:
-        """Sweeps once, then looks every second, for ever."""
+        """Sweeps once, then looks every second, for ever.
+
+        What is to be deleted is deleted beside it: a deletion that takes long, or a database that
+        hangs, must not keep this replica from knowing that it has heard nothing.
+        """
+        tidying = asyncio.create_task(self._tidy())
+        try:
+            while True:
+                await self._listen()
+                await asyncio.sleep(LOOK_EVERY.total_seconds())
+        finally:
+            tidying.cancel()
+
+    async def _listen(self) -> None:
+        """Hears once, for no longer than this replica may be deaf; then nothing stays in memory."""
+        left = self._heard_at + DEAF_AFTER.total_seconds() - self._clock.monotonic()
+        try:
+            async with asyncio.timeout(max(left, LOOK_EVERY.total_seconds())):
+                self._unfinished = await self._hear()
+        except (CasemateError, TimeoutError) as error:
+            _LOGGER.warning("what was shredded elsewhere is not known: %s", str(error) or type(error).__name__)
+            if self._clock.monotonic() - self._heard_at >= DEAF_AFTER.total_seconds():
+                self._keys.ring.drop()
+
+    async def _hear(self) -> list[tuple[Upload, Shredding]]:
+        """Drops from memory what was shredded since it heard last; gives what is not finished."""
+        asked_at = self._clock.monotonic()
+        news = await self._versions.shredded_after(self._heard_index)
+        for upload, shredding in news:
+            self._keys.forget(rows_context(upload.tenant, upload.dataset, upload.version))
+            self._heard_index = max(self._heard_index, shredding.log_index)
+        self._heard_at = asked_at
+        return [(upload, shredding) for upload, shredding in news if shredding.key_deleted_at is None]
+
+    async def _tidy(self) -> None:
         swept = False
         while True:
             try:
                 if not swept:
                     await self.sweep()
                     swept = True
-                await self.look()
+                await self._finish_all(self._unfinished)
             except CasemateError as error:
-                _LOGGER.warning("what was shredded elsewhere is not known: %s", error)
-                if self._clock.monotonic() - self._heard_at > DEAF_AFTER.total_seconds():
-                    self._keys.ring.drop()
+                _LOGGER.warning("what was shredded is not deleted yet: %s", error)
+            except Exception as error:  # noqa: BLE001  # deleting goes on whatever one of them runs into
+                _LOGGER.critical("what was shredded is not deleted yet: %s", type(error).__name__)
             await asyncio.sleep(LOOK_EVERY.total_seconds())
+
+    async def _finish_all(self, unfinished: list[tuple[Upload, Shredding]]) -> None:
+        for upload, shredding in unfinished:
+            await self._finish(upload, shredding)
 
     async def _finish(self, upload: Upload, shredding: Shredding) -> Shredding:
         context = rows_context(upload.tenant, upload.dataset, upload.version)

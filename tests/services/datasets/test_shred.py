@@ -26,6 +26,7 @@ from casemate.errors import (
 from casemate.signing.checkpoint import parse_verification_key
 from casemate.signing.keys import SigningKey
 from casemate.signing.shred_receipt import verify_shred_receipt
+from services.datasets import shred
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
 CHECKOUT = Path(__file__).parents[3]
@@ -137,6 +138,34 @@ async def test_another_replica_forgets_the_key_within_five_seconds(world):
             await until(forgotten)
         with pytest.raises(NotFound):
             await reader.pull()
+
+
+async def test_a_replica_whose_database_hangs_empties_its_ring_and_fills_it_again_once_it_hears(
+    stopped_world, monkeypatch
+):
+    """A query that never ends says nothing: neither an error nor that nothing was shredded."""
+    monkeypatch.setattr(shred, "DEAF_AFTER", timedelta(seconds=0.5))
+    monkeypatch.setattr(shred, "LOOK_EVERY", timedelta(seconds=0.05))
+    world = stopped_world
+    async with world.serve():
+        trainer = world.actor()
+        await trainer.push_all(world.signed())
+        await trainer.pull()
+        assert len(world.running.ring) == 1
+
+        async def forgotten():
+            return len(world.running.ring) == 0
+
+        async with world.sql() as sql, sql.transaction():
+            await sql.execute("LOCK TABLE shreddings IN ACCESS EXCLUSIVE MODE")
+            async with asyncio.timeout(5):
+                await until(forgotten)
+        assert len((await trainer.pull())[1]) == 3
+
+
+def test_deafness_is_noticed_within_five_seconds():
+    """The look that hangs ends when it may be deaf no longer; the next ones are as short as the interval."""
+    assert timedelta(seconds=5) >= shred.DEAF_AFTER + shred.LOOK_EVERY
 
 
 async def test_a_pull_under_way_ends_when_the_version_is_shredded(world):
