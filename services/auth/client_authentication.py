@@ -9,6 +9,7 @@ Grants are matched by the certificate's SPIFFE ID, so most open nothing for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ MAX_ASSERTION_LIFETIME: Final = timedelta(minutes=5)
 _SKEW: Final = timedelta(seconds=5)
 _REASON: Final = Reason.CLIENT_UNKNOWN
 _MAX_JTI_LENGTH: Final = 256
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NOBODY: Final = "-"
 """Looked up for names that no client can have, so that they cost what others do."""
 
@@ -44,6 +46,12 @@ class Credential:
     client_id: str = ""
     assertion: Secret[str] | None = None
     secret: Secret[str] | None = None
+
+    @property
+    def shown(self) -> str:
+        """What kind of proof, of which client: attempts that agree in this are attempts at one thing."""
+        kind = "assertion" if self.assertion is not None else "secret" if self.secret is not None else "certificate"
+        return f"{kind} {self.client_id[:256]}"
 
 
 class ClientAuthenticator:
@@ -121,7 +129,8 @@ class ClientAuthenticator:
             if name in claims and instant(claims, name, reason=_REASON) > now + _SKEW:
                 raise _unknown("the assertion is of the future")
         jti = claims.get("jti")
-        if not isinstance(jti, str) or not 0 < len(jti) <= _MAX_JTI_LENGTH:
+        # JSON can escape half a surrogate pair, which is no character and has no bytes.
+        if not isinstance(jti, str) or not 0 < len(jti) <= _MAX_JTI_LENGTH or _SURROGATE.search(jti) is not None:
             raise _unknown("the assertion has no identifier")
         try:
             await self._store.use_assertion(client.client_id, jti, expires_at=expires_at)

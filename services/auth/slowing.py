@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -30,35 +31,57 @@ class Slowing:
 
     def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._failures: OrderedDict[str, _Failures] = OrderedDict()
 
     @contextmanager
-    def attempt(self, identity: str) -> Iterator[None]:
-        """One attempt of an identity; `Unauthenticated` from the block counts against it.
+    def attempt(self, identity: str, *, shown: str = "") -> Iterator[None]:
+        """One attempt of an identity to prove a client; `Unauthenticated` from the block counts against it.
 
-        A success forgives nothing: otherwise guesses between good calls would be free.
+        What comes after the proof, such as an expired grant of somebody else, belongs outside of the block.
+        A success forgives failures that all showed the same: a typing error that was mended. It does not
+        forgive others, or guesses at one client between good calls of another would be free.
+
+        Args:
+            identity: the certificate's.
+            shown: what kind of credential, of which client.
 
         Raises:
             Exhausted: it has to wait; says how long. Nothing was done.
         """
-        count, last = self._failures.get(identity, (0, 0.0))
+        failures = self._failures.get(identity)
         now = self._clock.monotonic()
-        if count and now - last >= _FORGOTTEN_AFTER_S:
-            del self._failures[identity]
-        elif (wait := last + _wait_s(count) - now) > 0:
-            raise Exhausted(f"{identity} failed {count} times", retry_after=timedelta(seconds=wait))
+        if failures is not None:
+            if now - failures.last >= _FORGOTTEN_AFTER_S:
+                del self._failures[identity]
+            elif (wait := failures.last + _wait_s(failures.count) - now) > 0:
+                detail = f"{identity} failed {failures.count} times"
+                raise Exhausted(detail, retry_after=timedelta(seconds=wait))
         try:
             yield
         except Unauthenticated:
-            self._failed(identity)
+            self._failed(identity, shown)
             raise
+        failures = self._failures.get(identity)
+        if failures is not None and failures.shown == shown:
+            del self._failures[identity]
 
-    def _failed(self, identity: str) -> None:
-        count, _ = self._failures.get(identity, (0, 0.0))
-        self._failures[identity] = (count + 1, self._clock.monotonic())
+    def _failed(self, identity: str, shown: str) -> None:
+        before = self._failures.get(identity)
+        count = 1 if before is None else before.count + 1
+        same = before is None or before.shown == shown
+        self._failures[identity] = _Failures(count, self._clock.monotonic(), shown if same else None)
         self._failures.move_to_end(identity)
         if len(self._failures) > _IDENTITIES:
             self._failures.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    """How many, when the last one was, and what all of them showed; None if not all the same."""
+
+    count: int
+    last: float
+    shown: str | None
 
 
 def _wait_s(failures: int) -> float:

@@ -1,6 +1,6 @@
 """The token service, whatever carries it: whom a certificate and a credential prove, and what it gets.
 
-Every attempt counts against the certificate that made it (`slowing`).
+A client that is not proven counts against the certificate that made the attempt (`slowing`).
 """
 
 from __future__ import annotations
@@ -79,23 +79,21 @@ class Tokens:
             PermissionDenied: `SCOPE_NOT_GRANTED`.
             Exhausted: it failed too often lately.
         """
-        with self._slowing.attempt(applicant.spiffe_id):
-            client = await self._client(applicant)
-            return await self._issuer.issue(
-                client,
-                audience=audience,
-                scopes=scopes,
-                thumbprint=applicant.thumbprint,
-                not_after=applicant.not_after,
-            )
+        client = await self._client(applicant)
+        return await self._issuer.issue(
+            client,
+            audience=audience,
+            scopes=scopes,
+            thumbprint=applicant.thumbprint,
+            not_after=applicant.not_after,
+        )
 
     async def exchange(self, applicant: Applicant, wish: Wish) -> Exchanged:
         """A token about a subject; see `Exchange.exchange` for what it raises, `issue` for the rest."""
-        with self._slowing.attempt(applicant.spiffe_id):
-            client = await self._client(applicant)
-            return await self._exchange.exchange(
-                client, wish, thumbprint=applicant.thumbprint, not_after=applicant.not_after
-            )
+        client = await self._client(applicant)
+        return await self._exchange.exchange(
+            client, wish, thumbprint=applicant.thumbprint, not_after=applicant.not_after
+        )
 
     async def refresh(self, applicant: Applicant, text: str, *, scopes: Sequence[str]) -> Refreshed:
         """The successor of a refresh token, and an access token.
@@ -105,19 +103,18 @@ class Tokens:
             PermissionDenied: `SCOPE_NOT_GRANTED`.
             Exhausted: it failed too often lately.
         """
-        with self._slowing.attempt(applicant.spiffe_id):
-            try:
-                client: Client | None = await self._client(applicant)
-            except Unauthenticated:
-                client = None  # the token is judged all the same: in these hands it may be a stolen one
-            return await self._families.refresh(
-                text,
-                client=client,
-                spiffe_id=applicant.spiffe_id,
-                thumbprint=applicant.thumbprint,
-                not_after=applicant.not_after,
-                scopes=scopes,
-            )
+        try:
+            client: Client | None = await self._client(applicant)
+        except Unauthenticated:
+            client = None  # the token is judged all the same: in these hands it may be a stolen one
+        return await self._families.refresh(
+            text,
+            client=client,
+            spiffe_id=applicant.spiffe_id,
+            thumbprint=applicant.thumbprint,
+            not_after=applicant.not_after,
+            scopes=scopes,
+        )
 
     async def introspect(self, applicant: Applicant, text: str) -> LiveToken | None:
         """What a token says, if it is live and concerns whoever asks.
@@ -128,8 +125,7 @@ class Tokens:
         """
         if applicant.service is not None:
             return await self._introspection.look(text, audience=applicant.service, client_id=None)
-        with self._slowing.attempt(applicant.spiffe_id):
-            client = await self._client(applicant)
+        client = await self._client(applicant)
         return await self._introspection.look(text, audience=client.client_id, client_id=client.client_id)
 
     async def revoke_own(self, applicant: Applicant, *, token_id: str = "", refresh_token: str = "") -> None:
@@ -139,8 +135,7 @@ class Tokens:
             Unauthenticated: `CLIENT_UNKNOWN`.
             Exhausted: it failed too often lately, or revokes faster than `REVOKING`.
         """
-        with self._slowing.attempt(applicant.spiffe_id):
-            client = await self._client(applicant)
+        client = await self._client(applicant)
         # Each new revocation is a change of everybody's trust, told to every watcher and to the log.
         self._revoking.spend(tenant=client.tenant, caller=client.client_id)
         if refresh_token:
@@ -156,4 +151,9 @@ class Tokens:
             await self._administration.revoke_own_token(proven)
 
     async def _client(self, applicant: Applicant) -> Client:
-        return await self._authenticator.authenticate(spiffe_id=applicant.spiffe_id, credential=applicant.credential)
+        """Whom the applicant proved. Only this counts against it: a gateway's users may hold grants that ended."""
+        shown = applicant.credential.shown
+        with self._slowing.attempt(applicant.spiffe_id, shown=shown):
+            return await self._authenticator.authenticate(
+                spiffe_id=applicant.spiffe_id, credential=applicant.credential
+            )

@@ -186,6 +186,8 @@ async def test_e5_an_assertion_of_or_about_another_proves_nobody(world):
         signatory.assertion("acme-batch", sub="acme-other"),
         signatory.assertion("acme-batch", iss="acme-other"),
         signatory.assertion("acme-batch", jti=None),
+        signatory.assertion("acme-batch", jti="\ud800"),
+        signatory.assertion("acme-batch", exp=datetime.now(UTC).timestamp() + 60.5),
         signatory.assertion("acme-batch", iat=int(datetime.now(UTC).timestamp()) + 60),
         others.assertion("acme-batch"),
         Signatory("ES256").assertion("acme-batch"),

@@ -13,15 +13,15 @@ from tests.services.auth.lines import HandClock
 ATTACKER, VICTIM = "spiffe://x/t/acme/attacker", "spiffe://x/t/acme/victim"
 
 
-def _fail(slowing, identity):
-    with slowing.attempt(identity):
+def _fail(slowing, identity, shown="secret guessed"):
+    with slowing.attempt(identity, shown=shown):
         raise Unauthenticated("wrong")
 
 
 def _wait(slowing, identity):
-    """How long the identity has to wait now; None if it may try."""
+    """How long the identity has to wait now; None if it may try, and succeeds with its certificate."""
     try:
-        with slowing.attempt(identity):
+        with slowing.attempt(identity, shown="certificate "):
             return None
     except Exhausted as error:
         return error.retry_after
@@ -60,7 +60,7 @@ def test_each_failure_beyond_the_free_ones_doubles_the_wait_up_to_a_minute():
     assert waits == pytest.approx([min(60.0, 0.1 * 2**n) for n in range(14)])
 
 
-def test_ten_minutes_without_a_failure_are_forgiven_and_a_success_is_not():
+def test_ten_minutes_without_a_failure_are_forgiven_and_a_success_with_something_else_forgives_nothing():
     clock = HandClock()
     slowing = Slowing(clock=clock)
     for _ in range(FREE_FAILURES):
@@ -73,6 +73,21 @@ def test_ten_minutes_without_a_failure_are_forgiven_and_a_success_is_not():
     with pytest.raises(Unauthenticated):
         _fail(slowing, ATTACKER)
     assert _wait(slowing, ATTACKER) is None
+
+
+@pytest.mark.parametrize(("last", "forgiven"), [("secret mine", True), ("secret another", False)])
+def test_a_success_forgives_failures_that_showed_the_same_and_no_others(last, forgiven):
+    clock = HandClock()
+    slowing = Slowing(clock=clock)
+    for shown in (*["secret mine"] * (FREE_FAILURES - 1), last):
+        with pytest.raises(Unauthenticated):
+            _fail(slowing, ATTACKER, shown)
+    clock.pass_by(timedelta(seconds=1))
+    with slowing.attempt(ATTACKER, shown="secret mine"):
+        pass
+    with pytest.raises(Unauthenticated):
+        _fail(slowing, ATTACKER, "secret mine")
+    assert (_wait(slowing, ATTACKER) is None) is forgiven
 
 
 def test_a_crowd_of_identities_takes_bounded_memory():
