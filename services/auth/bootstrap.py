@@ -28,12 +28,15 @@ class OperatorPlace:
     trust_domain: str
 
 
-async def bootstrap_operator(store: AuthorityStore, place: OperatorPlace, *, clock: Clock) -> None:
-    """Adds the house tenant and its first operator. Again with the same names it changes nothing.
+async def bootstrap_operator(store: AuthorityStore, place: OperatorPlace, *, clock: Clock) -> bool:
+    """Adds the house tenant and its first operator; tells whether it did.
+
+    Again with the same names it changes nothing, also when another took its place since: what starts
+    a deployment asks for it each time.
 
     Raises:
         InvalidRequest: the identifier, or a SPIFFE ID outside of the house tenant's path.
-        AlreadyExists: this database had another first operator, or this one was disabled.
+        AlreadyExists: this database had another first operator.
     """
     _checked(place).raise_if_any()
     now = clock.now()
@@ -42,8 +45,10 @@ async def bootstrap_operator(store: AuthorityStore, place: OperatorPlace, *, clo
         await store.bootstrap(Tenant(name=HOUSE_TENANT, created_at=now), _operator(place, now), made)
     except AlreadyExists:
         known = await store.client(place.client_id)
-        if known is None or not known.enabled or (known.tenant, known.spiffe_id) != (HOUSE_TENANT, place.spiffe_id):
+        if known is None or (known.tenant, known.spiffe_id) != (HOUSE_TENANT, place.spiffe_id):
             raise
+        return False
+    return True
 
 
 async def replace_operator(store: AuthorityStore, place: OperatorPlace, *, reason: str, clock: Clock) -> str:

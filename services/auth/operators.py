@@ -56,8 +56,9 @@ async def bootstrap(
         former = ""
         if replace:
             former = await replace_operator(authority.store, place, reason=reason, clock=clock)
-        else:
-            await bootstrap_operator(authority.store, place, clock=clock)
+        elif not await bootstrap_operator(authority.store, place, clock=clock):
+            _log.info("there is an operator already: nothing was changed")
+            return
         audit.record(
             AuditEvent(
                 at=clock.now(),

@@ -13,7 +13,7 @@ from tests.support.authority import TRUST_DOMAIN
 
 async def _bootstrap(shelf, client_id="operator", name="operator", tenant="casemate"):
     place = OperatorPlace(client_id=client_id, spiffe_id=spiffe_id(tenant, name), trust_domain=TRUST_DOMAIN)
-    await bootstrap_operator(shelf.store, place, clock=SystemClock())
+    return await bootstrap_operator(shelf.store, place, clock=SystemClock())
 
 
 async def test_the_first_operator_belongs_to_the_house_and_may_read_nobodys_data(shelf):
@@ -33,9 +33,22 @@ async def test_there_is_no_second_first_operator(shelf):
 
 
 async def test_the_same_first_operator_again_changes_nothing(shelf):
-    await _bootstrap(shelf)
-    await _bootstrap(shelf)
+    assert await _bootstrap(shelf)
+    assert not await _bootstrap(shelf)
     assert await shelf.pool.fetchval("SELECT count(*) FROM client") == 1
+
+
+async def test_the_first_operator_again_after_it_was_replaced_changes_nothing_and_does_not_revive_it(shelf):
+    """A deployment's one-shot job asks for it at every start."""
+    await _bootstrap(shelf)
+    await _replace(shelf, "second")
+    sequence = await shelf.pool.fetchval("SELECT sequence FROM trust_head")
+    assert not await _bootstrap(shelf)
+    assert not (await shelf.store.client("operator")).enabled
+    assert (await shelf.store.client("second")).enabled
+    assert await shelf.pool.fetchval("SELECT sequence FROM trust_head") == sequence
+    with pytest.raises(AlreadyExists):
+        await _bootstrap(shelf, "third", "third")
 
 
 async def _replace(shelf, name, reason="its key was stolen"):
