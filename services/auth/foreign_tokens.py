@@ -12,16 +12,18 @@ from __future__ import annotations
 import base64
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from casemate.errors import Reason, Unauthenticated
 from casemate.signing.keys import PublicKey
@@ -35,6 +37,10 @@ _ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
     "ecdsa-p384": ("ES384",),
     "rsa-pss-sha256": ("PS256", "RS256"),
 }
+_RSA: Final = frozenset(_ALGORITHMS["rsa-pss-sha256"])
+_RSA_SIZES: Final = (384, 512, 768)
+"""Bytes of the moduli that clients have."""
+_EVERY: Final = frozenset(name for names in _ALGORITHMS.values() for name in names)
 _MAX_INSTANT: Final = 253_402_300_799
 _UNCHECKED: Final = ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
 
@@ -76,16 +82,17 @@ def verify_foreign(token: ForeignToken, keys: Mapping[str, bytes], *, reason: Re
         Unauthenticated: with this reason.
     """
     fitting = [
-        der
-        for kid, der in keys.items()
-        if token.key_id in (None, kid) and token.algorithm in _ALGORITHMS[PublicKey.admit(der).algorithm]
+        key
+        for kid, key in ((kid, _loaded(der)) for kid, der in keys.items())
+        if token.key_id in (None, kid) and token.algorithm in _ALGORITHMS[key.algorithm]
     ]
-    known = len(fitting) == 1
-    der = fitting[0] if known else _nobody("ES256" if token.algorithm == "ES256" else "EdDSA")
-    algorithms = [token.algorithm] if known else ["EdDSA", "ES256"]
+    size = _signature_size(token)
+    known = len(fitting) == 1 and fitting[0].modulus_bytes in (None, size)
+    key = fitting[0].key if known else _nobody(token.algorithm, size)
+    algorithms = [token.algorithm] if token.algorithm in _EVERY else ["EdDSA"]
     options: Any = {f"verify_{name}": False for name in _UNCHECKED}
     try:
-        jwt.decode(token.text, key=load_der_public_key(der), algorithms=algorithms, options=options)  # type: ignore[arg-type]  # admitted kinds only
+        jwt.decode(token.text, key=key, algorithms=algorithms, options=options)
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Unauthenticated(f"signature refused: {type(error).__name__}", reason=reason) from None
     if not known:
@@ -123,8 +130,40 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A key that was admitted; `modulus_bytes` for RSA alone."""
+
+    algorithm: str
+    key: Any
+    modulus_bytes: int | None
+
+
+@lru_cache(maxsize=1024)
+def _loaded(der: bytes) -> _Loaded:
+    """Admitting costs more than verifying: done once, or a client that is known would show by it."""
+    key = load_der_public_key(der)
+    size = (key.key_size + 7) // 8 if isinstance(key, RSAPublicKey) else None
+    return _Loaded(PublicKey.admit(der).algorithm, key, size)
+
+
+def _signature_size(token: ForeignToken) -> int:
+    return len(token.text.rpartition(".")[2]) * 3 // 4
+
+
+def _nobody(algorithm: str, size: int) -> Any:  # noqa: ANN401  # as PyJWT takes keys of any kind
+    """A key that nobody signs with, of the token's algorithm and size: an unknown key costs what a known one does."""
+    if algorithm in _RSA:
+        return _nobodys("RSA", size if size in _RSA_SIZES else _RSA_SIZES[0])
+    return _nobodys(algorithm if algorithm in ("ES256", "ES384") else "EdDSA", 0)
+
+
 @cache
-def _nobody(algorithm: str) -> bytes:
-    """A key that nobody signs with, so that an unknown key costs what a known one does."""
-    key = generate_private_key(SECP256R1()) if algorithm == "ES256" else Ed25519PrivateKey.generate()
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+def _nobodys(kind: str, size: int) -> Any:  # noqa: ANN401  # as above
+    if kind == "RSA":
+        # Nobody knows the factors of a number that was drawn, so no key has to be searched for.
+        drawn = secrets.randbits(8 * size) | 1 << (8 * size - 1) | 1
+        return RSAPublicNumbers(65537, drawn).public_key()
+    if kind == "EdDSA":
+        return Ed25519PrivateKey.generate().public_key()
+    return generate_private_key(SECP256R1() if kind == "ES256" else SECP384R1()).public_key()
