@@ -261,6 +261,8 @@ class Administration:
         issuer, external, _ = value.partition(":")
         if kind is RevocationKind.SUBJECT and external:
             tenant = await self._store.tenant_of_issuer(issuer)
+            if tenant is None and admin == HOUSE_TENANT and await self._store.is_issuer_revoked(issuer):
+                return  # it was removed, and is no tenant's any more
         else:
             client = await self._store.client(value)
             tenant = None if client is None else client.tenant
@@ -286,6 +288,15 @@ def revocations_of_client(client_id: str, *, now: datetime) -> list[Revocation]:
     kinds = (RevocationKind.CLIENT, RevocationKind.SUBJECT)
     reach = now + _ISSUING_TAKES_AT_MOST
     return [replace(_revocation(kind, client_id, now=now), not_before=reach) for kind in kinds]
+
+
+def revocation_of_issuer(name: str, *, now: datetime) -> Revocation:
+    """What ends all that rests on what an external issuer said up to now, of whomever.
+
+    Reaches ahead as that of a client does: registered again, the issuer is heard with what it says a minute later.
+    """
+    revocation = _revocation(RevocationKind.SUBJECT, f"{name}:", now=now)
+    return replace(revocation, not_before=now + _ISSUING_TAKES_AT_MOST)
 
 
 def _revocation(kind: RevocationKind, value: str, *, now: datetime) -> Revocation:

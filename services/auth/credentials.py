@@ -15,7 +15,7 @@ from casemate.clock import Clock
 from casemate.errors import NotFound
 from casemate.secret import Secret
 from casemate.signing.keys import PublicKey
-from services.auth.administration import new_identifier, reach_of, require_reach
+from services.auth.administration import new_identifier, reach_of, require_reach, revocation_of_issuer
 from services.auth.client_secrets import SecretDigests, generate_secret
 from services.auth.credential_records import OUR_OWN, ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
 from services.auth.scopes import OURS, Audiences
@@ -111,9 +111,11 @@ class Credentials:
         )
 
     async def remove_issuer(self, admin: str, name: str) -> None:
-        """Removes an external issuer and what rests on it. Raises NotFound."""
+        """Removes an external issuer and what rests on it, within a second everywhere. Raises NotFound."""
         _check_identifiers(name=name)
-        await self._store.delete_issuer(name, within=reach_of(admin))
+        now = self._clock.now()
+        revocation = revocation_of_issuer(name, now=now)
+        await self._store.delete_issuer(name, within=reach_of(admin), revocation=revocation, now=now)
 
     async def create_exchange_grant(self, admin: str, grant: ExchangeGrant) -> str:
         """Lets a client speak for the subjects of a source; returns the grant's identifier.

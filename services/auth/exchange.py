@@ -109,7 +109,7 @@ class Exchange:
         # A subject token of ours is short-lived on purpose: a family would outlive it.
         if subject.scopes is not None or not any(grant.refresh for grant in grants):
             raise _denied("no refresh token may come with it")
-        family, refresh = await self._families.begin(entitlement, spiffe_id=client.spiffe_id)
+        family, refresh = await self._families.begin(entitlement, spiffe_id=client.spiffe_id, said_at=subject.said_at)
         # The family is there; only its first access token ends with the subject token.
         first = replace(entitlement, session_id=family.id)
         access = await self._issuer.mint(first, thumbprint=thumbprint, not_after=not_after)

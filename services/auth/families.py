@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Final
 
 from casemate.clock import Clock
-from casemate.errors import Conflict, PermissionDenied, Reason, StoredDataUnreadable
+from casemate.errors import Conflict, PermissionDenied, Reason, StoredDataUnreadable, Unauthenticated
 from casemate.secret import Secret
 from services.auth.records import Client, Family
 from services.auth.refresh_tokens import (
@@ -108,10 +108,15 @@ class Families:
         self._allowed = allowed
         self._observe = observe
 
-    async def begin(self, entitlement: Entitlement, *, spiffe_id: str) -> tuple[Family, Secret[str]]:
-        """A new family, bound to this SPIFFE ID, and its first token. One insert.
+    async def begin(
+        self, entitlement: Entitlement, *, spiffe_id: str, said_at: datetime | None = None
+    ) -> tuple[Family, Secret[str]]:
+        """A new family, bound to this SPIFFE ID, and its first token. One insert, and a look at revocations.
 
-        `entitlement.session_id` becomes the family's identifier.
+        `entitlement.session_id` becomes the family's identifier; `said_at` is when the subject token was issued.
+
+        Raises:
+            Unauthenticated: `GRANT_INVALID`: subject, client or SPIFFE ID were revoked meanwhile.
         """
         now = self._clock.now()
         ends = now + self._limits.absolute
@@ -131,7 +136,10 @@ class Families:
             idle_expires_at=min(now + self._limits.idle, ends),
             expires_at=ends,
         )
-        await self._store.add(family)
+        try:
+            await self._store.add(family, said_at=said_at or now)
+        except Unauthenticated:
+            raise invalid_grant("revoked while the family began") from None
         return family, self._tokens.current(family)
 
     async def refresh(

@@ -19,7 +19,7 @@ from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
 from services.auth.records import Client, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
 from services.auth.store.changes import Change, EventKind, begin_change
-from services.auth.store.families import end_families, session_revocation
+from services.auth.store.families import end_families, end_families_of_issuer, session_revocation
 from services.auth.store.layouts import VersionRow
 from services.auth.store.revoking import add_revocation, covering
 from services.auth.store.tables import AuthorityTables
@@ -71,6 +71,11 @@ class AuthorityStore:
         async with self._reading() as connection:
             issuer = await self._tables.external_issuers.get(connection, name)
         return None if issuer is None else issuer.tenant
+
+    async def is_issuer_revoked(self, name: str) -> bool:
+        """Whether there is a revocation of all subjects of an external issuer: it was removed lately."""
+        async with self._reading() as connection:
+            return bool(await self._tables.revocations.matching(connection, kind="subject", value=f"{name}:"))
 
     async def grants_of(self, tenant: str) -> list[Grant]:
         """The grants on a tenant's resources, by identifier."""
@@ -186,6 +191,8 @@ class AuthorityStore:
             living = 0
             if column is not None:
                 living = await end_families(self._tables, change, now=now, **{column: revocation.value})
+            if revocation.kind is RevocationKind.SUBJECT and revocation.value.endswith(":"):
+                await end_families_of_issuer(self._tables, change, revocation.value[:-1], now=now)
             if revocation.kind is RevocationKind.TOKEN:
                 # What was exchanged for a token without a session has that token for its session.
                 await add_revocation(self._tables, change, session_revocation(revocation.value, now))

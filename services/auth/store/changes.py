@@ -83,6 +83,14 @@ class Change:
 
 
 @asynccontextmanager
+async def hold_changes(connection: Connection) -> AsyncIterator[None]:
+    """A transaction in which no change of the authority commits; others that only hold changes go on beside it."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", _LOCK_KEY)
+        yield
+
+
+@asynccontextmanager
 async def begin_change(connection: Connection) -> AsyncIterator[Change]:
     """A transaction that holds the lock of all changes; commits unless the block raises."""
     async with connection.transaction():

@@ -15,10 +15,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import AlreadyExists, NotFound
+from casemate.gate.core.records import Revocation
 from casemate.storage.pool import storage_errors
 from services.auth.credential_records import ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
 from services.auth.records import Client
 from services.auth.store.changes import Change, EventKind, begin_change
+from services.auth.store.families import end_families_of_issuer
+from services.auth.store.revoking import add_revocation
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
@@ -158,8 +161,18 @@ class CredentialStore:
             await self._tables.external_issuers.insert(change.connection, issuer)
             await change.tell(EventKind.ISSUER, issuer.name)
 
-    async def delete_issuer(self, name: str, *, within: str | None) -> None:
-        """Removes an external issuer and the exchange grants on its subjects. Raises NotFound."""
+    async def delete_issuer(self, name: str, *, within: str | None, revocation: Revocation, now: datetime) -> None:
+        """Removes an external issuer, the exchange grants on its subjects, and all that was begun for them.
+
+        Args:
+            name: the issuer's.
+            within: the tenant that may be acted on.
+            revocation: of every subject of the issuer.
+            now: when its families end.
+
+        Raises:
+            NotFound: there is no such issuer within reach.
+        """
         async with self._changing() as change:
             issuer = await self._tables.external_issuers.get(change.connection, name)
             if issuer is None or within not in (None, issuer.tenant):
@@ -167,6 +180,8 @@ class CredentialStore:
             for grant in await self._tables.exchange_grants.matching(change.connection, source=name):
                 await self._tables.exchange_grants.delete(change.connection, grant.id)
                 await change.tell(EventKind.EXCHANGE_GRANT, grant.id)
+            await end_families_of_issuer(self._tables, change, name, now=now)
+            await add_revocation(self._tables, change, revocation)
             await self._tables.external_issuers.delete(change.connection, name)
             await change.tell(EventKind.ISSUER, name)
 

@@ -8,14 +8,15 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from casemate.gate.core.records import Revocation, RevocationKind
+from casemate.gate.core.revocations import RevocationIndex
 from casemate.storage.pool import storage_errors
 from services.auth.records import Family
-from services.auth.store.changes import Change, begin_change
+from services.auth.store.changes import Change, begin_change, hold_changes
 from services.auth.store.revoking import add_revocation, covering
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
-    from casemate.storage.pool import Pool
+    from casemate.storage.pool import Connection, Pool
 
 _TOKENS_ARE_DEAD_AFTER: Final = timedelta(minutes=6)
 """One token life, and a minute for one that is being signed at this moment."""
@@ -28,15 +29,40 @@ class FamilyStore:
         self._pool = pool
         self._tables = tables
 
-    async def add(self, family: Family) -> None:
-        """Adds a family. One insert.
+    async def add(self, family: Family, *, said_at: datetime | None = None) -> None:
+        """Adds a family, unless what it rests on was revoked since that was looked at.
+
+        A revocation either sees this row and ends it, or is seen here: no change commits in between.
+
+        Args:
+            family: the new one.
+            said_at: when its subject token was issued, if before it.
 
         Raises:
             AlreadyExists: its identifier is taken.
+            Unauthenticated: subject, client or SPIFFE ID are revoked.
         """
         with storage_errors():
-            async with self._pool.acquire() as connection:
+            async with self._pool.acquire() as connection, hold_changes(connection):
+                await self._refuse_revoked(connection, family, said_at or family.created_at)
                 await self._tables.families.insert(connection, family)
+
+    async def _refuse_revoked(self, connection: Connection, family: Family, said_at: datetime) -> None:
+        issuer = family.subject.partition(":")[0]
+        asked = (
+            (RevocationKind.SUBJECT, family.subject),
+            (RevocationKind.SUBJECT, f"{issuer}:"),
+            (RevocationKind.CLIENT, family.client_id),
+            (RevocationKind.SPIFFE_ID, family.spiffe_id),
+        )
+        found: list[Revocation] = []
+        for kind, value in asked:
+            found += await self._tables.revocations.matching(connection, kind=kind.value, value=value)
+        if found:
+            revoked = RevocationIndex.of(found)
+            revoked.check_subject(family.subject, said_at, family.created_at)
+            revoked.check_client(family.client_id, family.created_at, family.created_at)
+            revoked.check_peer(family.spiffe_id, "", family.created_at)
 
     async def get(self, family_id: str) -> Family | None:
         """The family with this identifier. One read.
@@ -82,6 +108,14 @@ async def end_families(tables: AuthorityTables, change: Change, *, now: datetime
     for family in living:
         await tables.families.replace(change.connection, replace(family, ended_at=now))
     return len(living)
+
+
+async def end_families_of_issuer(tables: AuthorityTables, change: Change, name: str, *, now: datetime) -> int:
+    """Ends every family of a subject of an external issuer, as a part of a change; tells how many."""
+    rows = await change.connection.fetch(
+        "SELECT DISTINCT subject FROM refresh_family WHERE ended_at IS NULL AND starts_with(subject, $1)", f"{name}:"
+    )
+    return sum([await end_families(tables, change, now=now, subject=row["subject"]) for row in rows])
 
 
 def session_revocation(session_id: str, now: datetime) -> Revocation:

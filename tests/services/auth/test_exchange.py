@@ -14,8 +14,9 @@ from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import credential_service_pb2 as credentials
 from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.errors import InvalidRequest, NotFound, PermissionDenied, Reason, Unauthenticated
+from casemate.gate.core.records import RevocationKind
 from tests.services.auth.identities import GIVEN_TO, Signatory, exchange_grant, issuer_message
-from tests.services.auth.world import failure, open_shelf
+from tests.services.auth.world import SOON, failure, open_shelf
 
 OURS = tokens.SUBJECT_TOKEN_TYPE_ACCESS_TOKEN
 THEIRS = tokens.SUBJECT_TOKEN_TYPE_JWT
@@ -50,6 +51,10 @@ class House:
         request = tokens.ExchangeTokenRequest(subject_token=subject_token, **wish)
         return await (by or self.gateway).ask("ExchangeToken", request)
 
+    async def look(self, token):
+        request = tokens.IntrospectTokenRequest(token=token)
+        return (await self.gateway.ask("IntrospectToken", request)).active
+
     def token(self, answer, audience="inference"):
         return self.world.verified(answer.access_token, audience)
 
@@ -61,6 +66,17 @@ def _now():
 async def _refused(call, kind=Unauthenticated, reason=Reason.GRANT_INVALID):
     error = await failure(call)
     assert (type(error), error.reason) == (kind, reason)
+
+
+async def _seen(world, kind, value):
+    """Waits until the service heard of a revocation."""
+    async with asyncio.timeout(SOON):
+        while not any((one.kind, one.value) == (kind, value) for one in _revocations(world)):
+            await asyncio.sleep(0.01)
+
+
+def _revocations(world):
+    return world.running.trust.current.revocations.by_id.values()
 
 
 async def _denied(call):
@@ -324,3 +340,40 @@ async def test_an_issuer_needs_strong_keys_and_a_name_of_its_own(house):
     for issuer in (weak, twice, issuer_message(house.idp, name="casemate"), credentials.ExternalIssuer()):
         request = credentials.RegisterIssuerRequest(issuer=issuer)
         assert isinstance(await failure(house.operator.administer("RegisterIssuer", request)), InvalidRequest)
+
+
+async def test_grants_of_users_that_ended_do_not_lock_their_gateway_out(house):
+    expired = house.idp.about(exp=_now() - 1)
+    for _ in range(15):
+        await _refused(house.exchange(expired))
+        await _refused(house.gateway.refresh("rt1.x"))
+    assert house.token(await house.exchange(house.idp.about())).subject == "idp:alice"
+    assert (await house.gateway.token("inference")).access_token
+
+
+async def test_what_an_issuer_said_ends_when_it_is_removed_and_does_not_come_back_with_its_name(house):
+    again = Signatory(kid="k1")
+    alone = await house.exchange(house.idp.about("bob"))
+    begun = await house.exchange(house.idp.about(), request_refresh_token=True)
+    own = await house.gateway.token("inference")
+    await house.operator.administer("RemoveIssuer", credentials.RemoveIssuerRequest(name="idp"))
+    await _seen(house.world, RevocationKind.SUBJECT, "idp:")
+    look = [await house.look(token.access_token) for token in (alone, begun, own)]
+    assert look == [False, False, True]
+    await _refused(house.gateway.refresh(begun.refresh_token))
+    register = credentials.RegisterIssuerRequest(issuer=issuer_message(again))
+    await house.operator.administer("RegisterIssuer", register)
+    await house.allow()
+    await _refused(house.gateway.refresh(begun.refresh_token))
+    await _refused(house.exchange(house.idp.about()))
+    await _refused(house.exchange(again.about()))
+
+
+async def test_an_operator_revokes_a_subject_whose_issuer_is_gone_and_an_administrator_does_not(house):
+    await house.operator.administer("RemoveIssuer", credentials.RemoveIssuerRequest(name="idp"))
+    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SUBJECT", value="idp:alice")
+    assert (await house.operator.administer("Revoke", revoke)).id
+    wide = {"audiences": ("auth",), "scopes": ("admin",)}
+    administrator = await house.world.enlist(house.operator, "acme", "admin", **wide)
+    error = await failure(administrator.administer("Revoke", revoke))
+    assert isinstance(error, NotFound)

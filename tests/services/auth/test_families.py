@@ -16,7 +16,12 @@ from casemate.gate.core.records import Revocation, RevocationKind
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.keys import DataKey
 from services.auth.refresh_tokens import RefreshTokens
+from services.auth.store.changes import begin_change
+from services.auth.store.families import FamilyStore, end_families
+from services.auth.store.revoking import add_revocation
+from services.auth.token_issuer import Entitlement
 from tests.services.auth.lines import GATEWAY, OWNER, THIEF, begin_line, enlist
+from tests.services.auth.world import SOON
 
 SECOND = timedelta(seconds=1)
 
@@ -271,3 +276,59 @@ async def test_revoking_another_clients_refresh_token_has_no_effect(line):
     assert (await line.row()).ended_at is None
     await line.families.end_own(line.first, client=GATEWAY)
     assert (await line.row()).ended_at is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (RevocationKind.SUBJECT, "idp:alice"),
+        (RevocationKind.SUBJECT, "idp:"),
+        (RevocationKind.CLIENT, GATEWAY.client_id),
+        (RevocationKind.SPIFFE_ID, OWNER),
+    ],
+)
+async def test_no_family_begins_on_what_was_revoked_since_it_was_looked_at(line, shelf, kind, value):
+    """A revocation that commits between the look at the subject and the insert finds no family to end."""
+    now = line.clock.now()
+    moment = now if kind is not RevocationKind.SPIFFE_ID else None
+    said = Revocation(id="r-1", kind=kind, value=value, not_before=moment, expires_at=now + timedelta(minutes=6))
+    other = replace(said, id="r-2", value=value + "x")
+    entitlement = Entitlement(
+        tenant="acme",
+        client_id=GATEWAY.client_id,
+        subject="idp:alice",
+        audience="inference",
+        scopes=("models.infer",),
+        actors=(GATEWAY.client_id,),
+    )
+    await shelf.store.revoke(other, now=now)
+    _, first = await line.families.begin(entitlement, spiffe_id=OWNER, said_at=now)
+    await line.refresh(first.reveal())
+    await shelf.store.revoke(said, now=now)
+    with pytest.raises(Unauthenticated):
+        await line.families.begin(entitlement, spiffe_id=OWNER, said_at=now)
+    assert await shelf.pool.fetchval("SELECT count(*) FROM refresh_family WHERE ended_at IS NULL") == 0
+
+
+async def test_a_family_waits_for_the_change_that_may_end_it(line, shelf):
+    """Neither sees nor is seen: without the lock, the revocation ends what is there and the family comes after."""
+    now = line.clock.now()
+    family = replace(line.family, id="A" * 22)
+    revocation = Revocation(
+        id="r-1",
+        kind=RevocationKind.SUBJECT,
+        value="idp:alice",
+        not_before=now,
+        expires_at=now + timedelta(minutes=6),
+    )
+    families = FamilyStore(pool=shelf.pool, tables=shelf.tables)
+    async with shelf.pool.acquire() as connection, begin_change(connection) as change:
+        await end_families(shelf.tables, change, now=now, subject="idp:alice")
+        begun = asyncio.create_task(families.add(family, said_at=now))
+        async with asyncio.timeout(SOON):
+            while not await shelf.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        await add_revocation(shelf.tables, change, revocation)
+    with pytest.raises(Unauthenticated):
+        await begun
+    assert await families.get(family.id) is None

@@ -69,7 +69,7 @@ class RevocationIndex:
             or self._matches(RevocationKind.KEY, token.kid, now)
             or self._matches(RevocationKind.CERTIFICATE, token.certificate_thumbprint, now)
             or self._matches(RevocationKind.CLIENT, token.client_id, now, token.issued_at)
-            or self._matches(RevocationKind.SUBJECT, token.subject, now, token.issued_at)
+            or self._matches_subject(token.subject, now, token.issued_at)
         )
         if revoked:
             raise Unauthenticated("the token is revoked", reason=Reason.TOKEN_REVOKED)
@@ -80,8 +80,17 @@ class RevocationIndex:
         Raises:
             Unauthenticated: TOKEN_REVOKED.
         """
-        if self._matches(RevocationKind.SUBJECT, subject, now, issued_at):
+        if self._matches_subject(subject, now, issued_at):
             raise Unauthenticated("the subject is revoked", reason=Reason.TOKEN_REVOKED)
+
+    def check_client(self, client_id: str, issued_at: datetime, now: datetime) -> None:
+        """Refuses what a client was given, or had others speak for it with, before it was revoked.
+
+        Raises:
+            Unauthenticated: TOKEN_REVOKED.
+        """
+        if self._matches(RevocationKind.CLIENT, client_id, now, issued_at):
+            raise Unauthenticated("the client is revoked", reason=Reason.TOKEN_REVOKED)
 
     def check_peer(self, spiffe_id: str, thumbprint: str, now: datetime) -> None:
         """Refuses a certificate that any live revocation matches.
@@ -95,6 +104,13 @@ class RevocationIndex:
             RevocationKind.SPIFFE_ID, spiffe_id, now
         ):
             raise Unauthenticated("the certificate is revoked", reason=Reason.PEER_REFUSED)
+
+    def _matches_subject(self, subject: str, now: datetime, issued_at: datetime) -> bool:
+        """A subject by its name, or by the issuer that said it: `<issuer>:` stands for all of its subjects."""
+        if self._matches(RevocationKind.SUBJECT, subject, now, issued_at):
+            return True
+        issuer, said_by_another, _ = subject.partition(":")
+        return bool(said_by_another) and self._matches(RevocationKind.SUBJECT, f"{issuer}:", now, issued_at)
 
     def _matches(self, kind: RevocationKind, value: str, now: datetime, issued_at: datetime | None = None) -> bool:
         for revocation in self._by_value[kind].get(value, ()):
