@@ -2,8 +2,9 @@
 
 A row of authority that was genuine once can be put back by whoever writes to the
 database, its MAC included: an upload as it was before it was promoted, a schedule as
-it was before it was loosened. Where the service itself would then delete a data key,
-which that writer cannot, it asks the log first.
+it was before it was loosened, a label; and any row can be taken away. Where the
+service itself would then delete a data key, which that writer cannot, it asks the log
+first.
 
 If this fails: the owner of the rows has this service destroy keys of the other database.
 """
@@ -21,22 +22,24 @@ if TYPE_CHECKING:
     from services.datasets.log_store import LogStore
     from services.datasets.upload import Upload
 
-_KINDS = (b'"kind":"manifest"', b'"kind":"promotion"', b'"kind":"retention"')
+_KINDS = (b'"kind":"label"', b'"kind":"manifest"', b'"kind":"promotion"', b'"kind":"retention"')
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Promotions and schedules as the log has them.
+    """Promotions, schedules and labels as the log has them.
 
     Attributes:
         manifests: tenant, dataset, version and manifest (digest, hexadecimal) of every attempt.
         promotions: tenant, dataset, version and manifest (digest, hexadecimal) of every version.
         schedules: the log's last entry about each dataset's retention.
+        labels: what each label of a dataset names by the last entry about it.
     """
 
     manifests: frozenset[tuple[str, str, int, str]]
     promotions: frozenset[tuple[str, str, int, str]]
     schedules: dict[tuple[str, str], int]
+    labels: dict[tuple[str, str], dict[str, int]]
 
     def has_unfinished(self, upload: Upload) -> bool:
         """Whether this very attempt began and never became a version, whatever its row says.
@@ -56,6 +59,7 @@ async def read_log(pool: Pool, log: LogStore) -> Logged:
     manifests: set[tuple[str, str, int, str]] = set()
     promotions: set[tuple[str, str, int, str]] = set()
     schedules: dict[tuple[str, str], int] = {}
+    labels: dict[tuple[str, str], dict[str, int]] = {}
     async with transaction(pool, isolation="repeatable_read") as connection:
         async for index, entry in log.scan(connection):
             if not any(kind in entry for kind in _KINDS):
@@ -69,4 +73,13 @@ async def read_log(pool: Pool, log: LogStore) -> Logged:
                 found.add((body["tenant"], body["dataset"], body["version"], body["manifest_sha256"]))
             elif said["kind"] == "retention":
                 schedules[body["tenant"], body["dataset"]] = index
-    return Logged(frozenset(manifests), frozenset(promotions), schedules)
+            elif said["kind"] == "label":
+                _move(labels.setdefault((body["tenant"], body["dataset"]), {}), body["label"], body["version"])
+    return Logged(frozenset(manifests), frozenset(promotions), schedules, labels)
+
+
+def _move(labels: dict[str, int], label: str, version: int) -> None:
+    if version:
+        labels[label] = version
+    else:
+        labels.pop(label, None)

@@ -139,6 +139,16 @@ class ScheduleStore:
             if logged.schedules.get((schedule.tenant, schedule.dataset)) != schedule.log_index:
                 raise StoredDataUnreadable(f"the schedule of {schedule.tenant}/{schedule.dataset} is not the last one")
 
+    def require_labels(self, schedule: Schedule, labels: Mapping[str, int], logged: Logged) -> None:
+        """Returns if the labels in the table are those that the log has: none was taken away or put back.
+
+        Raises:
+            StoredDataUnreadable: they are not.
+        """
+        with self._alarms.on_authority():
+            if labels != logged.labels.get((schedule.tenant, schedule.dataset), {}):
+                raise StoredDataUnreadable(f"the labels of {schedule.tenant}/{schedule.dataset} are not the log's")
+
     async def versions(self, tenant: str, dataset: str) -> list[Upload]:
         """The readable versions of a dataset, newest first. Rows that do not verify alarm and are left out."""
         async with connected(self._pool) as connection:
@@ -219,19 +229,27 @@ class Retention:
     async def _keep(self, now: datetime) -> int:
         gone = 0
         for schedule in await self._schedules.all():
-            tenant, dataset = schedule.tenant, schedule.dataset
-            labelled = frozenset((await self._labels.all(tenant, dataset)).values())
-            versions = await self._schedules.versions(tenant, dataset)
-            due = schedule.beyond(versions, labelled=labelled, now=now)
-            if due:
-                self._schedules.require_last(schedule, await self._discards.logged())
-            for upload in due:
+            for upload in await self._due(schedule, now):
                 try:
-                    await self._shredder.shred(tenant=tenant, dataset=dataset, version=upload.version)
+                    await self._shredder.shred(tenant=upload.tenant, dataset=upload.dataset, version=upload.version)
                 except NotFound:  # another replica, or an operator, was first
                     continue
                 gone += 1
         return gone
+
+    async def _due(self, schedule: Schedule, now: datetime) -> list[Upload]:
+        """What is to go by a schedule, if its row and the labels' are those that the log has."""
+        tenant, dataset = schedule.tenant, schedule.dataset
+        labels = await self._labels.all(tenant, dataset)
+        versions = await self._schedules.versions(tenant, dataset)
+        if not schedule.beyond(versions, labelled=frozenset(labels.values()), now=now):
+            return []
+        logged = await self._discards.logged()
+        self._schedules.require_last(schedule, logged)
+        if labels != logged.labels.get((tenant, dataset), {}):  # somebody moved one meanwhile, or the table lies
+            labels, logged = await self._labels.all(tenant, dataset), await self._discards.logged()
+        self._schedules.require_labels(schedule, labels, logged)
+        return schedule.beyond(versions, labelled=frozenset(labels.values()), now=now)
 
     async def _end(self, upload: Upload) -> datetime:
         """When an attempt expires; read once from its manifest."""

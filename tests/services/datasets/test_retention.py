@@ -248,3 +248,28 @@ async def test_a_stricter_schedule_put_back_after_it_was_loosened_shreds_nothing
     await retain(actor, keep_versions=2)
     assert await world.running.retention.look() == 1
     assert await keys(world) == 2
+
+
+@pytest.mark.parametrize("put_back", [False, True], ids=["taken away", "put back"])
+async def test_a_label_that_sql_took_away_or_put_back_gives_no_version_to_retention(world, put_back):
+    actor, _ = await versions(world, 4)
+    await move(actor, "golden", 2, 0)
+    async with world.sql() as sql:
+        row = await sql.fetchrow("SELECT * FROM labels")
+        if put_back:
+            await move(actor, "golden", 1, 2)
+        true = await sql.fetchrow("SELECT * FROM labels")
+        await retain(actor, keep_versions=2)
+        await sql.execute("DELETE FROM labels")
+        places = ", ".join(f"${place}" for place in range(1, len(row) + 1))
+        insert = f"INSERT INTO labels VALUES ({places})"  # noqa: S608  # places alone
+        if put_back:
+            await sql.execute(insert, *row.values())
+        with pytest.raises(StoredDataUnreadable):
+            await world.running.retention.look()
+        assert world.running.metrics.value("authority_alarms_total") == 1
+        assert (await keys(world), [state for _, state in await states(world)]) == (4, ["promoted"] * 4)
+        await sql.execute("DELETE FROM labels")
+        await sql.execute(insert, *true.values())
+    assert await world.running.retention.look() == 1
+    assert len((await actor.pull(version=1 if put_back else 2))[1]) == 3, "what the label names stays"
