@@ -1,7 +1,7 @@
 """Arrow: a row is one IPC message, a record batch of the schema that the columns declare. Nothing of it is trusted.
 
 The message's frame is read by Arrow's verifier, its header by us before anything
-of its body is: compression, dictionaries and counts are refused there. A batch is
+of its body is: compression, dictionaries, counts and buffers that overlap are refused there. A batch is
 then judged whole (`validate(full=True)`: buffers, offsets, UTF-8, null counts)
 before a value of it is looked at.
 """
@@ -15,8 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import ipc
 
+from casemate.signing.arrow_buffers import require_disjoint_buffers, table_field
 from casemate.signing.arrow_form import arrow_schema
-from casemate.signing.framing import MAXIMUM_LONE_ROW_BYTES, MAXIMUM_ROW_BYTES, MAXIMUM_ROW_RECORDS
+from casemate.signing.framing import (
+    MAXIMUM_LONE_ROW_BYTES,
+    MAXIMUM_RECORD_BYTES,
+    MAXIMUM_ROW_BYTES,
+    MAXIMUM_ROW_RECORDS,
+)
 from services.datasets.bad_records import MOST_NAMED, BadRecord, refuse
 from services.datasets.record_values import COMPLAINTS, EMPTY, NO_CATEGORY, OUT_OF_BOUNDS, json_text_check
 
@@ -88,7 +94,9 @@ class ArrowCheck:
             message = ipc.read_message(row)
             if message.type != "record batch":
                 raise BadRecord("an Arrow message that is no record batch")
-            _require_header(message.metadata.to_pybytes(), len(row))
+            metadata = message.metadata.to_pybytes()
+            _require_header(metadata, len(row))
+            require_disjoint_buffers(metadata, message.body.size)
             batch = ipc.read_record_batch(message, self._schema)
             batch.validate(full=True)
         except (pa.ArrowException, OSError, EOFError, struct.error, ValueError) as error:
@@ -116,31 +124,20 @@ def _require_header(metadata: bytes, size: int) -> None:
         struct.error: it is shorter than it says.
     """
     message = struct.unpack_from("<I", metadata)[0]
-    place = _field(metadata, message, _HEADER)
+    place = table_field(metadata, message, _HEADER)
     if place is None:
         raise BadRecord(_NO_MESSAGE)
     batch = place + struct.unpack_from("<I", metadata, place)[0]
-    if _field(metadata, batch, _COMPRESSION) is not None:
+    if table_field(metadata, batch, _COMPRESSION) is not None:
         raise BadRecord("a compressed record batch")
-    if _field(metadata, batch, _VARIADIC) is not None:
+    if table_field(metadata, batch, _VARIADIC) is not None:
         raise BadRecord("a record batch of another layout")
-    length = _field(metadata, batch, _LENGTH)
+    length = table_field(metadata, batch, _LENGTH)
     count = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
     if not 1 <= count <= MAXIMUM_ROW_RECORDS:
         raise BadRecord(f"a record batch without 1 to {MAXIMUM_ROW_RECORDS} records")
     if size > (MAXIMUM_LONE_ROW_BYTES if count == 1 else MAXIMUM_ROW_BYTES):
         raise BadRecord("a record batch of more than 256 KiB, or one record of more than 8 MiB")
-
-
-def _field(metadata: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffers table is, if it is there."""
-    vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    if vtable < 0:
-        raise BadRecord(_NO_MESSAGE)
-    if 4 + 2 * number >= struct.unpack_from("<H", metadata, vtable)[0]:
-        return None
-    offset: int = struct.unpack_from("<H", metadata, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else None
 
 
 _Judge = "Callable[[Any], int | None]"
@@ -161,6 +158,7 @@ def _judgements(column: Column) -> list[tuple[Callable[[Any], int | None], str]]
     if column.type == "timestamp":
         judges.append((_outside(*_TIMES, view=pa.int64()), "outside the years 1 to 9999"))
     if column.type == "json":
+        judges.append((_first_too_long, "JSON of 1 MiB or more"))
         judges.append((_first_not_json(column), COMPLAINTS["json"]))
     return judges
 
@@ -220,6 +218,11 @@ def _in_elements(judge: Callable[[Any], int | None]) -> Callable[[Any], int | No
         return place
 
     return judge_lists
+
+
+def _first_too_long(values: Any) -> int | None:  # noqa: ANN401
+    """The first text of more than 1 MiB: parsed, eight of them would take hundreds."""
+    return _first_false(pc.less(pc.binary_length(values), MAXIMUM_RECORD_BYTES), values)
 
 
 def _first_not_json(column: Column) -> Callable[[Any], int | None]:

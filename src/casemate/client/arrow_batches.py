@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import struct
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from casemate.errors import StoredDataUnreadable
+from casemate.signing.arrow_buffers import require_disjoint_buffers
 from casemate.signing.arrow_form import arrow_schema, arrow_stream
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class ArrowBatches:
         """
         try:
             if self._encoding == "arrow":
+                for row in rows:
+                    message = ipc.read_message(row)
+                    require_disjoint_buffers(message.metadata.to_pybytes(), message.body.size)
                 stream = b"".join(arrow_stream(rows, self._columns))
                 table = ipc.open_stream(pa.py_buffer(stream)).read_all().combine_chunks()
                 found = table.to_batches()
@@ -53,7 +58,16 @@ class ArrowBatches:
             values = self._values(rows, self._columns)
             arrays = [pa.array(column, type=field.type) for column, field in zip(values, self._schema, strict=True)]
             return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (
+            pa.ArrowException,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            OSError,
+            EOFError,
+            struct.error,
+        ) as error:
             raise StoredDataUnreadable("a proven row does not fit its own schema") from error
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.errors import InvalidRequest, Reason
+from casemate.client.arrow_batches import ArrowBatches
+from casemate.errors import InvalidRequest, Reason, StoredDataUnreadable
 from casemate.signing.arrow_form import arrow_schema
 from casemate.signing.columns import Column
 from casemate.signing.framing import MAXIMUM_LONE_ROW_BYTES
@@ -209,3 +210,43 @@ def test_any_bytes_changed_give_a_valid_batch_or_our_refusal(place, value, lengt
             assert CHECK.require([each], first_record=0) <= 1024
     except InvalidRequest:
         pass
+
+
+def overlapping(columns: int, text: str) -> tuple[tuple[Column, ...], bytes, bytes]:
+    """Columns of JSON, a batch of one record of them, and the same with all of them over the first one's bytes."""
+    schema = tuple(Column(name=f"j{number}", type="json") for number in range(columns))
+    arrays = [pa.array([text]), *[pa.array(["1"])] * (columns - 1)]
+    good = pa.record_batch(arrays, schema=arrow_schema(schema)).serialize().to_pybytes()
+    # Three buffers a column, each sixteen bytes of the header: where they begin is after their count.
+    begun = good.index(struct.pack("<I", 3 * columns) + struct.pack("<qq", 0, 0)) + 4
+    bad = good[: begun + 48] + good[begun : begun + 48] * (columns - 1) + good[begun + 48 * columns :]
+    return schema, good, bad
+
+
+def test_columns_that_share_their_bytes_are_refused_by_the_service_and_by_the_reader():
+    schema, good, bad = overlapping(64, "[" + "1," * 50_000 + "1]")
+    assert len(bad) == len(good)
+    check, read = record_check("arrow", schema), ArrowBatches(schema, encoding="arrow")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(InvalidRequest) as caught:
+        check.require([bad], first_record=7)
+    assert caught.value.violations[0].field == "records[7]"
+    with pytest.raises(StoredDataUnreadable):
+        read([bad])
+    assert pa.total_allocated_bytes() - before < 1 << 20
+    assert check.require([good], first_record=7) == 1
+    assert read([good]).num_rows == 1
+
+
+def test_a_text_of_json_is_less_than_1_mib_however_large_its_record_may_be():
+    schema = (Column(name="said", type="json"), Column(name="blob", type="bytes"))
+    check = record_check("arrow", schema)
+
+    def lone(text: str) -> bytes:
+        arrays = [pa.array([text]), pa.array([bytes(3 << 20)])]
+        return pa.record_batch(arrays, schema=arrow_schema(schema)).serialize().to_pybytes()
+
+    with pytest.raises(InvalidRequest) as caught:
+        check.require([lone(f'"{"x" * (1 << 20)}"')], first_record=0)
+    assert caught.value.violations[0].field == "records[0].said"
+    assert check.require([lone(f'"{"x" * ((1 << 20) - 3)}"')], first_record=0) == 1
