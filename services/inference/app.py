@@ -172,16 +172,17 @@ class Service:
             limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
         )
         self.models = self._models(trust, serving)
-        self.streams = Streams(limit=max(1, serving.threads // 2), idle=serving.stream_idle)
+        places = max(1, serving.threads * 3 // 4)  # the gate's: it keeps a quarter of them for other tenants
+        self.streams = Streams(limit=places, idle=serving.stream_idle)
         self.predictions = Predictions(
             catalogue=self.catalogue,
-            limits=Limits(reply_bytes=serving.max_message_bytes),
+            limits=Limits(object_bytes=serving.max_message_bytes, reply_bytes=serving.max_message_bytes),
             streams=self.streams,
             deadline=serving.deadline,
         )
         dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
         gate = build_gate(dependencies, trust_domain=trust_domain, post_quantum=post_quantum, workers=workers)
-        self._interceptor = GateInterceptor(gate, streams=max(1, serving.threads * 3 // 4))
+        self._interceptor = GateInterceptor(gate, streams=places)
         self._server = self._build_server(dependencies.source, address, serving, lame_duck, shared=seat is not None)
 
     def _models(self, trust: TrustView, serving: ServingSettings) -> Models:

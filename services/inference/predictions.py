@@ -15,7 +15,7 @@ from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.batch_jobs import CallerLeft, Terms
 from services.inference.non_finite import require_finite
 from services.inference.publishing import tenant_of
-from services.inference.tensors import encode_typed, view_raw
+from services.inference.tensors import encode_typed, encoded_bytes, view_raw
 from services.inference.validation import Limits, Tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Predictions:
         total, raw = 0, []
         for spec in tensors.outputs:
             array = rounded(outputs[spec.name], spec, loaded.serving.output_decimals)
-            total += array.nbytes
+            total += encoded_bytes(array, spec.datatype)
             if total > self._limits.reply_bytes:
                 raise Exhausted("the reply is too large", reason=Reason.REQUEST_TOO_LARGE)
             output = response.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=array.shape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 _LENGTH = struct.Struct("<I")
 _WORTH_A_VIEW = 64 * 1024
+_AT_ONCE = 4096
+
+BYTES_ELEMENT_COST = 64
+"""Memory that one BYTES element takes beside its payload: a Python string and the pointer to it."""
+
+TYPED_ELEMENT_COST = 32
+"""Memory that one number in typed contents takes, which may be one byte on the wire."""
 
 
 class ValuesInvalid(Exception):
@@ -141,23 +148,31 @@ def decode_typed(values: Sequence[Any], datatype: Datatype, shape: Sequence[int]
         return array.reshape(shape)
     # The wire field is wider than the narrow integers; numpy would wrap what does not fit.
     if datatype.dtype.kind in "iu" and datatype.width < 4:
-        wide = np.array(values, dtype=np.int64)
+        wide = np.fromiter(values, dtype=np.int64, count=len(values))
         limits = np.iinfo(datatype.dtype)
         if int(wide.min()) < limits.min or int(wide.max()) > limits.max:
             raise ValuesInvalid("has a value out of the datatype's range")
         return wide.astype(datatype.dtype).reshape(shape)
-    return np.array(values, dtype=datatype.dtype).reshape(shape)
+    return np.fromiter(values, dtype=datatype.dtype, count=len(values)).reshape(shape)
 
 
 def encode_raw(array: Array, datatype: Datatype) -> bytes:
     """The array row-major, little-endian; BYTES with their lengths."""
     if datatype.width is not None:
         return np.ascontiguousarray(array, dtype=datatype.dtype).tobytes()
-    pieces: list[bytes] = []
+    joined = bytearray()
     for element in array.reshape(-1):
         encoded = _encoded(element)
-        pieces += (_LENGTH.pack(len(encoded)), encoded)
-    return b"".join(pieces)
+        joined += _LENGTH.pack(len(encoded))
+        joined += encoded
+    return bytes(joined)
+
+
+def encoded_bytes(array: Array, datatype: Datatype) -> int:
+    """How many bytes `encode_raw` would make: of BYTES what the elements hold, not the pointers to them."""
+    if datatype.width is not None:
+        return int(array.size) * datatype.width
+    return sum(_LENGTH.size + _encoded_length(element) for element in array.reshape(-1))
 
 
 def view_raw(array: Array, datatype: Datatype) -> bytes | memoryview:
@@ -168,13 +183,12 @@ def view_raw(array: Array, datatype: Datatype) -> bytes | memoryview:
     return shown
 
 
-def encode_typed(array: Array, datatype: Datatype) -> list[Any]:
-    """The elements as typed contents take them."""
+def encode_typed(array: Array, datatype: Datatype) -> Iterator[Any]:
+    """The elements as typed contents take them; few of them are Python objects at a time."""
     flat = array.reshape(-1)
-    if datatype.width is not None:
-        values: list[Any] = flat.tolist()
-        return values
-    return [_encoded(element) for element in flat]
+    for start in range(0, len(flat), _AT_ONCE):
+        piece = flat[start : start + _AT_ONCE]
+        yield from piece.tolist() if datatype.width is not None else map(_encoded, piece)
 
 
 def _text(value: bytes) -> str:
@@ -183,6 +197,12 @@ def _text(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise ValuesInvalid("BYTES elements must be UTF-8") from error
+
+
+def _encoded_length(element: object) -> int:
+    if isinstance(element, str) and element.isascii():
+        return len(element)
+    return len(_encoded(element))
 
 
 def _encoded(element: object) -> bytes:

@@ -18,8 +18,10 @@ import numpy as np
 
 from casemate.errors import FieldViolation, InvalidRequest
 from services.inference.tensors import (
+    BYTES_ELEMENT_COST,
     CONTENTS_FIELDS,
     DATATYPES,
+    TYPED_ELEMENT_COST,
     Datatype,
     TensorSpec,
     ValuesInvalid,
@@ -63,13 +65,13 @@ class Limits:
 
     Attributes:
         elements: of all input tensors together.
-        object_elements: of those that become Python objects on the way, BYTES and typed contents: a wire
-            byte of them costs tens of bytes of memory.
+        object_bytes: of memory for what becomes Python objects on the way, BYTES and typed contents: a wire
+            byte of them costs tens of bytes. Judged by their number before any is made.
         reply_bytes: of all output tensors together.
     """
 
     elements: int = 64 * 1024 * 1024
-    object_elements: int = 4 * 1024 * 1024
+    object_bytes: int = 64 * 1024 * 1024
     reply_bytes: int = 64 * 1024 * 1024
 
 
@@ -128,8 +130,7 @@ def read_tensors(
     raw = bool(request.raw_input_contents)
     if sum(counts) > limits.elements:
         found.add("inputs", "hold more elements than one request may")
-    if _objects(request, counts) > limits.object_elements:
-        found.add("inputs", "hold more BYTES or typed elements than one request may")
+    _check_objects(request, counts, limits.object_bytes, found)
     found.raise_if_any()
     _check_contents(request, counts, found)
     found.raise_if_any()
@@ -266,10 +267,17 @@ def _check_shape(tensor: InputTensor, spec: TensorSpec, field: str, found: _Viol
     return count
 
 
-def _objects(request: InferRequest, counts: Sequence[int]) -> int:
-    if not request.raw_input_contents:
-        return sum(counts)
-    return sum(count for tensor, count in zip(request.inputs, counts, strict=True) if tensor.datatype == "BYTES")
+def _check_objects(request: InferRequest, counts: Sequence[int], left: int, found: _Violations) -> None:
+    raw = request.raw_input_contents
+    for index, (tensor, count) in enumerate(zip(request.inputs, counts, strict=True)):
+        if tensor.datatype == "BYTES":
+            left -= count * BYTES_ELEMENT_COST + (len(raw[index]) if raw else 0)
+        elif not raw:
+            left -= count * TYPED_ELEMENT_COST
+        if left < 0:
+            field = f"raw_input_contents[{index}]" if raw else f"inputs[{index}].contents"
+            found.add(field, "holds more BYTES or typed elements than one request may")
+            return
 
 
 def _check_contents(request: InferRequest, counts: Sequence[int], found: _Violations) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 UNWALKED_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 65_536
-MAX_VARINTS: Final = 4 * 1024 * 1024
+MAX_VARINTS: Final = 2 * 1024 * 1024
 MAX_OTHER_BYTES: Final = 1024 * 1024
 """Of every method that carries no tensors."""
 

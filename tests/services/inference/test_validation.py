@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 
 from casemate.errors import InvalidRequest
 from casemate.open_inference.v2 import open_inference_pb2 as wire
-from services.inference.tensors import DATATYPES, TensorSpec, encode_raw, encode_typed
+from services.inference.tensors import (
+    BYTES_ELEMENT_COST,
+    DATATYPES,
+    TYPED_ELEMENT_COST,
+    TensorSpec,
+    encode_raw,
+    encode_typed,
+    encoded_bytes,
+)
 from services.inference.validation import MAX_TENSORS, Limits, Tensors, read_tensors
 
 IMAGE = TensorSpec("image", DATATYPES["FP32"], (-1, 4))
@@ -104,12 +113,31 @@ def test_a_product_beyond_the_cap_is_refused_and_one_below_it_is_read() -> None:
     assert read(raw_request(), limits=Limits(elements=8)).rows == 2
 
 
-def test_elements_that_become_objects_have_a_lower_cap_than_those_that_do_not() -> None:
-    limits = Limits(object_elements=3)
-    assert violations(typed_request(), limits=limits) == {"inputs"}
-    assert violations(bytes_request(bytes(16), 4), NAMES, limits=limits) == {"inputs"}
+def test_elements_that_become_objects_are_judged_by_the_memory_that_they_will_take() -> None:
+    limits = Limits(object_bytes=3 * BYTES_ELEMENT_COST + 12)
+    assert violations(bytes_request(bytes(16), 4), NAMES, limits=limits) == {"raw_input_contents[0]"}
+    assert violations(bytes_request(b"\x01\x00\x00\x00a" * 3, 3), NAMES, limits=limits) == {"raw_input_contents[0]"}
     assert read(bytes_request(bytes(12), 3), NAMES, limits=limits).rows == 3
-    assert read(raw_request(), limits=limits).rows == 2
+    assert violations(typed_request(), limits=Limits(object_bytes=4 * TYPED_ELEMENT_COST - 1)) == {"inputs[0].contents"}
+    assert read(typed_request(), limits=Limits(object_bytes=4 * TYPED_ELEMENT_COST)).rows == 1
+    assert read(raw_request(), limits=Limits(object_bytes=0)).rows == 2
+
+
+def test_four_million_short_texts_are_refused_before_one_of_them_is_made() -> None:
+    count = 4_000_000
+    request = bytes_request(b"\x02\x00\x00\x00ab" * count, count)
+    tracemalloc.start()
+    try:
+        assert violations(request, NAMES) == {"raw_input_contents[0]"}
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024 + len(request.raw_input_contents[0])
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_length_of_a_reply_is_that_of_its_texts_and_not_of_the_pointers_to_them() -> None:
+    texts = np.array(["a" * 1000, "é", b"\xff"], dtype=object)
+    assert encoded_bytes(texts, DATATYPES["BYTES"]) == len(encode_raw(texts, DATATYPES["BYTES"])) == 1015
+    assert encoded_bytes(np.zeros((2, 3), "<f4"), DATATYPES["FP32"]) == 24
 
 
 def test_raw_and_typed_contents_do_not_mix() -> None:
