@@ -136,6 +136,7 @@ def _entitlement(
         audience=wish.audience,
         scopes=tuple(sorted(wanted)),
         actors=actors,
+        parents=subject.parents,
         session_id=subject.session_id or new_family_id(),
         not_after=subject.expires_at,
     )

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from casemate.clock import Clock
 from casemate.errors import PermissionDenied, Reason, Unauthenticated
-from casemate.gate.core.jose import parse_token
 from casemate.gate.core.trust import TrustSnapshot
 from casemate.gate.core.verifier import TokenVerifier
 from services.auth.credential_records import OUR_OWN
@@ -40,6 +39,7 @@ class Subject:
         session_id: what its tokens die with; None: nothing yet.
         expires_at: when the subject token ends.
         said_at: when the subject token was issued; never after it was verified.
+        parents: our tokens that were exchanged to come here, the last one first.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Subject:
     session_id: str | None
     expires_at: datetime
     said_at: datetime
+    parents: tuple[str, ...] = ()
 
 
 class Subjects:
@@ -91,7 +92,8 @@ class Subjects:
             name=token.subject,
             source=OUR_OWN,
             scopes=token.scopes,
-            actors=_actors(parse_token(text).read_claims()),
+            actors=token.actors,
+            parents=(token.token_id, *token.parents),
             session_id=token.session_id or token.token_id,
             expires_at=token.expires_at,
             said_at=min(token.issued_at, now),
@@ -165,13 +167,3 @@ def _check_use(claims: Mapping[str, Any], *, client: Client, thumbprint: str) ->
         raise invalid_grant("the subject token is bound to somebody else")
     if "act" in claims:
         raise invalid_grant("an actor whom nobody here knows")
-
-
-def _actors(claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """The chain of actors of a token that was verified, the last one first."""
-    found: list[str] = []
-    act = claims.get("act")
-    while isinstance(act, dict):
-        found.append(str(act.get("sub", "")))
-        act = act.get("act")
-    return tuple(found)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Any, Final
 
 from casemate.clock import Clock
@@ -54,6 +55,7 @@ class Entitlement:
         audience: the one service that it is for.
         scopes: what it carries, sorted.
         actors: who speaks for the subject, the last one first; empty if it speaks for itself.
+        parents: identifiers of the tokens that they exchanged, the last one first: it dies with each.
         session_id: the session that it dies with, if it has one.
         not_after: no later than this, if there is such a limit.
     """
@@ -64,6 +66,7 @@ class Entitlement:
     audience: str
     scopes: tuple[str, ...]
     actors: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
     session_id: str | None = None
     not_after: datetime | None = None
 
@@ -210,8 +213,10 @@ def _claims(entitlement: Entitlement, thumbprint: str) -> dict[str, Any]:
     if entitlement.session_id is not None:
         claims["sid"] = entitlement.session_id
     act: dict[str, Any] | None = None
-    for actor in reversed(entitlement.actors):  # RFC 8693 section 4.1: the last one is the outermost
-        act = {"sub": actor} if act is None else {"sub": actor, "act": act}
+    chain = list(zip_longest(entitlement.actors, entitlement.parents[: len(entitlement.actors)]))
+    for actor, parent in reversed(chain):  # RFC 8693 section 4.1: the last one is the outermost
+        said = {"sub": actor} if parent is None else {"sub": actor, "jti": parent}
+        act = said if act is None else {**said, "act": act}
     if act is not None:
         claims["act"] = act
     return claims

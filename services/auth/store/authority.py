@@ -21,7 +21,7 @@ from services.auth.records import Client, LabelRow, OperatorChange, ReleaseHead,
 from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.families import end_families, end_families_of_issuer, session_revocation
 from services.auth.store.layouts import VersionRow
-from services.auth.store.revoking import add_revocation, covering
+from services.auth.store.revoking import add_revocation, covering, revoke_clients_of
 from services.auth.store.tables import AuthorityTables
 from services.auth.store.token_keys import activate
 
@@ -193,6 +193,8 @@ class AuthorityStore:
                 living = await end_families(self._tables, change, now=now, **{column: revocation.value})
             if revocation.kind is RevocationKind.SUBJECT and revocation.value.endswith(":"):
                 await end_families_of_issuer(self._tables, change, revocation.value[:-1], now=now)
+            if revocation.kind is RevocationKind.SPIFFE_ID:
+                await revoke_clients_of(self._tables, change, revocation.value, now=now)
             if revocation.kind is RevocationKind.TOKEN:
                 # What was exchanged for a token without a session has that token for its session.
                 await add_revocation(self._tables, change, session_revocation(revocation.value, now))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from casemate.gate.core.records import Revocation, RevocationKind
 from casemate.gate.core.revocations import RevocationIndex
 from casemate.storage.pool import storage_errors
 from services.auth.records import Family
 from services.auth.store.changes import Change, begin_change, hold_changes
-from services.auth.store.revoking import add_revocation, covering
+from services.auth.store.revoking import TOKENS_ARE_DEAD_AFTER, add_revocation, covering
 from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
     from casemate.storage.pool import Connection, Pool
-
-_TOKENS_ARE_DEAD_AFTER: Final = timedelta(minutes=6)
-"""One token life, and a minute for one that is being signed at this moment."""
 
 
 class FamilyStore:
@@ -124,5 +121,5 @@ def session_revocation(session_id: str, now: datetime) -> Revocation:
         id=f"revocation-{secrets.token_hex(12)}",
         kind=RevocationKind.SESSION,
         value=session_id,
-        expires_at=now + _TOKENS_ARE_DEAD_AFTER,
+        expires_at=now + TOKENS_ARE_DEAD_AFTER,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import secrets
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from casemate.gate.core.records import Revocation, RevocationKind
 from services.auth.store.changes import Change, EventKind
@@ -10,6 +12,10 @@ from services.auth.store.tables import AuthorityTables
 
 if TYPE_CHECKING:
     from casemate.storage.pool import Connection
+
+_SIGNED_WITHIN: Final = timedelta(minutes=1)
+TOKENS_ARE_DEAD_AFTER: Final = timedelta(minutes=5) + _SIGNED_WITHIN
+"""One token life, and a minute for one that is being signed at this moment."""
 
 
 async def add_revocation(
@@ -26,6 +32,19 @@ async def add_revocation(
     await tables.revocations.insert(change.connection, revocation)
     await change.tell(EventKind.REVOCATION, revocation.id)
     return revocation.id
+
+
+async def revoke_clients_of(tables: AuthorityTables, change: Change, spiffe_id: str, *, now: datetime) -> None:
+    """Revokes what the clients of a SPIFFE ID hold and what others hold by them: tokens do not say a SPIFFE ID."""
+    for client in await tables.clients.matching(change.connection, spiffe_id=spiffe_id):
+        revocation = Revocation(
+            id=f"revocation-{secrets.token_hex(12)}",
+            kind=RevocationKind.CLIENT,
+            value=client.client_id,
+            not_before=now + _SIGNED_WITHIN,
+            expires_at=now + TOKENS_ARE_DEAD_AFTER,
+        )
+        await add_revocation(tables, change, revocation)
 
 
 async def covering(tables: AuthorityTables, connection: Connection, revocation: Revocation) -> str | None:

@@ -16,7 +16,7 @@ from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.errors import InvalidRequest, NotFound, PermissionDenied, Reason, Unauthenticated
 from casemate.gate.core.records import RevocationKind
 from tests.services.auth.identities import GIVEN_TO, Signatory, exchange_grant, issuer_message
-from tests.services.auth.world import SOON, failure, open_shelf
+from tests.services.auth.world import SOON, failure, open_shelf, spiffe_id
 
 OURS = tokens.SUBJECT_TOKEN_TYPE_ACCESS_TOKEN
 THEIRS = tokens.SUBJECT_TOKEN_TYPE_JWT
@@ -243,13 +243,18 @@ async def test_e8_three_actors_are_the_most(house):
             source = {"source": "casemate", "refresh": False, "audience": audience}
             await house.allow(client_id=f"acme-{name}", **source)
         following = f"acme-{name}"
-    text = (await callers["one"].token("acme-two")).access_token
+    first = await callers["one"].token("acme-two")
+    text, token_ids = first.access_token, [first.token_id]
     for name, audience in (("two", "acme-three"), ("three", "acme-four"), ("four", "acme-five")):
         answer = await house.exchange(text, by=callers[name], kind=OURS, audience=audience)
         text = answer.access_token
+        token_ids.append(answer.token_id)
+    token_ids.pop()
     claims = jwt.decode(text, options={"verify_signature": False})
     assert claims["sub"] == "acme-one"
-    assert claims["act"] == {"sub": "acme-four", "act": {"sub": "acme-three", "act": {"sub": "acme-two"}}}
+    actors = claims["act"], claims["act"]["act"], claims["act"]["act"]["act"]
+    assert [actor["sub"] for actor in actors] == ["acme-four", "acme-three", "acme-two"]
+    assert [actor["jti"] for actor in actors] == list(reversed(token_ids))
     await _denied(house.exchange(text, by=callers["five"], kind=OURS))
 
 
@@ -377,3 +382,43 @@ async def test_an_operator_revokes_a_subject_whose_issuer_is_gone_and_an_adminis
     administrator = await house.world.enlist(house.operator, "acme", "admin", **wide)
     error = await failure(administrator.administer("Revoke", revoke))
     assert isinstance(error, NotFound)
+
+
+@pytest.mark.parametrize("ended", ["token", "client", "spiffe id"])
+async def test_what_was_exchanged_further_ends_with_the_middle_of_its_chain(house, ended):
+    frontend = await _chain(house)
+    middle = {"audiences": ("inference", "acme-gateway"), "scopes": ("models.infer",)}
+    between = await house.world.enlist(house.operator, "acme", "between", **middle)
+    await house.allow(client_id="acme-between", source="casemate", refresh=False, audience="acme-gateway")
+    front = {"audiences": ("acme-between",), "scopes": ("models.infer",)}
+    caller = await house.world.enlist(house.operator, "acme", "front", **front)
+    first = await caller.token("acme-between")
+    second = await house.exchange(first.access_token, by=between, kind=OURS, audience="acme-gateway")
+    third = await house.exchange(second.access_token, kind=OURS)
+    beside = await house.exchange((await frontend.token("acme-gateway")).access_token, kind=OURS)
+    assert await house.look(third.access_token)
+    if ended == "token":
+        await between.revoke_own(second.token_id)
+    elif ended == "client":
+        await house.operator.administer("DisableClient", admin.DisableClientRequest(client_id="acme-between"))
+    else:
+        name = spiffe_id("acme", "between")
+        revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=name)
+        await house.operator.administer("Revoke", revoke)
+    await _until_inactive(house, third.access_token)
+    assert await house.look(beside.access_token)
+    assert await caller.token("acme-between")
+
+
+async def test_a_token_bound_to_a_revoked_spiffe_id_is_not_active_to_a_service(house):
+    request = tokens.IntrospectTokenRequest(token=(await house.gateway.token("inference")).access_token)
+    service = house.world.service("inference")
+    other = await house.world.enlist(house.operator, "acme", "other", **INFERENCE)
+    beside = tokens.IntrospectTokenRequest(token=(await other.token("inference")).access_token)
+    assert (await service.ask("IntrospectToken", request)).active
+    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=spiffe_id("acme", "gateway"))
+    await house.operator.administer("Revoke", revoke)
+    async with asyncio.timeout(SOON):
+        while (await service.ask("IntrospectToken", request)).active:
+            await asyncio.sleep(0.01)
+    assert (await service.ask("IntrospectToken", beside)).active

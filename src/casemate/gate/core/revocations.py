@@ -70,6 +70,7 @@ class RevocationIndex:
             or self._matches(RevocationKind.CERTIFICATE, token.certificate_thumbprint, now)
             or self._matches(RevocationKind.CLIENT, token.client_id, now, token.issued_at)
             or self._matches_subject(token.subject, now, token.issued_at)
+            or (token.actors and self._matches_chain(token, now))
         )
         if revoked:
             raise Unauthenticated("the token is revoked", reason=Reason.TOKEN_REVOKED)
@@ -104,6 +105,12 @@ class RevocationIndex:
             RevocationKind.SPIFFE_ID, spiffe_id, now
         ):
             raise Unauthenticated("the certificate is revoked", reason=Reason.PEER_REFUSED)
+
+    def _matches_chain(self, token: VerifiedToken, now: datetime) -> bool:
+        """Who speaks for the subject, and the tokens that were exchanged on the way."""
+        return any(self._matches(RevocationKind.CLIENT, actor, now, token.issued_at) for actor in token.actors) or any(
+            self._matches(RevocationKind.TOKEN, parent, now) for parent in token.parents
+        )
 
     def _matches_subject(self, subject: str, now: datetime, issued_at: datetime) -> bool:
         """A subject by its name, or by the issuer that said it: `<issuer>:` stands for all of its subjects."""

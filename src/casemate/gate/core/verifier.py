@@ -51,6 +51,8 @@ class VerifiedToken:
         issued_at: `iat`; revocations of clients and subjects are judged by it.
         valid_from: the later of `iat` and `nbf`, less what two clocks may differ by.
         expires_at: `exp`.
+        actors: the clients that speak for the subject, the last one first.
+        parents: identifiers of the tokens that they exchanged for it: it dies with each of them.
     """
 
     tenant: str
@@ -64,6 +66,8 @@ class VerifiedToken:
     issued_at: datetime
     valid_from: datetime
     expires_at: datetime
+    actors: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
@@ -118,6 +122,8 @@ class TokenVerifier:
             issued_at=issued_at,
             valid_from=valid_from,
             expires_at=expires_at,
+            actors=_of_actors(claims, "sub"),
+            parents=_of_actors(claims, "jti"),
             seal=_SEAL,
         )
 
@@ -224,3 +230,17 @@ def _check_actors(claims: dict[str, Any]) -> None:
         if not isinstance(actor, dict):
             raise Unauthenticated("token actor is not an object")
     raise Unauthenticated("token has too many actors")
+
+
+def _of_actors(claims: dict[str, Any], name: str) -> tuple[str, ...]:
+    """What the chain of actors, which was bounded before, says under a name; the last actor first."""
+    if "act" not in claims:
+        return ()
+    found: list[str] = []
+    actor = claims["act"]
+    while actor is not None:
+        value = actor.get(name)
+        if isinstance(value, str):
+            found.append(value)
+        actor = actor.get("act")
+    return tuple(found)
