@@ -16,7 +16,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from casemate.errors import AlreadyExists, Conflict, FieldViolation, InvalidRequest, PermissionDenied, Reason
+from casemate.errors import (
+    AlreadyExists,
+    Conflict,
+    DigestMismatch,
+    FieldViolation,
+    InvalidRequest,
+    OutOfRange,
+    PermissionDenied,
+    Reason,
+)
 from casemate.sealing.rows import BatchContext, seal_rows
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
@@ -197,7 +206,7 @@ class OpenUpload:
         expected, wanted = self._upload, list[SealedChunk]()
         try:
             for each in arrived:
-                verdict = judge_chunk(expected, each.chunk, each.leaf_hash)
+                verdict = await self._verdict(expected, each)
                 if verdict is Verdict.EQUIVOCATION:
                     self._upload = await self._store.quarantine(self._upload.id, why="equivocation")
                     raise Conflict(f"other bytes at offset {each.chunk.offset}", reason=Reason.EQUIVOCATION)
@@ -211,6 +220,17 @@ class OpenUpload:
         require_not_quarantined(self._upload)
         # What the database said: behind these chunks, or further if another writer of the same bytes was faster.
         return self._upload.next_offset
+
+    async def _verdict(self, expected: Upload, arrived: ArrivedChunk) -> Verdict:
+        try:
+            return judge_chunk(expected, arrived.chunk, arrived.leaf_hash)
+        except (DigestMismatch, OutOfRange):
+            # Another stream of this upload may have stored that place since we looked; then these are other bytes.
+            stored = await self._store.current(self._upload.id)
+            if stored.next_offset <= arrived.chunk.offset:
+                raise
+            self._upload = stored
+            return judge_chunk(stored, arrived.chunk, arrived.leaf_hash)
 
     def _take(self, key: DataKey | None, chunk: PlannedChunk, data: bytes) -> ArrivedChunk:
         leaf_hash = merkle.leaf_hash(data)

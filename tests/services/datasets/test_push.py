@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,6 +24,7 @@ from tests.services.datasets.world import (
     chunk_messages,
     manifest_message,
     manifest_of,
+    our_errors,
 )
 
 
@@ -182,7 +184,8 @@ async def test_other_bytes_at_a_stored_offset_quarantine_the_upload(world):
         await trainer.version()
     async with world.sql() as sql:
         assert await sql.fetchval("SELECT state FROM uploads") == "quarantined"
-        assert b'"kind":"quarantine"' in await sql.fetchval("SELECT entry FROM log_entries ORDER BY index DESC LIMIT 1")
+        entry = json.loads(await sql.fetchval("SELECT entry FROM log_entries ORDER BY index DESC LIMIT 1"))
+        assert (entry["kind"], entry["body"]["why"]) == ("quarantine", "equivocation")
     assert (await trainer.push_all(world.signed())).version == 1, "another upload of the version may go on"
     assert (await trainer.version(version=1)).rows == 6
 
@@ -197,3 +200,33 @@ async def test_other_bytes_for_a_promoted_version_are_refused_and_change_nothing
 
     assert caught.value.reason is Reason.EQUIVOCATION
     assert (await trainer.version()).rows == 6
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["where the other stream began", "further on"])
+@pytest.mark.parametrize("bad", [False, True], ids=["the same bytes", "other bytes"])
+async def test_other_bytes_where_a_second_stream_stored_some_quarantine_the_upload(world, place, bad):
+    trainer = world.actor()
+    envelope = world.signed()
+    late = trainer.datasets.PushDataset(metadata=trainer.metadata)
+    await late.write(manifest_message(envelope))
+    assert (await late.read()).next_offset == 0
+    await trainer.push([manifest_message(envelope), *chunk_messages()[:2]])
+
+    again = chunk_messages()[place]
+    again.chunk.data = again.chunk.data.upper() if bad else again.chunk.data
+    await late.write(again)
+
+    async with world.sql() as sql:
+        if not bad:
+            assert (await late.read()).next_offset == 20
+            late.cancel()
+            assert await sql.fetchval("SELECT state FROM uploads") == "receiving"
+            return
+        with pytest.raises(Conflict) as caught, our_errors():
+            await late.read()
+        assert caught.value.reason is Reason.EQUIVOCATION
+        assert await sql.fetchval("SELECT state FROM uploads") == "quarantined"
+        entry = json.loads(await sql.fetchval("SELECT entry FROM log_entries ORDER BY index DESC LIMIT 1"))
+    assert (entry["kind"], entry["body"]["why"]) == ("quarantine", "equivocation")
+    with pytest.raises(Conflict):
+        await trainer.push([manifest_message(envelope), *chunk_messages()[2:], FINISH])
