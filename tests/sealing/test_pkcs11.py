@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from casemate.errors import ConfigurationError, FailedPrecondition, StoredDataUnreadable, Unavailable
+from casemate.errors import ConfigurationError, Conflict, FailedPrecondition, StoredDataUnreadable, Unavailable
 from casemate.sealing.kek import KekStatus
-from casemate.sealing.keys import KeyContext
-from casemate.sealing.pkcs11 import Pkcs11Key
+from casemate.sealing.keys import DataKey, KeyContext
+from casemate.sealing.pkcs11 import Pkcs11Key, _generate
 from casemate.sealing.pkcs11_token import Pkcs11Token
 from casemate.secret import Secret
+from tests.sealing.frames import require_no_local_holds
 from tests.support.keks import Pkcs11Provider, SoftHsm
 
 CONTEXT = KeyContext(purpose="dataset-rows", tenant="acme", name="digits", version=1)
@@ -77,6 +78,46 @@ async def test_two_objects_with_one_number_are_refused(pkcs11: Pkcs11Provider) -
     await make_object(pkcs11, identifier=b"\x01")
     with pytest.raises(FailedPrecondition, match="CKA_ID"):
         await pkcs11.kek.generate_data_key(CONTEXT)
+
+
+async def test_of_two_who_add_a_version_at_once_none_harms_the_key(pkcs11: Pkcs11Provider) -> None:
+    """One has made its object and not yet chosen its number: the other gives way, and its own object is gone."""
+    from pkcs11 import Attribute
+
+    key, wrapped = await pkcs11.kek.generate_data_key(CONTEXT)
+    rotating = Pkcs11Key(token=pkcs11.token, label=pkcs11.label)
+
+    def stage(session: Any) -> None:
+        _generate(session, pkcs11.label + " (being made)")
+
+    def give_up(session: Any) -> None:
+        (staged,) = session.get_objects({Attribute.LABEL: pkcs11.label + " (being made)"})
+        staged.destroy()
+
+    await pkcs11.token.run(stage, writing=True)
+    with pytest.raises(Conflict, match="being made"):
+        await rotating.rotate()
+    assert await pkcs11.kek.unwrap(wrapped, CONTEXT) == key
+    assert (await pkcs11.kek.state()).current_version == 1
+    await pkcs11.token.run(give_up, writing=True)  # which finds one: what gave way left nothing behind
+    assert await rotating.rotate() == 2
+    assert (await pkcs11.kek.rewrap(wrapped, CONTEXT)).kek_version == 2
+
+
+async def test_no_local_of_a_failed_wrap_holds_the_key(pkcs11: Pkcs11Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device fails in the middle of it; the next wrap succeeds."""
+    from pkcs11 import exceptions
+
+    def failing(*_: object) -> None:
+        raise exceptions.DeviceMemory
+
+    key = DataKey.generate()
+    with monkeypatch.context() as broken:
+        broken.setattr("casemate.sealing.pkcs11._gcm", failing)
+        with pytest.raises(Unavailable) as failed:
+            await pkcs11.kek.wrap(key, CONTEXT)
+    require_no_local_holds(failed.value, key.reveal())
+    assert await pkcs11.kek.unwrap(await pkcs11.kek.wrap(key, CONTEXT), CONTEXT) == key
 
 
 async def test_creation_never_replaces_a_key(pkcs11: Pkcs11Provider) -> None:

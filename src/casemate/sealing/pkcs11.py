@@ -18,13 +18,14 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, ObjectClass, SecretKey, Session
 from pkcs11 import exceptions as p11
 from pkcs11.types import DecryptMixin, EncryptMixin
 
-from casemate.errors import ConfigurationError, FailedPrecondition, Reason, StoredDataUnreadable
+from casemate.errors import ConfigurationError, Conflict, FailedPrecondition, Reason, StoredDataUnreadable
 from casemate.sealing.encoding import length_prefixed
 from casemate.sealing.kek import KekState, KekStatus
 from casemate.sealing.keys import DATA_KEY_BYTES, DataKey, KeyContext, WrappedKey
@@ -34,6 +35,7 @@ _WRAP_LABEL: Final = b"casemate/pkcs11-wrap@v1"
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _KEY_BYTES: Final = 32
+_STAGED_SUFFIX: Final = " (being made)"
 _POSSIBLE: Final = frozenset({KekStatus.ENABLED, KekStatus.DISABLED, KekStatus.DESTROYED})
 
 
@@ -61,13 +63,15 @@ class Pkcs11Key:
 
         Raises:
             ConfigurationError: the token has a key of that label.
+            Conflict: as `rotate`.
         """
         key = cls(token=token, label=label)
 
         def generate(session: Session) -> None:
-            if key._versions(session):
-                raise ConfigurationError(f"there is a key already, and it is not replaced: {key._kek_id}")
-            _generate(session, label, 1)
+            key._require_none(session)
+            with key._staged(session) as staged:
+                key._require_none(session)
+                _publish(staged, label, 1)
 
         await token.run(generate, writing=True)
         return key
@@ -77,11 +81,15 @@ class Pkcs11Key:
 
         Raises:
             FailedPrecondition: there is no version to follow.
+            Conflict: another process is about to make one, or was cut off while it did. Nothing was changed.
         """
 
         def generate(session: Session) -> int:
-            number = self._current(session)[0] + 1
-            _generate(session, self._label, number)
+            self._current(session)
+            with self._staged(session) as staged:
+                # Looked up again: who made one before us is seen now, and who comes after sees us.
+                number = self._current(session)[0] + 1
+                _publish(staged, self._label, number)
             return number
 
         return await self._token.run(generate, writing=True)
@@ -98,7 +106,7 @@ class Pkcs11Key:
             number, kek = self._current(session)
             if not isinstance(kek, EncryptMixin):  # A class by what CKA_ENCRYPT says.
                 raise _refused(f"{self._kek_id} is disabled: CKA_ENCRYPT is false")
-            return number, _encrypt(kek, key.reveal(), self._associated_data(context, number))
+            return number, _encrypt(kek, key, self._associated_data(context, number))
 
         number, ciphertext = await self._token.run(encrypt)
         return WrappedKey(
@@ -144,6 +152,33 @@ class Pkcs11Key:
         number, status = await self._token.run(look)
         return KekState(kek_id=self._kek_id, current_version=number, status=status, possible=_POSSIBLE)
 
+    def _require_none(self, session: Session) -> None:
+        if self._versions(session):
+            raise ConfigurationError(f"there is a key already, and it is not replaced: {self._kek_id}")
+
+    @contextmanager
+    def _staged(self, session: Session) -> Iterator[SecretKey]:
+        """A new key that nobody uses yet, under a label of its own, and the only such one in the token.
+
+        Two versions of one number would bar every use of the key, and whichever was destroyed
+        again might have wrapped something meanwhile. So a number is chosen by whoever finds
+        nobody else about to choose; of two who find each other both give way.
+        """
+        label = self._label + _STAGED_SUFFIX
+        staged = _generate(session, label)
+        try:
+            sought = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
+            if len(list(session.get_objects(sought))) > 1:
+                raise Conflict(
+                    f"another process adds a version to {self._kek_id}: try again. If none does, one was cut off: "
+                    f"destroy the object {label}, which has wrapped nothing"
+                )
+            yield staged
+        except BaseException:
+            with suppress(p11.PKCS11Error):
+                staged.destroy()
+            raise
+
     def _current(self, session: Session) -> tuple[int, SecretKey]:
         versions = self._versions(session)
         if not versions:
@@ -170,7 +205,7 @@ class Pkcs11Key:
         return _WRAP_LABEL + length_prefixed(self._kek_id.encode(), struct.pack(">I", version), context.to_bytes())
 
 
-def _generate(session: Session, label: str, number: int) -> None:
+def _generate(session: Session, label: str) -> SecretKey:
     template: dict[Attribute, Any] = {
         Attribute.TOKEN: True,
         Attribute.PRIVATE: True,
@@ -184,9 +219,13 @@ def _generate(session: Session, label: str, number: int) -> None:
         Attribute.VERIFY: False,
         Attribute.DERIVE: False,
     }
-    session.generate_key(
-        KeyType.AES, _KEY_BYTES * 8, id=struct.pack(">I", number), label=label, store=True, template=template
-    )
+    return session.generate_key(KeyType.AES, _KEY_BYTES * 8, label=label, store=True, template=template)
+
+
+def _publish(staged: SecretKey, label: str, number: int) -> None:
+    """Makes a staged key the version of that number; it is one from the moment that it has the label."""
+    staged[Attribute.ID] = struct.pack(">I", number)
+    staged[Attribute.LABEL] = label
 
 
 def _require_confined(kek: SecretKey, kek_id: str) -> None:
@@ -196,9 +235,11 @@ def _require_confined(kek: SecretKey, kek_id: str) -> None:
         raise _refused(f"{kek_id} can be read out of the token")
 
 
-def _encrypt(kek: EncryptMixin, plaintext: bytes, associated: bytes) -> bytes:
+def _encrypt(kek: EncryptMixin, key: DataKey, associated: bytes) -> bytes:
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    return nonce + _bytes(kek.encrypt(plaintext, mechanism=Mechanism.AES_GCM, mechanism_param=_gcm(nonce, associated)))
+    parameters = _gcm(nonce, associated)
+    # Revealed here and in no local: a traceback may be printed with them.
+    return nonce + _bytes(kek.encrypt(key.reveal(), mechanism=Mechanism.AES_GCM, mechanism_param=parameters))
 
 
 def _decrypt(kek: DecryptMixin, ciphertext: bytes, associated: bytes) -> bytes:
@@ -214,7 +255,7 @@ def _decrypt(kek: DecryptMixin, ciphertext: bytes, associated: bytes) -> bytes:
 
 
 def _works(kek: DecryptMixin) -> bool:
-    probe, associated = secrets.token_bytes(DATA_KEY_BYTES), b"casemate/pkcs11-probe@v1"
+    probe, associated = DataKey.generate(), b"casemate/pkcs11-probe@v1"
     if not isinstance(kek, EncryptMixin):
         return True  # It may decrypt only. That it was found shows that the token answers.
     try:
@@ -223,7 +264,7 @@ def _works(kek: DecryptMixin) -> bool:
         opened = kek.decrypt(sealed[_NONCE_BYTES:], mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     except p11.PKCS11Error:
         return False
-    return _bytes(opened) == probe
+    return _bytes(opened) == probe.reveal()
 
 
 def _bytes(answer: bytes | Iterator[bytes]) -> bytes:
