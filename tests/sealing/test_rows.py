@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
+import mmap
+import pickle
 import secrets
 from collections import Counter
 
@@ -14,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.errors import StoredDataUnreadable
+from casemate.errors import InvalidRequest, StoredDataUnreadable
 from casemate.sealing.keys import DataKey
 from casemate.sealing.rows import (
     BatchContext,
@@ -213,6 +216,49 @@ async def test_rows_opened_in_turns_leave_nothing_when_damaged_or_cancelled() ->
     with pytest.raises(asyncio.CancelledError):
         await opening
     assert opened == []
+
+
+@pytest.mark.parametrize(
+    "change", [list.clear, lambda rows: rows.pop(), lambda rows: rows.append(b"forged")], ids=["clear", "pop", "append"]
+)
+async def test_rows_that_somebody_takes_out_or_puts_in_while_they_open_are_refused(change) -> None:
+    """Never a batch of another length; the twin is the list that nobody touched."""
+    plain = [secrets.token_bytes(4096) for _ in range(64)]
+    batch = seal_batch(KEY, CONTEXT, plain, first_ordinal=0)
+    header = {"salt": batch.salt, "commitment": batch.commitment, "first_ordinal": 0}
+    rows = list(batch.rows)
+    opening = asyncio.create_task(open_rows_in_turns(KEY, CONTEXT, rows, **header))
+    await asyncio.sleep(0)
+    change(rows)
+    with pytest.raises(StoredDataUnreadable, match="changed by somebody else"):
+        await opening
+    assert rows == []
+    rows = list(batch.rows)
+    await open_rows_in_turns(KEY, CONTEXT, rows, **header)
+    assert rows == plain
+
+
+def test_row_of_two_gibibytes_is_refused_by_name_both_ways() -> None:
+    """A mapping of nothing, so that nobody needs the memory; the cipher itself would say OverflowError."""
+    batch = seal_batch(KEY, CONTEXT, [b"a", b"b"], first_ordinal=5)
+    header = {"salt": batch.salt, "commitment": batch.commitment, "first_ordinal": 5}
+    with mmap.mmap(-1, 2**31) as huge:
+        with pytest.raises(InvalidRequest, match="row 6 in batch 3"):
+            seal_batch(KEY, CONTEXT, [b"a", huge], first_ordinal=5)
+        rows = [batch.rows[0], huge]
+        with pytest.raises(StoredDataUnreadable, match="row 6 in batch 3"):
+            open_rows(KEY, CONTEXT, rows, **header)
+    assert rows == []
+    assert open_batch(KEY, CONTEXT, batch) == [b"a", b"b"]
+
+
+def test_batch_that_is_being_sealed_is_not_copied() -> None:
+    """The copy would seal what the rows are by then, under nonces that are used already."""
+    sealing = seal_rows(KEY, CONTEXT, [b"a", b"b"], first_ordinal=0)
+    for take in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="not copied"):
+            take(sealing)
+    assert len(list(sealing.rows)) == 2
 
 
 def derive(

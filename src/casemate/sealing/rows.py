@@ -21,14 +21,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from casemate.errors import StoredDataUnreadable
+from casemate.errors import InvalidRequest, StoredDataUnreadable
 from casemate.sealing.encoding import length_prefixed
 from casemate.sealing.keys import DataKey
 
@@ -46,6 +46,7 @@ _ROW_LABEL: Final = b"casemate/row@v1\x00"
 _NUMBERS: Final = struct.Struct(">QI")
 _BOUNDS: Final = struct.Struct(">QQ")
 _ORDINAL: Final = struct.Struct(">Q")
+_MAX_ROW_BYTES: Final = 2**31 - 1 - TAG_BYTES  # what one call of the cipher takes
 _MAX_ORDINAL: Final = 2**63 - 1  # what a bigint of the database holds
 
 
@@ -115,6 +116,10 @@ class SealingBatch:
     first_ordinal: int
     rows: Iterator[bytes]
 
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        # A copy would seal other rows with the same nonces, if the rows changed in between.
+        raise TypeError("a SealingBatch is not copied")
+
 
 def seal_rows(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealingBatch:
     """As `seal_batch`, for rows that are written as they are sealed: into a COPY, say.
@@ -124,9 +129,13 @@ def seal_rows(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, fir
 
     Raises:
         ValueError: the ordinals are out of range.
+        InvalidRequest: a row is of 2 GiB or more; the log's text names batch and ordinal.
     """
     if not 0 <= first_ordinal <= _MAX_ORDINAL - len(rows):
         raise ValueError("first_ordinal is out of range")
+    oversized = _oversized(rows, _MAX_ROW_BYTES)
+    if oversized is not None:
+        raise InvalidRequest(f"row {first_ordinal + oversized} in {_place(context)} is longer than a row may be")
     salt = secrets.token_bytes(SALT_BYTES)
     cipher, base, commitment = _derive(key, context, salt, first_ordinal, len(rows))
     nonces, associated = _places(context, base, first_ordinal, len(rows))
@@ -141,7 +150,7 @@ def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, fi
     meets its own (key, nonce) pairs. Costs under 1 µs a row of 256 B to 1 KiB.
 
     Raises:
-        ValueError: the ordinals are out of range.
+        ValueError, InvalidRequest: as `seal_rows`.
     """
     batch = seal_rows(key, context, rows, first_ordinal=first_ordinal)
     return SealedBatch(
@@ -187,7 +196,7 @@ async def open_rows_in_turns(
     Nobody else may look at the list before this returns; after an error or a cancellation it is empty.
 
     Raises:
-        StoredDataUnreadable: as `open_batch`.
+        StoredDataUnreadable: as `open_batch`; or somebody else put rows in or took some out meanwhile.
     """
     with _all_or_none(rows):
         for _ in _opening(key, context, rows, salt=salt, commitment=commitment, first_ordinal=first_ordinal):
@@ -207,23 +216,39 @@ def _opening(
     key: DataKey, context: BatchContext, rows: list[bytes], *, salt: bytes, commitment: bytes, first_ordinal: int
 ) -> Iterator[None]:
     """Opens one row after another in its place, and stops after each 64 KiB or so."""
-    place = f"batch {context.batch} of {context.tenant}/{context.dataset} version {context.version}"
-    if len(salt) != SALT_BYTES or not 0 <= first_ordinal <= _MAX_ORDINAL - len(rows):
+    place, count = _place(context), len(rows)
+    if len(salt) != SALT_BYTES or not 0 <= first_ordinal <= _MAX_ORDINAL - count:
         raise StoredDataUnreadable(f"{place} has a header that none is sealed with")
-    cipher, base, expected = _derive(key, context, salt, first_ordinal, len(rows))
+    oversized = _oversized(rows, _MAX_ROW_BYTES + TAG_BYTES)
+    if oversized is not None:
+        raise StoredDataUnreadable(f"row {first_ordinal + oversized} in {place} is longer than a row may be")
+    cipher, base, expected = _derive(key, context, salt, first_ordinal, count)
     # Before any row: AES-GCM alone would let one ciphertext open under two keys.
     if not hmac.compare_digest(expected, commitment):
         raise StoredDataUnreadable(f"{place} does not match its commitment")
     decrypt = cipher.decrypt
-    nonces, associated = _places(context, base, first_ordinal, len(rows))
-    together = max(1, _TURN_BYTES * len(rows) // max(1, sum(map(len, rows))))
+    nonces, associated = _places(context, base, first_ordinal, count)
+    together = max(1, _TURN_BYTES * count // max(1, sum(map(len, rows))))
     try:
-        for start in range(0, len(rows), together):
-            for index in range(start, min(start + together, len(rows))):
+        for start in range(0, count, together):
+            for index in range(start, min(start + together, count)):
                 rows[index] = decrypt(nonces[index], rows[index], associated[index])
             yield
+            if len(rows) != count:
+                raise StoredDataUnreadable(f"{place} was changed by somebody else while it was opened")
     except InvalidTag as error:
         raise StoredDataUnreadable(f"row {first_ordinal + index} in {place} does not authenticate") from error
+
+
+def _place(context: BatchContext) -> str:
+    return f"batch {context.batch} of {context.tenant}/{context.dataset} version {context.version}"
+
+
+def _oversized(rows: Sequence[bytes], most: int) -> int | None:
+    """The place of the first row that is longer than `most` bytes."""
+    if max(map(len, rows), default=0) <= most:
+        return None
+    return next(place for place, row in enumerate(rows) if len(row) > most)
 
 
 def _derive(
