@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,23 @@ def test_same_file_sealed_twice_shares_no_salt_and_no_bytes() -> None:
     one, other = (seal_bytes(KEY, content(100), context=b"file") for _ in range(2))
     assert one[:24] != other[:24]
     assert one[56:] != other[56:]
+
+
+def test_streams_take_the_same_memory_whatever_they_carry() -> None:
+    """Both ways at once: sixteen times the bytes, and not a chunk more at the peak."""
+
+    def source(pieces: int) -> Iterator[bytes]:
+        for _ in range(pieces):
+            yield bytes(65536)
+
+    def peak(pieces: int) -> int:
+        tracemalloc.start()
+        try:
+            opened = open_stream(KEY, seal_stream(KEY, source(pieces), context=b"c"), context=b"c")
+            assert sum(map(len, opened)) == pieces * 65536
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # What is made once is made here.
+    assert peak(128) < peak(8) + 65536 < 1024 * 1024

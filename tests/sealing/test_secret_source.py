@@ -133,6 +133,21 @@ async def test_kubernetes_swap_of_a_mounted_folder_is_seen(tmp_path: Path) -> No
     assert watched.current == Secret(NEW)
 
 
+async def test_subscriber_that_quotes_what_it_cannot_take_does_not_put_it_into_the_log(
+    source: SecretSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A password where a number was: its name and the kind of error are said, and its neighbour is told."""
+    watched = await WatchedSecret.open(source, NAME)
+    told: list[Secret[bytes]] = []
+    watched.subscribe(lambda value: int(value.reveal()))
+    watched.subscribe(told.append)
+    write_file(tmp_path / NAME, b"hunter2-quoted")
+    assert await watched.look()
+    assert told == [Secret(b"hunter2-quoted")]
+    assert f"the new value of secret {NAME}: ValueError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 async def test_unsubscribed_callback_is_not_called(source: SecretSource, tmp_path: Path) -> None:
     """Its neighbour is."""
     watched = await WatchedSecret.open(source, NAME)

@@ -122,6 +122,7 @@ class WatchedSecret:
         for callback in tuple(self._subscribers.values()):
             try:
                 callback(secret)
-            except Exception:
-                # One subscriber's fault must not keep the others on the old value.
-                _LOGGER.exception("a subscriber failed to take the new value of secret %s", self._name)
+            except Exception as error:  # noqa: BLE001  # one subscriber's fault must not keep the others on the old value
+                # Without its text, which may quote the value that it could not take.
+                fault = type(error).__name__
+                _LOGGER.error("a subscriber failed to take the new value of secret %s: %s", self._name, fault)  # noqa: TRY400
