@@ -23,6 +23,7 @@ from casemate.errors import (
     StoredDataUnreadable,
 )
 from casemate.sealing.rows import SealedBatch
+from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from services.datasets.copying import copy_chunks
 from services.datasets.database import connected, transaction
 from services.datasets.upload import (
@@ -66,6 +67,17 @@ class VersionStore:
         """One attempt, whatever its state."""
         query = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND upload_id = $4"
         return await self._fetch(query, tenant, dataset, version, upload_id)
+
+    async def current(self, upload_id: UUID) -> Upload:
+        """An attempt as it is stored now.
+
+        Raises:
+            StoredDataUnreadable: it is gone.
+        """
+        found = await self._fetch(SELECT + " WHERE id = $1", upload_id)
+        if found is None:
+            raise StoredDataUnreadable(f"upload {upload_id} is gone")
+        return found
 
     async def version(self, tenant: str, dataset: str, version: int) -> Upload | None:
         """The promoted attempt of a version, shredded or not."""
@@ -224,7 +236,14 @@ def require_next(manifest: DatasetManifest, latest: Upload | None) -> None:
     """
     number, root = (0, None) if latest is None else (latest.version, latest.root)
     if manifest.version <= number:
-        raise AlreadyExists(f"version {manifest.version} of {manifest.dataset}; the latest is {number}")
+        # For who may push and not read, and where the latest is quarantined: nothing else says what comes next.
+        raise AlreadyExists(
+            f"version {manifest.version} of {manifest.dataset}; the latest is {number}",
+            violations=(
+                FieldViolation(NEXT_VERSION, str(number + 1)),
+                FieldViolation(PREVIOUS_ROOT, "" if root is None else root.hex()),
+            ),
+        )
     wrong = "version" if manifest.version != number + 1 else "previous_root" if manifest.previous_root != root else None
     if wrong:
         raise InvalidRequest(

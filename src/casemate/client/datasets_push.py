@@ -9,7 +9,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -20,7 +20,8 @@ from casemate.client.dataset_files import CutChunk, DatasetFile
 from casemate.client.datasets_versions import DatasetVersions
 from casemate.client.digesting import digest_chunks
 from casemate.datasets.v1 import dataset_service_pb2 as messages
-from casemate.errors import NotFound, Reason, StoredDataUnreadable, Unauthenticated, Unavailable
+from casemate.errors import AlreadyExists, NotFound, Reason, StoredDataUnreadable, Unauthenticated, Unavailable
+from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from casemate.signing.framing import Format
 from casemate.signing.keys import SigningKey
 from casemate.signing.merkle import root
@@ -107,7 +108,8 @@ class DatasetPushes(DatasetVersions):
         """Signs the manifest and pushes its records; returns when the version is readable.
 
         Safe to repeat with the same manifest after a crash: only what was not
-        acknowledged is sent again.
+        acknowledged is sent again. Where a first version was signed because none could
+        be read, and there are some, it is signed again as the next one that the service names.
 
         Raises:
             InvalidRequest: the service refused manifest, chunk or record; names which.
@@ -115,6 +117,10 @@ class DatasetPushes(DatasetVersions):
             NotFound: pushing to this dataset is not granted.
         """
         envelope = sign_dataset_manifest(manifest, signing_key)
+        try:
+            return self.push_envelope(envelope, cut(source(), chunk_bytes=chunk_bytes), dataset=manifest.dataset)
+        except AlreadyExists as error:
+            envelope = sign_dataset_manifest(_renumbered(manifest, error), signing_key)
         return self.push_envelope(envelope, cut(source(), chunk_bytes=chunk_bytes), dataset=manifest.dataset)
 
     def push_file(
@@ -152,6 +158,9 @@ class DatasetPushes(DatasetVersions):
             try:
                 chunks = (chunk.data for chunk in file.chunks())
                 return self.push_envelope(envelope, chunks, dataset=manifest.dataset, progress=told)
+            except AlreadyExists as error:
+                manifest = _renumbered(manifest, error)
+                envelope = sign_dataset_manifest(manifest, signing_key)
             except (Unavailable, Unauthenticated) as error:
                 # A token outlives few uploads, and the next call has a new one. What else is wrong with it stays wrong.
                 if error.reason not in {Reason.DEPENDENCY_UNAVAILABLE, Reason.TOKEN_EXPIRED}:
@@ -190,6 +199,27 @@ class DatasetPushes(DatasetVersions):
         if promoted is None:
             raise StoredDataUnreadable("the service ended the upload without promoting it")
         return PushedVersion(dataset, promoted.version, promoted.root, promoted.rows, promoted.log_index)
+
+
+def _renumbered(manifest: DatasetManifest, taken: AlreadyExists) -> DatasetManifest:
+    """A first version's manifest as the next one's, where the dataset turned out to have some that cannot be read.
+
+    Raises:
+        AlreadyExists: as it came, if the manifest was not made for want of a version, or nothing is said of the next.
+    """
+    said = {violation.field: violation.description for violation in taken.violations}
+    number, previous = said.get(NEXT_VERSION, ""), said.get(PREVIOUS_ROOT, "")
+    if manifest.version != 1 or not number.isdecimal() or int(number) < 2:
+        raise taken
+    try:
+        return replace(
+            manifest,
+            version=int(number),
+            previous_root=bytes.fromhex(previous),
+            upload_id=secrets.token_hex(16),
+        )
+    except ValueError:
+        raise taken from None
 
 
 class _Sending:

@@ -25,6 +25,10 @@ MAXIMUM_CHUNK_BYTES: Final = 8 << 20
 MAXIMUM_MESSAGE_BYTES: Final = MAXIMUM_CHUNK_BYTES + (1 << 20)
 """Of a gRPC message that carries a chunk: room for its proof, and for the frames of its rows."""
 
+NEXT_VERSION: Final = "next_version"
+PREVIOUS_ROOT: Final = "next_previous_root"
+"""Fields of ALREADY_EXISTS for a version that is taken: the number that is free, the root before it (hexadecimal)."""
+
 MAXIMUM_CHUNK_ROWS: Final = 32_768  # each costs some 300 bytes of memory while it is sealed
 MAXIMUM_CHUNKS: Final = 20_000  # with 140 bytes each, they fit into an envelope
 MAXIMUM_COLUMNS: Final = 4096

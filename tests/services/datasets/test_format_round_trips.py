@@ -13,11 +13,12 @@ import pytest
 from pyarrow import parquet
 
 from casemate.client.dataset_files import CutChunk, DatasetFile, open_dataset_file
-from casemate.errors import DigestMismatch, InvalidRequest, Reason, Unavailable
+from casemate.errors import AlreadyExists, DigestMismatch, InvalidRequest, Reason, Unavailable
 from casemate.signing import merkle
 from casemate.signing.arrow_form import arrow_stream
 from casemate.signing.columns import Column
-from casemate.signing.statements import ChunkDigest
+from casemate.signing.keys import SigningKey
+from casemate.signing.statements import ChunkDigest, sign_dataset_manifest
 from tests.services.datasets.push_callers import client_of
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
@@ -208,3 +209,30 @@ async def test_a_push_is_repeated_only_where_repeating_can_help(stopped_world, t
         with pytest.raises(Unavailable):
             await asyncio.to_thread(client.push_file, counted, manifest=manifest, **push)
         assert len(calls) == 5
+
+
+@pytest.mark.parametrize("quarantined", [True, False], ids=["the latest is quarantined", "without a grant to read"])
+async def test_who_cannot_read_the_latest_version_learns_what_comes_next_and_pushes_it(world, quarantined):
+    root = (await world.actor().push_all(world.signed())).root
+    key = SigningKey.generate()
+    if quarantined:
+        world.signers = [world.signer(world.supplier, compromised_since=datetime(2021, 1, 1, tzinfo=UTC))]
+    else:
+        world.grants = [grant for grant in world.grants if grant.verb == "push"]
+    world.signers = [*world.signers, world.signer(key)]
+    world.tell()
+    file = of_chunks(CutChunk(b'{"id":1}\n', 1), encoding="jsonl", schema=IDS)
+
+    with client_of(world) as client:
+        manifest = await asyncio.to_thread(client.manifest_of, file, tenant="acme", dataset="digits")
+        assert manifest.version == 1
+        with pytest.raises(AlreadyExists) as caught:
+            await asyncio.to_thread(
+                client.push_envelope, sign_dataset_manifest(manifest, key), iter(()), dataset="digits"
+            )
+        assert [violation.description for violation in caught.value.violations] == ["2", root.hex()]
+        done = await asyncio.to_thread(client.push_file, file, manifest=manifest, signing_key=key)
+    assert done.version == 2
+    async with world.sql() as sql:
+        found = await sql.fetch("SELECT version, state FROM uploads ORDER BY version")
+        assert [tuple(row) for row in found] == [(1, "promoted"), (2, "promoted")]
