@@ -23,7 +23,7 @@ from services.auth.families import Families
 from services.auth.records import Client
 from services.auth.refresh_tokens import new_family_id
 from services.auth.subjects import Subject, Subjects
-from services.auth.token_issuer import Entitlement, IssuedToken, TokenIssuer, known_scopes
+from services.auth.token_issuer import Entitlement, IssuedToken, TokenIssuer, known_scopes, no_target
 
 MAX_ACTORS: Final = 3
 
@@ -102,6 +102,8 @@ class Exchange:
             subject = await self._subjects.verify_external(text, client=client, thumbprint=thumbprint)
         grants = await self._grants.find(client, source=subject.source, audience=wish.audience)
         allowed = known_scopes(client, wish.audience, audiences=self._issuer.audiences) & granted(grants)
+        if not allowed:
+            raise no_target()
         entitlement = _entitlement(client, subject, wish, grants, allowed=allowed)
         if not wish.refresh:
             access = await self._issuer.mint(entitlement, thumbprint=thumbprint, not_after=not_after)

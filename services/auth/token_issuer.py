@@ -247,7 +247,15 @@ def grantable(client: Client, audience: str, scopes: Sequence[str], *, audiences
         PermissionDenied: `SCOPE_NOT_GRANTED`.
     """
     allowed = known_scopes(client, audience, audiences=audiences)
+    if not allowed:
+        raise no_target()
     wanted = frozenset(scopes) or allowed
-    if not wanted or not wanted <= allowed:
+    if not wanted <= allowed:
         raise PermissionDenied("scope or audience not granted", reason=Reason.SCOPE_NOT_GRANTED)
     return tuple(sorted(wanted))
+
+
+def no_target() -> PermissionDenied:
+    """The client may have nothing at the audience: OAuth's `invalid_target` (RFC 8693 section 2.2.2)."""
+    violation = FieldViolation("audience", "is not granted")
+    return PermissionDenied("audience not granted", reason=Reason.SCOPE_NOT_GRANTED, violations=(violation,))
