@@ -154,7 +154,7 @@ class Families:
     ) -> Refreshed:
         """The successor of a refresh token, and an access token for the present certificate.
 
-        Two reads and one update; the update is one statement.
+        Three reads and one update; the update is one statement.
 
         Args:
             text: the refresh token.

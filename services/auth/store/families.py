@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from casemate.errors import StoredDataUnreadable
 from casemate.gate.core.records import Revocation, RevocationKind
 from casemate.gate.core.revocations import RevocationIndex
 from casemate.storage.pool import storage_errors
@@ -62,14 +63,20 @@ class FamilyStore:
             revoked.check_peer(family.spiffe_id, "", family.created_at)
 
     async def get(self, family_id: str) -> Family | None:
-        """The family with this identifier. One read.
+        """The family with this identifier. Two reads.
 
         Raises:
-            StoredDataUnreadable: its row does not verify.
+            StoredDataUnreadable: its row does not verify, or lives although it was ended: put back by SQL.
         """
         with storage_errors():
             async with self._pool.acquire() as connection:
-                return await self._tables.families.get(connection, family_id)
+                # Revocations first: a family that ends in between would else look as if it had come back.
+                ended = await self._tables.revocations.matching(connection, kind="session", value=family_id)
+                family = await self._tables.families.get(connection, family_id)
+        if ended and family is not None and family.ended_at is None:
+            self._tables.sound("a family that was ended lives", table="refresh_family", key=family_id)
+            raise StoredDataUnreadable(f"family {family_id} was put back")
+        return family
 
     async def swap(self, before: Family, after: Family) -> bool:
         """Writes `after` if the row still is `before`; tells whether it was. One statement."""
