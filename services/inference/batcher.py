@@ -4,8 +4,11 @@ The thread that brings a request to a free instance runs it itself: nothing is
 handed over, nothing waits. While all instances are busy, requests queue, and
 their threads sleep. A thread whose run is over makes the next one in the queue
 the leader; the leader takes along whatever may share its run, and wakes the
-others when their rows are done. So each request costs one wake-up at most. What runs in less time than a wake-up takes
-is not queued at all.
+others when their rows are done. So each request costs one wake-up at most.
+
+What runs in less time than a wake-up takes is not queued, where nobody has set a limit: a model that says
+how many runs, places or levels it has is held to them however short its runs were so far, and so is one that
+computes elsewhere, whose runs cost this process nothing.
 
 Requests leave the queue unstarted when their deadline passes, when their caller
 goes, or when a full queue owes the place to a caller that has less in it. A
@@ -42,7 +45,7 @@ from services.inference.batch_jobs import (
     shape_of,
 )
 from services.inference.fair_queue import FairQueue
-from services.inference.latency import RunTime
+from services.inference.latency import Lightness, RunTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,10 +56,6 @@ if TYPE_CHECKING:
     from services.inference.statistics import Statistics
     from services.inference.tensors import Array
 
-LIGHT_NS = 300_000
-"""Runs of less CPU time than this are never queued, unless the model is batched: a wake-up would cost as much."""
-
-_MEMORY = 0.3
 _TIMED = 8  # every so-manieth run; asking the kernel costs as much as some models do
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,6 +72,7 @@ class Batcher:
             on who else asked.
         board: where a worker notes what it runs; None outside of workers.
         key: names the model on the board.
+        here: it computes in the thread that calls it; False where that thread only waits for another process.
         now: the monotonic clock, in seconds.
     """
 
@@ -85,6 +85,7 @@ class Batcher:
         pad_lone_row: bool = False,
         board: WorkerBoard | None = None,
         key: bytes = b"",
+        here: bool = True,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._instance = instance
@@ -102,8 +103,8 @@ class Batcher:
         self._run_time = RunTime()
         self._gatherer: tuple[Job, int] | None = None
         self._merges = self._batching is not None
-        self._light = False
-        self._cpu_ns = 2.0 * LIGHT_NS  # until runs have shown what they cost
+        self._may_be_light = here and not serving.limited
+        self._lightness = Lightness()
         self._turn = 0
 
     @property
@@ -150,7 +151,7 @@ class Batcher:
             job.mark, alone = self._board.mark(inputs, self._key + terms.tenant.encode())
             job.shape = None if alone else job.shape
         with self._lock:
-            idle = self._free > 0 or self._light
+            idle = self._free > 0 or (self._may_be_light and not self._merges and self._lightness.covers(inputs))
             if idle:
                 self._free -= 1
                 self._begin(job, now, rows)
@@ -370,8 +371,7 @@ class Batcher:
         ran = time.perf_counter_ns()
         if timed:
             # Of this thread alone: on a busy machine the clock on the wall says little about a run.
-            self._cpu_ns += _MEMORY * (time.thread_time_ns() - cpu - self._cpu_ns)
-            self._light = not self._merges and self._cpu_ns < LIGHT_NS
+            self._lightness.learn(time.thread_time_ns() - cpu, job.inputs)
         job.outputs = {name: array[:1] for name, array in outputs.items()} if padded else outputs
         job.infer_ns = ran - ready
         job.statistics.executed(

@@ -2,11 +2,22 @@
 
 Least squares over past runs, each counting a little less with every new one, so
 that a machine that slows down is believed within some dozens of runs. Not
-locked: its owner is.
+locked: its owner is. And whether runs cost less than it takes to queue them.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from services.inference.tensors import Array
+
+LIGHT_NS = 300_000
+"""Runs of less CPU time than this need not be queued: a wake-up would cost as much."""
+
+_LIGHT_MEMORY = 0.3
 _MEMORY = 0.97
 _ENOUGH = 5
 
@@ -37,3 +48,25 @@ class RunTime:
         if spread > 1e-9:
             slope = max(0.0, (self._rows_seconds / self._weight - mean_rows * mean_seconds) / spread)
         return max(0.0, mean_seconds + slope * (rows - mean_rows))
+
+
+class Lightness:
+    """Whether runs cost less than queueing does, and of which inputs that is known."""
+
+    def __init__(self) -> None:
+        self._cpu_ns = 2.0 * LIGHT_NS  # until runs have shown what they cost
+        self._largest = -1  # bytes of the largest inputs that were light
+
+    def learn(self, cpu_ns: int, inputs: Mapping[str, Array]) -> None:
+        """A run of these inputs took so much of its thread's CPU time."""
+        self._cpu_ns += _LIGHT_MEMORY * (cpu_ns - self._cpu_ns)
+        size = _bytes(inputs)
+        self._largest = max(self._largest, size) if cpu_ns < LIGHT_NS else min(self._largest, size - 1)
+
+    def covers(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether these inputs are no larger than what was light, while runs are: an average says nothing of others."""
+        return self._cpu_ns < LIGHT_NS and _bytes(inputs) <= self._largest
+
+
+def _bytes(inputs: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in inputs.values())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.inference.batcher import Batcher
+from services.inference.names import UPSTREAM_FILE
 from services.inference.serving import Serving, read_serving
 from services.inference.warm_up import warm_up
 
@@ -64,6 +65,7 @@ class Preparation:
             pad_lone_row=pad,
             board=self._board,
             key=_key(files) if self._board is not None else b"",
+            here=UPSTREAM_FILE not in files,
             now=self._now,
         )
         self._made.add(batcher)

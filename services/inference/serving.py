@@ -27,6 +27,9 @@ _MAX_VALUES = 2_000_000
 _MAX_SAMPLES = 16
 _MAX_ROWS = 4096
 _MAX_QUEUE = 4096
+
+DEFAULT_QUEUE = 256
+"""Places in the queue of a model that does not say."""
 _MAX_WINDOW_US = 100_000
 _MAX_LEVELS = 16
 _MAX_INSTANCES = 64
@@ -75,12 +78,17 @@ class Serving:
     """
 
     batching: Batching | None = None
-    queue: int = 256
+    queue: int = DEFAULT_QUEUE
     instances: int = 0
     priority_levels: int = 1
     refuse_non_finite: bool = False
     output_decimals: int | None = None
     warm_up: tuple[Sample, ...] = field(default=(), repr=False)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the publisher said how many runs, places or levels there are."""
+        return bool(self.instances) or self.priority_levels > 1 or self.queue != DEFAULT_QUEUE
 
 
 def read_serving(files: Mapping[str, bytes]) -> Serving:
@@ -99,7 +107,7 @@ def read_serving(files: Mapping[str, bytes]) -> Serving:
     table = _Table(SERVING_FILE, members)
     serving = Serving(
         batching=_batching(table),
-        queue=table.integer("queue", 1, _MAX_QUEUE, 256),
+        queue=table.integer("queue", 1, _MAX_QUEUE, DEFAULT_QUEUE),
         instances=table.integer("instances", 1, _MAX_INSTANCES, 0),
         priority_levels=table.integer("priority_levels", 1, _MAX_LEVELS, 1),
         output_decimals=table.optional_integer("output_decimals", 0, _MAX_DECIMALS),

@@ -7,7 +7,8 @@ import pytest
 
 from casemate.errors import DeadlineExceeded, Exhausted, InternalError, InvalidRequest
 from services.inference.batch_jobs import CallerLeft, Terms
-from services.inference.serving import Batching
+from services.inference.batcher import Batcher
+from services.inference.serving import Batching, Serving
 from tests.services.inference.halting import PATIENCE, POISON, WRONG, Desk, Halting, answer
 
 
@@ -289,3 +290,65 @@ def test_different_shapes_wait_for_a_run_of_their_own(desk: Desk) -> None:
     )
     assert wide.outputs["y"].shape == (1, 2)
     assert answer(narrow) == [4]
+
+
+def warmed(**serving: object) -> Desk:
+    """A desk whose runs so far cost next to nothing; the next ones halt."""
+    desk = Desk(Halting(free=True), batching=None, **serving)
+    for _ in range(40):
+        answer(desk.ask(1))
+        desk.begun()
+    while desk.instance.go.acquire(blocking=False):
+        pass
+    return desk
+
+
+@pytest.mark.parametrize("limit", [{"instances": 1, "queue": 1}, {"queue": 1}])
+def test_a_model_with_limits_is_held_to_them_however_short_its_runs_were(limit: dict[str, int]) -> None:
+    desk = warmed(**limit)
+    running = desk.ask(1)
+    desk.begun()
+    waiting = desk.ask(2)
+    assert (desk.batcher.running, desk.batcher.waiting) == (1, 1)
+    with pytest.raises(Exhausted):
+        answer(desk.ask(3))
+    desk.go(2)
+    assert [answer(running), answer(waiting)] == [[2], [4]]
+
+
+def test_without_limits_short_runs_are_not_queued_and_a_larger_request_is() -> None:
+    desk = warmed()
+    asked = [desk.ask(1)]
+    desk.begun()
+    asked.append(desk.ask(2))
+    assert desk.begun() == [2]
+    large = desk.ask(3, 4)
+    assert (desk.batcher.running, desk.batcher.waiting) == (2, 1)
+    desk.go(3)
+    assert [answer(each) for each in (*asked, large)] == [[2], [4], [6, 8]]
+
+
+def test_more_urgent_requests_go_first_however_short_the_runs_were() -> None:
+    desk = warmed(priority_levels=2)
+    asked = [desk.ask(1)]
+    desk.begun()
+    asked += [desk.ask(2, priority=2), desk.ask(3, priority=1)]
+    desk.go(3)
+    for each in asked:
+        answer(each)
+    assert [desk.begun(), desk.begun()] == [[3], [2]]
+
+
+def test_a_model_that_computes_elsewhere_is_queued_although_waiting_for_it_costs_nothing() -> None:
+    desk = Desk(Halting(), batching=None)
+    desk.batcher = Batcher(desk.instance, Serving(), here=False, now=lambda: desk.now)
+    desk.go(40)
+    for _ in range(40):
+        answer(desk.ask(1))
+        desk.begun()
+    desk.ask(1)
+    desk.begun()
+    waiting = desk.ask(2)
+    assert desk.batcher.waiting == 1
+    desk.go(2)
+    assert answer(waiting) == [4]
