@@ -159,6 +159,8 @@ class Service:
             integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
         )
         self.watcher = self._watcher(trust, loader, serving)
+        # All files of an upload are held in memory, so there are few places: the last is kept for another tenant.
+        self.uploads = Streams(limit=serving.uploads, kept=int(serving.uploads > 1), idle=serving.upload_idle)
         self.publishing = Publishing(
             trust=trust,
             releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
@@ -169,7 +171,8 @@ class Service:
             prepare=prepare,
             audience=f"{AUDIENCE}.{trust_domain}",
             clock=dependencies.clock,
-            limits=PublishLimits(version_bytes=serving.max_model_bytes, concurrent=serving.uploads),
+            limits=PublishLimits(version_bytes=serving.max_model_bytes),
+            uploads=self.uploads,
         )
         self.models = self._models(trust, serving)
         places = max(1, serving.threads * 3 // 4)  # the gate's: it keeps a quarter of them for other tenants
@@ -222,6 +225,7 @@ class Service:
         Also cuts off streams whose peers have gone quiet. To be called every second or so.
         """
         self.streams.cut_idle()
+        self.uploads.cut_idle()
         staleness = self._trust.staleness(self._clock)
         self._metrics.set_value("trust_staleness_seconds", staleness.total_seconds())
         serving = staleness <= self._staleness and self.watcher.settled

@@ -149,7 +149,7 @@ class Predictions:
         Raises:
             Exhausted: too many streams run already.
         """
-        with self._streams.enter(patience.cancel) as stream:
+        with self._streams.enter(patience.cancel, tenant=tenant_of(caller)) as stream:
             stream.waits(self._streams.now())
             for request in requests:
                 stream.works()

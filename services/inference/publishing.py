@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,7 +18,6 @@ from typing import TYPE_CHECKING
 from casemate.errors import (
     Conflict,
     DigestMismatch,
-    Exhausted,
     FailedPrecondition,
     FieldViolation,
     InvalidRequest,
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from services.inference.dependencies import Datasets, Releases
     from services.inference.instance import Instance
     from services.inference.preparation import Prepared
+    from services.inference.streams import Stream, Streams
     from services.inference.trust_view import TrustView
     from services.inference.vault import Vault
     from services.inference.watcher import Watcher
@@ -54,8 +52,6 @@ MAX_PIECE_BYTES = 1024 * 1024
 _EXPIRY_MARGIN = timedelta(seconds=30)
 """A manifest must outlive the recording by this much: the loader judges it by the time that auth writes."""
 
-_RETRY_BUSY = timedelta(seconds=5)
-
 
 @dataclass(frozen=True, slots=True)
 class PublishLimits:
@@ -64,13 +60,11 @@ class PublishLimits:
     Attributes:
         version_bytes: of all files of one version, which are held in memory while they are checked.
         files: in one version.
-        concurrent: uploads at once, so that memory stays below `concurrent * version_bytes` twice over.
         feed_wait: how long the feed may take to bring the release back.
     """
 
     version_bytes: int = 256 * 1024 * 1024
     files: int = 32
-    concurrent: int = 2
     feed_wait: timedelta = timedelta(seconds=10)
 
 
@@ -88,6 +82,7 @@ class Publishing:
         audience: the audience that manifests must name.
         clock: judges signers and expiry.
         limits: caps on uploads.
+        uploads: those that run. One whose peer sends nothing is cut, and no tenant takes every place.
     """
 
     def __init__(
@@ -103,6 +98,7 @@ class Publishing:
         audience: str,
         clock: Clock,
         limits: PublishLimits,
+        uploads: Streams,
     ) -> None:
         self._trust = trust
         self._releases = releases
@@ -114,10 +110,14 @@ class Publishing:
         self._audience = audience
         self._clock = clock
         self._limits = limits
-        self._slots = threading.BoundedSemaphore(limits.concurrent)
+        self._uploads = uploads
 
-    def publish(self, caller: Caller, requests: Iterator[Request]) -> bytes:
+    def publish(
+        self, caller: Caller, requests: Iterator[Request], *, cancel: Callable[[], object] = lambda: None
+    ) -> bytes:
         """Publishes one version; the serialized PublishModelResponse once this replica serves it.
+
+        `cancel` ends the call from another thread.
 
         Publishing the same manifest again, after an answer was lost, succeeds.
 
@@ -130,7 +130,8 @@ class Publishing:
             Exhausted: too many uploads at once.
             Unavailable: auth, datasets, the trust feed or the key-encryption key.
         """
-        with self._slot():
+        with self._uploads.enter(cancel, tenant=tenant_of(caller)) as upload:
+            requests = self._awaited(requests, upload)
             slot, envelope, verified = self._receive_manifest(caller, requests)
             files = receive_files(requests, verified.manifest)
             self._prepare(self._build(slot.tenant, files), files)
@@ -167,14 +168,15 @@ class Publishing:
         self._watcher.load_and_keep(Slot(tenant, model, number))
         return number
 
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if not self._slots.acquire(blocking=False):
-            raise Exhausted("too many uploads at once", retry_after=_RETRY_BUSY)
-        try:
-            yield
-        finally:
-            self._slots.release()
+    def _awaited(self, requests: Iterator[Request], upload: Stream) -> Iterator[Request]:
+        """The messages; while one is awaited, the upload counts as idle."""
+        while True:
+            upload.waits(self._uploads.now())
+            request = next(requests, None)
+            upload.works()
+            if request is None:
+                return
+            yield request
 
     def _receive_manifest(
         self, caller: Caller, requests: Iterator[Request]

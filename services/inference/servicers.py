@@ -64,7 +64,7 @@ def open_inference_service(
         try:
             return predictions.infer(current_caller(), request, _patience(context, sampler))
         except CallerLeft:
-            raise grpc.RpcError from None  # what grpcio itself raises when the peer is gone
+            return _left(context)
 
     def stream(requests: Iterator[InferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
@@ -74,7 +74,7 @@ def open_inference_service(
                 current_caller(), requests, status_on_error=status_on_error, patience=patience
             )
         except CallerLeft:
-            raise grpc.RpcError from None
+            _left(context)
 
     handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
         infer, request_deserializer=parse_infer_request, response_serializer=None
@@ -88,8 +88,8 @@ def open_inference_service(
 def model_service(publishing: Publishing) -> RegisteredService:
     """Both rpcs of `casemate.inference.v1.ModelService`."""
 
-    def publish(requests: Iterator[model_service_pb2.PublishModelRequest], _context: grpc.ServicerContext) -> bytes:
-        return publishing.publish(current_caller(), requests)
+    def publish(requests: Iterator[model_service_pb2.PublishModelRequest], context: grpc.ServicerContext) -> bytes:
+        return publishing.publish(current_caller(), requests, cancel=context.cancel)
 
     return RegisteredService(
         MODEL_SERVICE,
@@ -112,6 +112,12 @@ def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMeth
     return grpc.unary_unary_rpc_method_handler(
         call, request_deserializer=small(request.FromString), response_serializer=None
     )
+
+
+def _left(context: grpc.ServicerContext) -> bytes:
+    """Ends a call whose peer is gone: an error of ours would only reach grpcio's log, as one of the program's."""
+    context.set_code(grpc.StatusCode.CANCELLED)
+    return b""
 
 
 def _patience(context: grpc.ServicerContext, sampler: Sampler) -> Patience:

@@ -67,6 +67,13 @@ class ServingSettings:
         help="how long a stream's peer may neither send nor read",
     )
 
+    upload_idle: timedelta = setting(
+        "UPLOAD_IDLE",
+        parse=duration,
+        default=timedelta(seconds=30),
+        help="how long a publisher may send nothing before its upload is cut",
+    )
+
     trace_one_in: int = setting(
         "TRACE_ONE_IN", parse=integer(0, 1_000_000), default=0, help="every so-manieth prediction is traced; 0 for none"
     )

@@ -1,4 +1,4 @@
-"""Running streams: how many, and for how long one may do nothing.
+"""Running streams, of predictions or of uploads: how many, whose, and for how long one may do nothing.
 
 Each stream holds a thread of the server, which waits for its peer: to send, or
 to read what was sent, because a reply is handed to the transport one at a time.
@@ -46,32 +46,49 @@ class Streams:
 
     Args:
         limit: how many may run at once; below the number of the server's threads.
+        kept: how many of them one tenant alone never takes.
         idle: how long one may wait for its peer.
         now: the monotonic clock, in seconds.
     """
 
-    def __init__(self, *, limit: int, idle: timedelta, now: Callable[[], float] = time.monotonic) -> None:
-        self._slots = threading.BoundedSemaphore(limit)
+    def __init__(
+        self, *, limit: int, idle: timedelta, kept: int = 0, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._most = limit, limit - kept
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
         self._idle = idle.total_seconds()
         self.now = now
         self._running: dict[int, Stream] = {}
 
     @contextmanager
-    def enter(self, cancel: Callable[[], object]) -> Iterator[Stream]:
+    def enter(self, cancel: Callable[[], object], *, tenant: str = "") -> Iterator[Stream]:
         """A place among the streams; `cancel` ends the call from another thread.
 
         Raises:
-            Exhausted: too many run already.
+            Exhausted: too many run already, of all or of the tenant.
         """
-        if not self._slots.acquire(blocking=False):
-            raise Exhausted("too many streams at once", retry_after=_RETRY_BUSY)
+        self._take(tenant)
         stream = Stream(cancel)
         self._running[id(stream)] = stream
         try:
             yield stream
         finally:
             self._running.pop(id(stream), None)
-            self._slots.release()
+            self._give(tenant)
+
+    def _take(self, tenant: str) -> None:
+        with self._lock:
+            held = self._held.get(tenant, 0)
+            if held >= self._most or sum(self._held.values()) >= self._limit:
+                raise Exhausted("too many streams at once", retry_after=_RETRY_BUSY)
+            self._held[tenant] = held + 1
+
+    def _give(self, tenant: str) -> None:
+        with self._lock:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
 
     def cut_idle(self) -> int:
         """Ends the streams whose peers have neither sent nor read for too long; how many."""

@@ -56,7 +56,7 @@ SERVING = ServingSettings(
     threads=8,
     max_message_mib=8,
     max_model_mib=4,
-    uploads=2,
+    uploads=3,
     reload_retry=timedelta(seconds=30),
 )
 

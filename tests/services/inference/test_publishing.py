@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from casemate.errors import CasemateError, Code, Reason
+from casemate.gate.core.records import Grant
 from casemate.inference.v1 import model_service_pb2
 from casemate.signing.keys import SigningKey
 from services.inference.app import AUDIENCE
@@ -223,3 +225,49 @@ def assert_soon_busy(house: House, digits: Digits, envelope: bytes) -> None:
             assert caught.value.retry_after is not None
             return
     raise AssertionError("the third upload was never refused")
+
+
+def test_an_upload_that_sends_nothing_more_is_cut_and_one_that_works_is_not(house: House, digits: Digits) -> None:
+    clock = [0.0]
+    uploads = house.service.uploads
+    uploads.now = lambda: clock[0]
+    envelope, silence = house.manifest(files(digits)), threading.Event()
+
+    def silent() -> Iterator[model_service_pb2.PublishModelRequest]:
+        yield next(pieces(envelope, files(digits), "digits"))
+        silence.wait(PATIENCE)
+
+    ended: queue.SimpleQueue[Code] = queue.SimpleQueue()
+
+    def upload() -> None:
+        try:
+            house.upload(silent())
+        except CasemateError as error:
+            ended.put(error.code)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    turns, cut = threading.Event(), 0
+    while not cut:
+        assert not turns.wait(0.01)
+        clock[0] += 10
+        cut = uploads.cut_idle()
+    assert clock[0] > 30
+    ended.get(timeout=PATIENCE)
+    silence.set()
+    thread.join(PATIENCE)
+    assert is_untouched(house)
+    assert house.publish(files(digits), envelope=envelope).number == 1
+
+
+def test_a_tenant_whose_uploads_take_their_places_leaves_one_to_another(house: House, digits: Digits) -> None:
+    other, key = house.client("trainer", tenant="globex"), SigningKey.generate()
+    house.trust.change(signer(key, tenant="globex"))
+    house.trust.change(Grant(id="g", tenant="globex", caller="t/globex/trainer", verb="*", resource="model/*"))
+    uploads = house.service.uploads
+    with uploads.enter(lambda: None, tenant=TENANT), uploads.enter(lambda: None, tenant=TENANT):
+        with pytest.raises(CasemateError) as caught:
+            house.publish(files(digits))
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        envelope = house.manifest(files(digits), tenant="globex", key=key)
+        assert house.publish(files(digits), envelope=envelope, caller=other).number == 1

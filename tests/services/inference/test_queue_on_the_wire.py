@@ -16,7 +16,8 @@ import grpc
 import numpy as np
 import pytest
 
-from casemate.errors import CasemateError, Code
+from casemate.errors import CasemateError, Code, Exhausted
+from casemate.gate.core.records import Grant
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.status import from_rpc_error
 from services.inference.servicers import OPEN_INFERENCE
@@ -39,11 +40,13 @@ class Counter:
         files = upstream_file()
         files["serving.json"] = json.dumps({"instances": 1, **serving}).encode()
         house.publish(files, model="sums")
+        self._channels: dict[str, grpc.Channel] = {}
+        for _ in range(24):  # what follows must hold for a model that was always quick, too
+            self.ask(1).result(timeout=PATIENCE)
         sums.seen.clear()
         while sums.begun.acquire(blocking=False):
             pass
         sums.hold = threading.Event()
-        self._channels: dict[str, grpc.Channel] = {}
 
     def ask(
         self, *rows: float, caller: Caller | None = None, within: float | None = PATIENCE, **wishes: int
@@ -178,7 +181,9 @@ def test_d17_a_deadline_that_passes_in_the_queue_ends_the_call_and_its_work_neve
     assert counter.counts.shed in ({"deadline": 1}, {"cancelled": 1})  # by our clock or by its word, whichever is first
 
 
-def test_d18_a_call_that_is_cancelled_in_the_queue_gives_its_place_back(make: Callable[..., Counter]) -> None:
+def test_d18_a_call_that_is_cancelled_in_the_queue_gives_its_place_back(
+    make: Callable[..., Counter], caplog: pytest.LogCaptureFixture
+) -> None:
     counter = make(queue=1)
     first, left = counter.running(1), counter.waiting(2)
     left.cancel()
@@ -188,6 +193,8 @@ def test_d18_a_call_that_is_cancelled_in_the_queue_gives_its_place_back(make: Ca
     assert (answer(first), answer(next_one)) == ([3.0], [9.0])
     assert counter.ran() == [[1.0], [3.0]]
     assert counter.counts.shed == {"cancelled": 1}
+    until(lambda: counter.counts.failures.get("CANCELED") == 1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_d18_a_call_that_is_cancelled_while_it_runs_leaves_the_model_free_for_the_next(
@@ -308,3 +315,41 @@ def test_d20_a_stream_whose_peer_reads_gets_all_of_it(echoing: House) -> None:
     asked = stream(iter([rows_to_echo(4096)] * 8), metadata=echoing.metadata(echoing.caller), timeout=PATIENCE)
     assert [len(reply) > 1024 * 1024 for reply in asked] == [True] * 8
     assert echoing.service.catalogue.find(TENANT, "echo", "").statistics.current.executions == 8
+
+
+def test_a_tenant_that_takes_every_stream_it_may_leaves_some_to_another(echoing: House) -> None:
+    other = echoing.client("bob", tenant="globex")
+    echoing.trust.change(Grant(id="g", tenant="globex", caller="t/globex/bob", verb="*", resource="model/*"))
+    ended = threading.Event()
+
+    def one_row() -> Iterator[bytes]:
+        yield rows_to_echo(1)
+        ended.wait(PATIENCE)
+
+    def opened(who: Caller, channel: grpc.Channel) -> str:
+        stream = channel.stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
+        asked = stream(one_row(), metadata=echoing.metadata(who), timeout=PATIENCE)
+        try:
+            reply = wire.ModelStreamInferResponse.FromString(next(asked))
+        except grpc.RpcError as error:
+            return error.code().name
+        kept.append(asked)
+        return reply.error_message[:11] or "OK"
+
+    kept: list[object] = []
+    channel = echoing.channel(echoing.caller)
+    taken = [opened(echoing.caller, channel) for _ in range(10)]  # of 12 places
+    assert taken == ["OK"] * 9 + ["RESOURCE_EXHAUSTED"]
+    assert opened(other, echoing.channel(other)) == "[NOT_FOUND]"  # it has a stream, and no such model
+    ended.set()
+
+
+def test_streams_leave_the_places_that_are_kept_to_another_tenant() -> None:
+    streams = Streams(limit=2, kept=1, idle=timedelta(seconds=1))
+    with streams.enter(lambda: None, tenant="acme"):
+        with pytest.raises(Exhausted), streams.enter(lambda: None, tenant="acme"):
+            pass
+        with streams.enter(lambda: None, tenant="globex"):
+            pass
+    with streams.enter(lambda: None, tenant="acme"):
+        pass
