@@ -18,6 +18,7 @@ from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.rewrapping import StoredWrap
 from casemate.sealing.watched_ring import WatchedKeyRing
 from casemate.secret import Secret
+from tests.support import canary
 from tests.support.canary import shown_keys, spellings
 
 CONTEXT = KeyContext(purpose="test", tenant="acme", name="digits", version=1)
@@ -28,6 +29,20 @@ def test_the_canary_sees_a_key_in_every_spelling_and_nothing_where_none_is() -> 
     for spelling in spellings(key):
         assert shown_keys(f"before {spelling} after", [key]) == 1
     assert shown_keys("before after", [key]) == 0
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A key that is older than most tests of this module."""
+    return DataKey.generate()
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_keys_of_fixtures_that_tests_share_are_looked_for_in_each_and_so_are_plain_secrets(shared, time) -> None:
+    plain, short = Secret(secrets.token_bytes(32)), Secret(secrets.token_bytes(31))
+    assert shared.reveal() in canary._noted, time
+    assert plain.reveal() in canary._noted
+    assert short.reveal() not in canary._noted
 
 
 @pytest.fixture
