@@ -48,6 +48,7 @@ class KeyOperations:
             kek_id=state.kek_id,
             current_version=state.current_version,
             status=_STATUS[state.status],
+            is_for_development=state.is_for_development,
             wrapped=[
                 messages.WrappedUnder(
                     purpose=under.purpose, kek_id=under.kek_id, kek_version=under.kek_version, keys=found[under]

@@ -55,7 +55,7 @@ def test_a_key_is_rotated_and_all_that_it_wraps_comes_under_the_new_version(run,
     assert before["wrapped"], "the seeded cluster holds keys of every service"
     assert done["current_version"] == after["current_version"] == before["current_version"] + 1
     assert (done["rewrapped"], done["failed"], after["due"]) == (sum(each["keys"] for each in before["wrapped"]), 0, 0)
-    assert f"version {after['current_version']}" in run("kek", "status", *OPERATOR)
+    assert f"version {after['current_version']}, ENABLED, for development" in run("kek", "status", *OPERATOR)
 
 
 def test_the_cluster_predicts_and_pulls_after_the_rotations(run, state):

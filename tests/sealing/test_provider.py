@@ -106,6 +106,22 @@ async def test_file_setting_opens_the_ring(tmp_path: Path) -> None:
         assert await kek.unwrap(wrapped, CONTEXT) == key
 
 
+async def test_key_in_a_file_is_said_once_at_the_start_to_be_for_development(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And in its state, at each asking; a process that starts without its file says what is missing instead."""
+    settings = KekSettings(kek_file=tmp_path / "kek.json")
+    with pytest.raises(ConfigurationError, match="missing"):
+        async with load_kek(settings, clock=SystemClock()):
+            pass
+    assert "for development" not in caplog.text
+    LocalKeyRing.create(tmp_path / "kek.json")
+    async with load_kek(settings, clock=SystemClock()) as kek:
+        for _ in range(2):
+            assert (await kek.state()).is_for_development
+    assert caplog.text.count("for development") == 1
+
+
 async def test_kms_setting_opens_the_key(aws: AwsProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     """With credentials from where AWS's tools look."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -125,6 +125,7 @@ def _said(service: str, report: KekReport) -> dict[str, object]:
         "kek_id": report.kek_id,
         "current_version": report.current_version,
         "status": report.status,
+        "development": report.is_for_development,
         "due": report.due,
         "wrapped": [
             {
@@ -139,7 +140,8 @@ def _said(service: str, report: KekReport) -> dict[str, object]:
 
 
 def _shown(service: str, report: KekReport) -> str:
-    lines = [f"{service}: {report.kek_id} version {report.current_version}, {report.status}"]
+    kind = ", for development" if report.is_for_development else ""
+    lines = [f"{service}: {report.kek_id} version {report.current_version}, {report.status}{kind}"]
     for count in report.wrapped:
         other = "" if count.kek_id == report.kek_id else f" of {count.kek_id or '(not legible)'}"
         current = not other and count.kek_version == report.current_version

@@ -28,12 +28,13 @@ class WrappedCount:
 
 @dataclass(frozen=True, slots=True)
 class KekReport:
-    """A key-encryption key and what it wraps. Version 0: its provider does not tell."""
+    """A key-encryption key and what it wraps. Version 0: its provider does not tell. Or in a file: for development."""
 
     kek_id: str
     current_version: int
     status: str
     wrapped: tuple[WrappedCount, ...]
+    is_for_development: bool = False
 
     @property
     def due(self) -> int:
@@ -64,6 +65,7 @@ class ServiceKeys:
             kek_id=found.kek_id,
             current_version=found.current_version,
             status=name,
+            is_for_development=found.is_for_development,
             wrapped=tuple(
                 WrappedCount(count.purpose, count.kek_id, count.kek_version, count.keys) for count in found.wrapped
             ),

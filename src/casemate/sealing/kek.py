@@ -35,12 +35,15 @@ class KekState:
         status: whether it may be used.
         possible: every status that this provider has. Where, say, DISABLED is
             missing, the provider cannot disable a key, and nobody need look for it.
+        is_for_development: whether the key lies in a file that whoever copies has: for
+            development, and for one machine.
     """
 
     kek_id: str
     current_version: int
     status: KekStatus
     possible: frozenset[KekStatus] = frozenset({KekStatus.ENABLED})
+    is_for_development: bool = False
 
 
 class KeyEncryptionKey(Protocol):

@@ -140,7 +140,12 @@ class LocalKeyRing:
 
     def describe(self) -> KekState:
         """What `state` says, without waiting: it is in memory."""
-        return KekState(kek_id=self._kek_id, current_version=self._current, status=KekStatus.ENABLED)
+        return KekState(
+            kek_id=self._kek_id,
+            current_version=self._current,
+            status=KekStatus.ENABLED,
+            is_for_development=True,
+        )
 
     def seal_secret(self, secret: Secret[bytes], context: KeyContext) -> bytes:
         """`secret`, of any length, sealed for a file beside this ring, such as a CA's private key.

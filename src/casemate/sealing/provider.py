@@ -7,6 +7,7 @@ written as RFC 7512 has it. The setting holds no secret: a PIN stands in a file.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from casemate.settings import path, setting
 _KMS_KEY: Final = re.compile(
     r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]{1,32}:[0-9]{12}:key/(?:mrk-)?[0-9a-f-]{32,36}", re.ASCII
 )
+_LOGGER = logging.getLogger(__name__)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -128,7 +130,9 @@ async def load_kek(
     """
     location = settings.location()
     if isinstance(location, FileKek):
-        yield WatchedKeyRing(location.path, reload_failed=reload_failed)
+        ring = WatchedKeyRing(location.path, reload_failed=reload_failed)
+        _LOGGER.warning("the key-encryption key is in a file, for development and for one machine: %s", location.path)
+        yield ring
     elif isinstance(location, AwsKmsKek):
         async with _open_aws_kms(location, clock) as kek:
             yield GuardedKek(kek, clock=clock)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"casemate/keys/v1/key_service.proto\x12\x10\x63\x61semate.keys.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"R\n\x0cWrappedUnder\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\x0e\n\x06kek_id\x18\x02 \x01(\t\x12\x13\n\x0bkek_version\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x04\"\x15\n\x13GetKekStatusRequest\"\x9d\x01\n\x14GetKekStatusResponse\x12\x0e\n\x06kek_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12+\n\x06status\x18\x03 \x01(\x0e\x32\x1b.casemate.keys.v1.KekStatus\x12/\n\x07wrapped\x18\x04 \x03(\x0b\x32\x1e.casemate.keys.v1.WrappedUnder\"\x13\n\x11RewrapKeysRequest\"T\n\x12RewrapKeysResponse\x12\x0c\n\x04seen\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x11\n\trewrapped\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04*\x93\x01\n\tKekStatus\x12\x1a\n\x16KEK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12KEK_STATUS_ENABLED\x10\x01\x12\x17\n\x13KEK_STATUS_DISABLED\x10\x02\x12\x1f\n\x1bKEK_STATUS_PENDING_DELETION\x10\x03\x12\x18\n\x14KEK_STATUS_DESTROYED\x10\x04\x32\xf0\x01\n\nKeyService\x12r\n\x0cGetKekStatus\x12%.casemate.keys.v1.GetKekStatusRequest\x1a&.casemate.keys.v1.GetKekStatusResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12n\n\nRewrapKeys\x12#.casemate.keys.v1.RewrapKeysRequest\x1a$.casemate.keys.v1.RewrapKeysResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"casemate/keys/v1/key_service.proto\x12\x10\x63\x61semate.keys.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"R\n\x0cWrappedUnder\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\x0e\n\x06kek_id\x18\x02 \x01(\t\x12\x13\n\x0bkek_version\x18\x03 \x01(\r\x12\x0c\n\x04keys\x18\x04 \x01(\x04\"\x15\n\x13GetKekStatusRequest\"\xb9\x01\n\x14GetKekStatusResponse\x12\x0e\n\x06kek_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12+\n\x06status\x18\x03 \x01(\x0e\x32\x1b.casemate.keys.v1.KekStatus\x12/\n\x07wrapped\x18\x04 \x03(\x0b\x32\x1e.casemate.keys.v1.WrappedUnder\x12\x1a\n\x12is_for_development\x18\x05 \x01(\x08\"\x13\n\x11RewrapKeysRequest\"T\n\x12RewrapKeysResponse\x12\x0c\n\x04seen\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x11\n\trewrapped\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04*\x93\x01\n\tKekStatus\x12\x1a\n\x16KEK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12KEK_STATUS_ENABLED\x10\x01\x12\x17\n\x13KEK_STATUS_DISABLED\x10\x02\x12\x1f\n\x1bKEK_STATUS_PENDING_DELETION\x10\x03\x12\x18\n\x14KEK_STATUS_DESTROYED\x10\x04\x32\xf0\x01\n\nKeyService\x12r\n\x0cGetKekStatus\x12%.casemate.keys.v1.GetKekStatusRequest\x1a&.casemate.keys.v1.GetKekStatusResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12n\n\nRewrapKeys\x12#.casemate.keys.v1.RewrapKeysRequest\x1a$.casemate.keys.v1.RewrapKeysResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSERVICE'].methods_by_name['GetKekStatus']._serialized_options = b'\252\324\030\017\022\007\n\005admin\030\001 \001(\001'
   _globals['_KEYSERVICE'].methods_by_name['RewrapKeys']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['RewrapKeys']._serialized_options = b'\252\324\030\017\022\007\n\005admin\030\001 \001(\001'
-  _globals['_KEKSTATUS']._serialized_start=464
-  _globals['_KEKSTATUS']._serialized_end=611
+  _globals['_KEKSTATUS']._serialized_start=492
+  _globals['_KEKSTATUS']._serialized_end=639
   _globals['_WRAPPEDUNDER']._serialized_start=89
   _globals['_WRAPPEDUNDER']._serialized_end=171
   _globals['_GETKEKSTATUSREQUEST']._serialized_start=173
   _globals['_GETKEKSTATUSREQUEST']._serialized_end=194
   _globals['_GETKEKSTATUSRESPONSE']._serialized_start=197
-  _globals['_GETKEKSTATUSRESPONSE']._serialized_end=354
-  _globals['_REWRAPKEYSREQUEST']._serialized_start=356
-  _globals['_REWRAPKEYSREQUEST']._serialized_end=375
-  _globals['_REWRAPKEYSRESPONSE']._serialized_start=377
-  _globals['_REWRAPKEYSRESPONSE']._serialized_end=461
-  _globals['_KEYSERVICE']._serialized_start=614
-  _globals['_KEYSERVICE']._serialized_end=854
+  _globals['_GETKEKSTATUSRESPONSE']._serialized_end=382
+  _globals['_REWRAPKEYSREQUEST']._serialized_start=384
+  _globals['_REWRAPKEYSREQUEST']._serialized_end=403
+  _globals['_REWRAPKEYSRESPONSE']._serialized_start=405
+  _globals['_REWRAPKEYSRESPONSE']._serialized_end=489
+  _globals['_KEYSERVICE']._serialized_start=642
+  _globals['_KEYSERVICE']._serialized_end=882
 # @@protoc_insertion_point(module_scope)

@@ -38,16 +38,18 @@ class GetKekStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetKekStatusResponse(_message.Message):
-    __slots__ = ("kek_id", "current_version", "status", "wrapped")
+    __slots__ = ("kek_id", "current_version", "status", "wrapped", "is_for_development")
     KEK_ID_FIELD_NUMBER: _ClassVar[int]
     CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     WRAPPED_FIELD_NUMBER: _ClassVar[int]
+    IS_FOR_DEVELOPMENT_FIELD_NUMBER: _ClassVar[int]
     kek_id: str
     current_version: int
     status: KekStatus
     wrapped: _containers.RepeatedCompositeFieldContainer[WrappedUnder]
-    def __init__(self, kek_id: _Optional[str] = ..., current_version: _Optional[int] = ..., status: _Optional[_Union[KekStatus, str]] = ..., wrapped: _Optional[_Iterable[_Union[WrappedUnder, _Mapping]]] = ...) -> None: ...
+    is_for_development: bool
+    def __init__(self, kek_id: _Optional[str] = ..., current_version: _Optional[int] = ..., status: _Optional[_Union[KekStatus, str]] = ..., wrapped: _Optional[_Iterable[_Union[WrappedUnder, _Mapping]]] = ..., is_for_development: bool = ...) -> None: ...
 
 class RewrapKeysRequest(_message.Message):
     __slots__ = ()
