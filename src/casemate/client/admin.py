@@ -25,6 +25,14 @@ AUTHENTICATIONS = {
     "private-key-jwt": messages.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT,
     "secret": messages.CLIENT_AUTHENTICATION_SECRET,
 }
+REVOCATIONS = {
+    "token": records.REVOCATION_KIND_TOKEN,
+    "session": records.REVOCATION_KIND_SESSION,
+    "client": records.REVOCATION_KIND_CLIENT,
+    "subject": records.REVOCATION_KIND_SUBJECT,
+    "spiffe-id": records.REVOCATION_KIND_SPIFFE_ID,
+    "certificate": records.REVOCATION_KIND_CERTIFICATE,
+}
 ROLES = {
     "supplier": records.SIGNER_ROLE_SUPPLIER,
     "publisher": records.SIGNER_ROLE_PUBLISHER,
@@ -112,6 +120,11 @@ class Administration:
     def revoke_token(self, token_id: str) -> str:
         """Revokes one token everywhere; returns the revocation's identifier."""
         request = messages.RevokeRequest(kind=records.REVOCATION_KIND_TOKEN, value=token_id)
+        return self._call(self._stub.Revoke, request).id
+
+    def revoke(self, kind: str, value: str) -> str:
+        """Revokes what has this value, of a kind in `REVOCATIONS`, everywhere; returns the revocation's identifier."""
+        request = messages.RevokeRequest(kind=REVOCATIONS[kind], value=value)
         return self._call(self._stub.Revoke, request).id
 
     def _call(self, method: Callable[..., Response], request: object) -> Response:

@@ -29,8 +29,9 @@ class Operator:
         self._who = ["--identity", str(directory), "--auth", f"127.0.0.1:{world.running.port}"]
         self._who += ["--trust-domain", TRUST_DOMAIN]
 
-    async def say(self, *words):
-        result = await asyncio.to_thread(CliRunner().invoke, command, [*self._state, *words, *self._who])
+    async def say(self, *words, values=()):
+        said = [*self._state, *words, *self._who, *values]
+        result = await asyncio.to_thread(CliRunner().invoke, command, said)
         assert result.exception is None, (words, result.output, result.exception)
         return result.stdout.strip()
 
@@ -88,3 +89,23 @@ async def test_an_operator_gives_a_signer_a_window_and_ends_it_since_a_moment(wo
     row = (await world.sql("SELECT valid_until::text, compromised_since::text FROM signer"))[0]
     assert row[0].startswith("2030-01-02 00:00:00")
     assert row[1].startswith("2026-03-04 05:06:07")
+
+
+async def test_an_operator_revokes_by_command_what_it_names(world, tmp_path):
+    operator = Operator(world, tmp_path)
+    await operator.say("tenant", "create", "acme")
+    allowed = ["--tenant", "acme", "--audience", "inference", "--scope", "models.infer"]
+    await operator.say("client", "create", "acme-job", *allowed, "--spiffe-id", spiffe_id("acme", "job"))
+    issued = await world.client("acme", "job").token("inference")
+    session = world.verified(issued.access_token, "inference")
+    for kind, value in (
+        ("token", issued.token_id),
+        ("session", "some-session"),
+        ("client", "acme-job"),
+        ("subject", "acme-job"),
+        ("certificate", session.certificate_thumbprint),
+        ("spiffe-id", spiffe_id("acme", "job")),
+    ):
+        assert (await operator.say("revoke", kind, values=["--", value])).startswith("revoked: revocation-")
+        rows = await world.sql("SELECT 1 FROM revocation WHERE kind = $1 AND value = $2", kind.replace("-", "_"), value)
+        assert rows, kind
