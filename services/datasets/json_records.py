@@ -8,6 +8,7 @@ slowly, to say what is wrong with it.
 
 from __future__ import annotations
 
+from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,14 @@ import msgspec
 
 from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 from services.datasets.bad_records import MOST_NAMED, BadRecord, refuse
-from services.datasets.record_values import json_text_check, json_type, parse_unambiguous, value_check
+from services.datasets.record_values import (
+    EDGE_YEARS,
+    is_within,
+    json_text_check,
+    json_type,
+    parse_unambiguous,
+    value_check,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +45,7 @@ class JsonCheck:
         members.sort(key=len)
         record = msgspec.defstruct("Record", members, rename=names, forbid_unknown_fields=True, gc=False)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(record).decode
+        self._times = [attrgetter(f"c{number}") for number, column in enumerate(schema) if column.type == "timestamp"]
         varies = [c.nullable or c.type == "json" for c in schema]
         self._quotes = sum(2 + 2 * (c.type in _TEXTS) for c, some in zip(schema, varies, strict=True) if not some)
         self._varying = [
@@ -49,13 +58,15 @@ class JsonCheck:
         """See `records.RecordCheck`."""
         found: list[tuple[int, BadRecord]] = []
         # The names are of this function, because a loop of a thousand a millisecond looks them up.
-        decode, quotes, varying = self._decode, self._quotes, self._varying
+        decode, quotes, varying, times = self._decode, self._quotes, self._varying, self._times
         for number, record in enumerate(records, first_record):
             try:
                 values = decode(record)
                 wanted = quotes if not varying else self._count(values)
                 plain = record if b"\\" not in record else _unescaped(record)
                 fits = plain.count(b'"') == wanted and len(record) < MAXIMUM_RECORD_BYTES
+                if times:
+                    fits = fits and all(_is_held(get(values)) for get in times)
             except (ValueError, RecursionError):  # all of msgspec's, and UnicodeDecodeError
                 fits = False
             if not fits:
@@ -116,6 +127,10 @@ class JsonCheck:
 def _member(number: int, column: Column) -> tuple[Any, ...]:
     kind = json_type(column)
     return (f"c{number}", kind | msgspec.UnsetType, msgspec.UNSET) if column.nullable else (f"c{number}", kind)
+
+
+def _is_held(moment: datetime | msgspec.UnsetType | None) -> bool:
+    return not isinstance(moment, datetime) or moment.year not in EDGE_YEARS or is_within(moment)
 
 
 def _unescaped(data: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate.signing.columns import Column
+
+_MOMENT: Final[Any] = Annotated[datetime, msgspec.Meta(tz=True)]
+
+EDGE_YEARS: Final = (1, 9999)
 
 Check = "Callable[[object], str | None]"
 """Gives the complaint about a value, or none."""
@@ -32,7 +36,7 @@ COMPLAINTS: Final = {
     "text": "not a text",
     "boolean": "not true or false",
     "bytes": "not base64",
-    "timestamp": "not a time of RFC 3339 with an offset",
+    "timestamp": "not a time of RFC 3339 with an offset, in the years 1 to 9999 of UTC",
     "vector": "not a list of finite numbers",
     "json": "not unambiguous JSON",
 }
@@ -47,7 +51,7 @@ def json_type(column: Column) -> Any:  # noqa: ANN401  # a type, made at run tim
     if column.categories is not None:
         kind = Literal[column.categories]
     elif column.type == "timestamp":
-        kind = Annotated[datetime, msgspec.Meta(tz=True)]
+        kind = _MOMENT
     elif column.type == "integer":
         low, high = INTEGER_BOUNDS
         kind = Annotated[int, msgspec.Meta(ge=_or(column.minimum, low), le=_or(column.maximum, high))]
@@ -174,6 +178,28 @@ def _accept_converted(kind: Any, complaint: str) -> Callable[[Column], Callable[
     return lambda _column: accept
 
 
+def _accept_timestamp(_column: Column) -> Callable[[object], str | None]:
+    return lambda value: None if isinstance(value, str) and is_moment(value) else COMPLAINTS["timestamp"]
+
+
+def is_moment(text: str) -> bool:
+    """Whether it is a moment of RFC 3339 that every reader can hold."""
+    try:
+        found: datetime = msgspec.convert(text, _MOMENT)
+    except msgspec.ValidationError:
+        return False
+    return found.year not in EDGE_YEARS or is_within(found)
+
+
+def is_within(moment: datetime) -> bool:
+    """Whether it is in the years 1 to 9999 of UTC too, not by its own offset alone."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
+
+
 def _accept_json(column: Column) -> Callable[[object], str | None]:
     def accept(value: object) -> str | None:
         try:
@@ -193,7 +219,7 @@ _ACCEPT: Final[dict[str, Callable[[Column], Callable[[object], str | None]]]] = 
     "text": _accept_text,
     "boolean": _accept_boolean,
     "bytes": _accept_converted(bytes, COMPLAINTS["bytes"]),
-    "timestamp": _accept_converted(Annotated[datetime, msgspec.Meta(tz=True)], COMPLAINTS["timestamp"]),
+    "timestamp": _accept_timestamp,
     "json": _accept_json,
 }
 

@@ -7,7 +7,6 @@ reading has the bytes.
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import ipc
 
+from casemate.client.csv_files import read_fields
 from casemate.errors import StoredDataUnreadable
 from casemate.signing.arrow_buffers import require_disjoint_buffers
 from casemate.signing.arrow_form import arrow_schema, arrow_stream
@@ -72,17 +72,17 @@ class ArrowBatches:
 
 
 def _csv_values(rows: Sequence[bytes], columns: Sequence[Column]) -> list[list[Any]]:
-    lines = list(csv.reader((row.decode() for row in rows), strict=True))
+    lines = [read_fields(row) for row in rows]
     if any(len(line) != len(columns) for line in lines):
         raise ValueError("a line of another width")
     return [_of_texts(column, [line[place] for line in lines]) for place, column in enumerate(columns)]
 
 
-def _of_texts(column: Column, texts: list[str]) -> list[Any]:
+def _of_texts(column: Column, texts: list[str | None]) -> list[Any]:
     read = _FROM_TEXT.get(column.type, str)
     if column.nullable:
-        return [None if text == "" else read(text) for text in texts]
-    return [read(text) for text in texts]
+        return [None if text is None else read(text) for text in texts]
+    return [read(text or "") for text in texts]
 
 
 def _json_values(rows: Sequence[bytes], columns: Sequence[Column]) -> list[list[Any]]:
@@ -103,6 +103,14 @@ def _json_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.upper())  # RFC 3339 allows a small t and z, Python does not
+
+
+def _floats(values: list[float]) -> list[float]:
+    return [float(value) for value in values]  # Arrow takes no integer that a float would round
+
+
 def _float(value: float) -> float:
     return float(value)
 
@@ -112,12 +120,13 @@ _FROM_TEXT: dict[ColumnType, Callable[[str], Any]] = {
     "number": float,
     "boolean": _boolean,
     "bytes": base64.b64decode,
-    "timestamp": datetime.fromisoformat,
+    "timestamp": _moment,
     "vector": json.loads,
 }
 _FROM_JSON: dict[ColumnType, Callable[[Any], Any]] = {
     "number": _float,
     "bytes": base64.b64decode,
-    "timestamp": datetime.fromisoformat,
+    "timestamp": _moment,
     "json": _json_text,
+    "vector": _floats,
 }

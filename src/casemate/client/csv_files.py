@@ -100,6 +100,28 @@ def _fields(record: bytes, number: int | None) -> list[str]:
         position = match.end()
 
 
+def read_fields(record: bytes) -> list[str | None]:
+    """The fields of a record; none where nothing at all stands between two commas, which quotes are not.
+
+    Raises:
+        ValueError: it is not CSV.
+    """
+    text = record.decode()
+    if '"' not in text:
+        return [field or None for field in text.split(",")]
+    fields: list[str | None] = []
+    position = 0
+    while True:
+        match = _FIELD.match(text, position)
+        if match is None:
+            raise ValueError("not a record of CSV")
+        quoted, plain, comma = match.groups()
+        fields.append(plain or None if quoted is None else quoted.replace('""', '"'))
+        if not comma:
+            return fields
+        position = match.end()
+
+
 def _whole(data: bytes) -> int:
     """How many bytes are whole records: up to the last line feed outside quotes."""
     end = data.rfind(b"\n") + 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.client.arrow_batches import ArrowBatches
 from casemate.errors import InvalidRequest, Reason
 from casemate.signing.statements import Column
 from services.datasets.records import join_records, require_schema, split_records
@@ -130,3 +133,50 @@ def test_a_chunk_must_end_at_a_record_boundary():
 @given(st.lists(st.binary(max_size=20).filter(lambda record: b"\n" not in record), min_size=1))
 def test_joining_gives_back_what_was_split(records):
     assert split_records(join_records(records), field="") == records
+
+
+def _read(record: bytes, encoding: str, column: Column) -> object:
+    """What our client makes of a record that the service takes."""
+    require_schema([record], encoding=encoding, schema=(column,), first_ordinal=0)
+    return ArrowBatches((column,), encoding=encoding)([record]).to_pydict()["a"][0]
+
+
+VECTOR = Column(name="a", type="vector")
+TIME = Column(name="a", type="timestamp")
+TEXT = Column(name="a", type="text", nullable=True)
+
+
+@pytest.mark.parametrize(
+    ("record", "encoding", "column", "value"),
+    [
+        (b'{"a":[9007199254740993]}', "jsonl", VECTOR, [2.0**53]),
+        (b'{"a":[1%s]}' % (b"0" * 30), "jsonl", VECTOR, [1e30]),
+        (b'{"a":"2026-01-01t00:00:00z"}', "jsonl", TIME, datetime(2026, 1, 1, tzinfo=UTC)),
+        (b"2026-01-01t00:00:00z", "csv", TIME, datetime(2026, 1, 1, tzinfo=UTC)),
+        (b'{"a":"0001-01-01T00:00:00-23:59"}', "jsonl", TIME, datetime(1, 1, 1, 23, 59, tzinfo=UTC)),
+        (b"9999-12-31T23:59:59+23:59", "csv", TIME, datetime(9999, 12, 31, 0, 0, 59, tzinfo=UTC)),
+        (b"x" * 200_000, "csv", TEXT, "x" * 200_000),
+        (b'"%s"' % (b"x" * 200_000), "csv", TEXT, "x" * 200_000),
+        (b'"a\nb""c"', "csv", TEXT, 'a\nb"c'),
+        (b'""', "csv", TEXT, ""),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_the_service_takes_our_client_reads(record, encoding, column, value):
+    assert _read(record, encoding, column) == value
+
+
+def test_nothing_between_two_commas_is_no_value_and_quotes_around_nothing_are_an_empty_text():
+    columns = (TEXT, Column(name="b", type="text"), Column(name="c", type="integer", nullable=True))
+    require_schema([b",,", b'"","",1'], encoding="csv", schema=columns, first_ordinal=0)
+    found = ArrowBatches(columns, encoding="csv")([b",,", b'"","",1']).to_pydict()
+    assert found == {"a": [None, ""], "b": ["", ""], "c": [None, 1]}
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+@pytest.mark.parametrize("encoding", ["csv", "jsonl"])
+def test_a_moment_outside_the_years_that_a_reader_can_hold_is_refused_by_name(text, encoding):
+    record = text.encode() if encoding == "csv" else b'{"a":"%s"}' % text.encode()
+    with pytest.raises(InvalidRequest) as caught:
+        require_schema([record], encoding=encoding, schema=(TIME,), first_ordinal=0)
+    assert caught.value.violations[0].field == "records[0].a"
