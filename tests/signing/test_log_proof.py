@@ -6,6 +6,7 @@ import base64
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,8 @@ from casemate.signing.log_proof import HEADER, LogProof, VerifiedEntry, verify_l
 ORIGIN, WITNESS = "datasets.casemate.internal/log", "auth.casemate.internal/witness"
 ENTRIES = [b'{"n":%d}' % number for number in range(7)]
 LEAVES = [merkle.leaf_hash(entry) for entry in ENTRIES]
-LOG, COSIGNER = SigningKey.generate(), SigningKey.generate()
+# Fixed, so that each case has one name in every process of a run.
+LOG, COSIGNER = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2))
 NOTE = sign_checkpoint(ORIGIN, 7, merkle.root(LEAVES), LOG)
 AT = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
@@ -141,7 +143,7 @@ def test_a_receipt_carries_its_cosignatures():
     "note",
     [
         NOTE,
-        cosigned(key=SigningKey.generate()),
+        cosigned(key=SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32))),
         cosigned(name="another/witness"),
         # Signed as a note by the witness's key: another type, so another statement.
         with_cosignature(NOTE, sign_note(NOTE.split("\n\n")[0] + "\n", WITNESS, COSIGNER).rpartition("\n\n")[2]),
