@@ -31,7 +31,7 @@ CHANGES = {
     "AddClientKey": {EventKind.CLIENT_KEY},
     "RemoveClientKey": {EventKind.CLIENT_KEY},
     "RegisterIssuer": {EventKind.ISSUER},
-    "RemoveIssuer": {EventKind.ISSUER, EventKind.EXCHANGE_GRANT},
+    "RemoveIssuer": {EventKind.ISSUER, EventKind.REVOCATION, EventKind.EXCHANGE_GRANT},
     "CreateExchangeGrant": {EventKind.EXCHANGE_GRANT},
     "DeleteExchangeGrant": {EventKind.EXCHANGE_GRANT},
     "RecordRelease": {EventKind.RELEASE},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROWS = {*(f"E{n}" for n in range(1, 11)), *(f"R{n}" for n in range(1, 9)), *(f"C{n}" for n in range(1, 13))}
-ROWS |= {"P2", "P3", "P4", "P5", "P7", "D", "Q"}
+ROWS |= {"P1", "P2", "P3", "P4", "P5", "P6", "P7", "D", "Q"}
 
 
 def _listed() -> set[tuple[str, str]]:
