@@ -87,7 +87,7 @@ def test_all_certificates_of_a_tenant_have_one_share_and_each_service_its_own():
             request_id="r",
         )
 
-    assert {share_of(caller(f"t/acme/{name}")) for name in ("a", "b", "a/c")} == {"t/acme"}
+    assert {share_of(caller(f"t/acme/{name}")) for name in ("a", "b", "a/c")} == {"acme"}  # as with a token
     assert share_of(caller("t/acme/a", tenant="acme")) == "acme"
     assert share_of(caller("svc/inference")) == "svc/inference"
 

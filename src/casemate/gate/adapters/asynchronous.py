@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
+from casemate.errors import CasemateError
 from casemate.gate.adapters.caller_context import bind_caller, current_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -147,9 +148,7 @@ class _Call:
     async def answer_one(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  # a message
         """Serves a method with one response."""
         try:
-            argument = await self._begin(requests, context)
-            if self._guard is None:
-                await self._take_turn(current_caller())
+            argument = await self._admit(requests, context)
             response = await self._behavior("unary")(argument, self._for_handler(argument, context))
             self._succeed(context)
         except (Exception, asyncio.CancelledError) as error:
@@ -167,7 +166,7 @@ class _Call:
         revocation can interrupt it and still send its status.
         """
         try:
-            argument = await self._begin(requests, context)
+            argument = await self._admit(requests, context)
             answer = self._behavior("stream")(argument, self._for_handler(argument, context))
             if hasattr(answer, "__aiter__"):
                 await self._write_all(answer, context)
@@ -198,6 +197,18 @@ class _Call:
         behavior: Callable[[Any, Context], Any] = getattr(handler, f"{requests}_{responses}")
         return behavior
 
+    async def _admit(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401
+        try:
+            argument = await self._begin(requests, context)
+            if self._guard is None and self._handler is not None:
+                caller = current_caller()
+                await self._take_turn(caller)
+                self._gate.before_handler(self._admission, caller)
+        except CasemateError as error:
+            self._gate.refused(self._admission, error)
+            raise
+        return argument
+
     async def _begin(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401
         """Proves the peer; what the handler gets is the parsed request, or an iterator that judges each message."""
         context.set_trailing_metadata(self._trailing)
@@ -209,8 +220,11 @@ class _Call:
         if handler.request_streaming or handler.response_streaming:
             self._guard = StreamGuard(self._gate, self._admission, caller, every_s=self._recheck_every_s)
         if handler.request_streaming:
-            return _Messages(aiter(requests), self._take, bodies=self._bodies)
+            return _Messages(aiter(requests), self._take, bodies=self._bodies, refused=self._refused)
         return self._take(await self._await_body(requests))
+
+    def _refused(self, error: CasemateError) -> None:
+        self._gate.refused(self._admission, error)
 
     async def _await_body(self, requests: AsyncIterator[bytes]) -> bytes:
         try:
@@ -268,17 +282,29 @@ class _Call:
 class _Messages:
     """The messages of a client's stream: each is judged, parsed and authorized before the handler sees it."""
 
-    def __init__(self, raw: AsyncIterator[bytes], take: Callable[[bytes], Any], *, bodies: LateBodies) -> None:
+    def __init__(
+        self,
+        raw: AsyncIterator[bytes],
+        take: Callable[[bytes], Any],
+        *,
+        bodies: LateBodies,
+        refused: Callable[[CasemateError], None],
+    ) -> None:
         self._raw = raw
         self._take = take
         self._bodies: LateBodies | None = bodies
+        self._refused = refused
 
     def __aiter__(self) -> _Messages:
         return self
 
     async def __anext__(self) -> Any:  # noqa: ANN401  # any message
         bodies, self._bodies = self._bodies, None
-        return self._take(await (anext(self._raw) if bodies is None else bodies.first(self._raw)))
+        try:
+            return self._take(await (anext(self._raw) if bodies is None else bodies.first(self._raw)))
+        except CasemateError as error:
+            self._refused(error)
+            raise
 
 
 class _ReadingContext:

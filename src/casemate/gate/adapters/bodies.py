@@ -14,10 +14,14 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from casemate.errors import Exhausted
+from casemate.errors import DeadlineExceeded, Exhausted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casemate.clock import Clock
+    from casemate.errors import CasemateError
+    from casemate.gate.core.admission import Admission
 
 LATE_S: Final = 1.0
 """Seconds after which a body is late: a thousand times what one needs that comes with its headers."""
@@ -38,26 +42,35 @@ class Cancellable(Protocol):
 
 
 class Bodies:
-    """The bodies that are waited for now, by call; ticked by a watchdog."""
+    """The bodies that are waited for now, by call; ticked by a watchdog.
 
-    def __init__(self, *, clock: Clock, within: timedelta) -> None:
+    Args:
+        clock: of the watchdog.
+        within: how long a body may take.
+        ended: is told of each call that ends for its body, with the reason.
+    """
+
+    def __init__(
+        self, *, clock: Clock, within: timedelta, ended: Callable[[Admission, CasemateError], None] | None = None
+    ) -> None:
         self._clock = clock
         self._within_s = within.total_seconds()
-        self._waiting: dict[int, tuple[Cancellable, str, float]] = {}
+        self._ended = ended
+        self._waiting: dict[int, tuple[Cancellable, str, float, Admission | None]] = {}
         self._suspects: dict[str, float] = {}
         self._looked_at: float | None = None
 
-    def begin(self, context: Cancellable, caller: str) -> None:
+    def begin(self, context: Cancellable, caller: str, admission: Admission | None = None) -> None:
         """Notes that a body is waited for from now on.
 
         Raises:
             Exhausted: the caller was late lately, and has its few under way.
         """
         if self._suspects and self._is_suspect(caller):
-            under_way = sum(1 for _, other, _ in list(self._waiting.values()) if other == caller)
+            under_way = sum(1 for _, other, _, _ in list(self._waiting.values()) if other == caller)
             if under_way >= LATE_CALLS:
                 raise Exhausted("bodies of this caller do not arrive", retry_after=timedelta(seconds=MEMORY_S))
-        self._waiting[id(context)] = (context, caller, self._clock.monotonic())
+        self._waiting[id(context)] = (context, caller, self._clock.monotonic(), admission)
 
     def end(self, context: Cancellable) -> None:
         """Notes that the body arrived, or will not."""
@@ -75,14 +88,19 @@ class Bodies:
 
     def _judge(self, monotonic: float) -> None:
         late: Counter[str] = Counter()
-        for context, caller, since in list(self._waiting.values()):
+        for context, caller, since, admission in list(self._waiting.values()):
             if monotonic - since >= self._within_s:
-                context.cancel()
+                self._end_late(context, admission)
             elif monotonic - since >= LATE_S:
                 late[caller] += 1
                 if late[caller] > LATE_CALLS:
                     self._suspects[caller] = monotonic + MEMORY_S
-                    context.cancel()
+                    self._end_late(context, admission)
+
+    def _end_late(self, context: Cancellable, admission: Admission | None) -> None:
+        if self._ended is not None and admission is not None:
+            self._ended(admission, DeadlineExceeded("the body did not arrive"))
+        context.cancel()
 
     def _is_suspect(self, caller: str) -> bool:
         return self._suspects.get(caller, 0.0) > self._clock.monotonic()

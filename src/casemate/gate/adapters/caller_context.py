@@ -28,7 +28,13 @@ def current_caller() -> Caller:
 
 def share_of(caller: Caller) -> str:
     """Whose share of a server a call takes: its tenant's, whichever of the tenant's many certificates it shows."""
-    return caller.tenant or "/".join(caller.path.split("/")[:2])
+    return caller.tenant or share_of_path(caller.path)
+
+
+def share_of_path(path: str) -> str:
+    """Likewise by the path of a SPIFFE ID: the tenant's name, as in tokens, or `svc/NAME`, which is no tenant's."""
+    kind, name = path.split("/")[:2]
+    return name if kind == "t" else f"{kind}/{name}"
 
 
 bind_caller = _CALLER.set

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from casemate.errors import DeadlineExceeded, Exhausted
+from casemate.errors import CasemateError, DeadlineExceeded, Exhausted
 from casemate.gate.adapters.bodies import TICK, Bodies
 from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn
 
-    from casemate.errors import CasemateError
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
@@ -75,7 +74,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         self._gate = gate
         self._streams = StreamPlaces(streams)
         self._request_ids = RequestIds()
-        self._bodies = Bodies(clock=gate.clock, within=body_within)
+        self._bodies = Bodies(clock=gate.clock, within=body_within, ended=gate.refused)
         self._body_within_s = body_within.total_seconds()
         self._watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=recheck_every)
         self._body_watchdog = Watchdog(trust=gate.trust, clock=gate.clock, every=TICK)
@@ -193,7 +192,7 @@ class _Call:
     def answer_one(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401  # a message
         """Serves a method with one response."""
         try:
-            response = self._behavior("unary")(self._begin(requests, context), context)
+            response = self._behavior("unary")(self._admit(requests, context), context)
             self._code = succeed(context, self._trailing)
         except Exception as error:  # noqa: BLE001  # errors outermost
             self._fail(error, context)
@@ -205,7 +204,7 @@ class _Call:
     def answer_many(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
         """Serves a method with a stream of responses."""
         try:
-            for response in self._behavior("stream")(self._begin(requests, context), context):
+            for response in self._behavior("stream")(self._admit(requests, context), context):
                 self._judge_again()
                 yield response
             self._code = succeed(context, self._trailing)
@@ -240,8 +239,9 @@ class _Call:
         """Ends a stream that was opened and on which nothing came: it would hold a thread for a token's life."""
         silent = self._incoming is not None and self._incoming.awaits_first
         if silent and monotonic - self._admission.started >= self._first_within_s:
-            self._denial = DeadlineExceeded("the first message did not arrive")
-            raise self._denial
+            self._denial = silence = DeadlineExceeded("the first message did not arrive")
+            self._gate.refused(self._admission, silence)
+            raise silence
 
     def _behavior(self, responses: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         handler = self._handler
@@ -250,6 +250,13 @@ class _Call:
         requests = "stream" if handler.request_streaming else "unary"
         behavior: Callable[[Any, grpc.ServicerContext], Any] = getattr(handler, f"{requests}_{responses}")
         return behavior
+
+    def _admit(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401
+        try:
+            return self._begin(requests, context)
+        except CasemateError as error:
+            self._gate.refused(self._admission, error)
+            raise
 
     def _begin(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401
         """Proves the peer; what the handler gets is the parsed request, or an iterator that judges each message."""
@@ -268,7 +275,8 @@ class _Call:
             self._watchdog.add(self)
             self._incoming = Incoming(requests, lambda raw: self._take(raw, caller))
             return self._incoming
-        message = self._take(await_body(self._bodies, requests, context, caller.client_id or caller.spiffe_id), caller)
+        message = self._take(await_body(self._bodies, requests, context, caller, self._admission), caller)
+        self._gate.before_handler(self._admission, caller)
         if handler.response_streaming:
             self._watchdog.add(self)
         return message
@@ -276,7 +284,11 @@ class _Call:
     def _take(self, raw: bytes, caller: Caller) -> Any:  # noqa: ANN401
         if self._incoming is not None:
             self._judge_again()
-        message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
+        try:
+            message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
+        except CasemateError as error:
+            self._gate.refused(self._admission, error)
+            raise
         authorize_message(self._gate, self._admission, caller, message)
         return message
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from casemate.gate.adapters.caller_context import bind_caller
+from casemate.errors import CasemateError
+from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
     auth_context,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from casemate.gate.adapters.bodies import Bodies
     from casemate.gate.core.admission import Admission
+    from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
     from casemate.transport.status import WireStatus
 
@@ -67,17 +69,21 @@ class UnaryMethod:
         """Proves the peer before the body has come, then reads, parses, authorizes and serves."""
         admission = ADMITTED.get()
         trailing = ((REQUEST_ID_KEY, admission.request_id),)
-        code = "CANCELLED"
+        code, judged = "CANCELLED", False
         try:
             context.set_trailing_metadata(trailing)
             caller = self._gate.at_message(admission, auth_context(context))
             bind_caller(caller)
-            raw = await_body(self._bodies, requests, context, caller.client_id or caller.spiffe_id)
+            raw = await_body(self._bodies, requests, context, caller, admission)
             message = parse_request(raw, self._deserializer)
             authorize_message(self._gate, admission, caller, message)
+            self._gate.before_handler(admission, caller)
+            judged = True
             response = self._behavior(message, context)
             code = succeed(context, trailing)
         except Exception as error:
+            if not judged and isinstance(error, CasemateError):
+                self._gate.refused(admission, error)
             code, status = judge_failure(error, context, admission.request_id)
             if status is not None:
                 context.abort_with_status(status.with_trailing(*trailing))
@@ -88,14 +94,17 @@ class UnaryMethod:
             self._gate.finish(admission, code)
 
 
-def await_body(bodies: Bodies, requests: Iterator[bytes], context: grpc.ServicerContext, caller: str) -> bytes:
+def await_body(
+    bodies: Bodies, requests: Iterator[bytes], context: grpc.ServicerContext, caller: Caller, admission: Admission
+) -> bytes:
     """The one message of a call.
 
     Raises:
         Exhausted: the caller lets too many wait.
         InvalidRequest: the call ended before its message.
     """
-    bodies.begin(context, caller)
+    # Certificates without a token are a tenant's to have many of; clients are registered one by one.
+    bodies.begin(context, caller.client_id or share_of(caller), admission)
     try:
         return next(requests)
     except StopIteration:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.method_policy import MethodPolicy
     from casemate.gate.core.peer import Peer
     from casemate.gate.core.quota import Lease
+    from casemate.gate.core.trust import TrustSnapshot
     from casemate.gate.core.verifier import VerifiedToken
 
 
@@ -19,10 +20,23 @@ class Admission:
     server may drop a call after its headers without telling anybody.
     """
 
-    __slots__ = ("denied", "lease", "method", "peer", "policy", "request_id", "resource", "served", "started", "token")
+    __slots__ = (
+        "denied",
+        "judged_by",
+        "lease",
+        "method",
+        "peer",
+        "policy",
+        "request_id",
+        "resource",
+        "served",
+        "started",
+        "token",
+    )
 
     def __init__(self, request_id: str, method: str, policy: MethodPolicy, served: bool, started: float) -> None:  # noqa: FBT001  # by place: every call makes one
         self.lease: Lease | None = None  # first, for `__del__`
+        self.judged_by: TrustSnapshot | None = None
         self.request_id = request_id
         self.method = method
         self.policy = policy

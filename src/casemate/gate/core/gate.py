@@ -45,6 +45,10 @@ _AUTHORIZATION: Final = "authorization"
 _AUTHORIZATION_BYTES: Final = "authorization-bin"
 _SCHEME: Final = "bearer "
 _SCHEME_LENGTH: Final = len(_SCHEME)
+MAX_RESOURCE: Final = 512
+"""Bytes of a resource's path. What patterns mean is kept by path, so a longer one would be a caller's way to memory."""
+UNJUDGED_S: Final = 0.05
+"""Seconds after its headers for which a call's rights hold as judged, if no news came."""
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
 _DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
@@ -116,6 +120,7 @@ class Gate:
         """
         policy = self.policies.find(method) if served else None
         admission = Admission(request_id, method, policy or _UNKNOWN, policy is not None, self.clock.monotonic())
+        admission.judged_by = self.trust.current  # before anything is judged by it, so that no news falls between
         try:
             self._admit(admission, metadata)
         except CasemateError as error:
@@ -156,7 +161,9 @@ class Gate:
         if resource is None:
             if selector.optional:
                 return
-            raise selector.missing()
+            raise self._deny(admission, selector.missing())
+        if len(resource) > MAX_RESOURCE or (not resource.isascii() and len(resource.encode()) > MAX_RESOURCE):
+            raise self._deny(admission, selector.too_long(MAX_RESOURCE))
         admission.resource = resource
         try:
             self._require_grant(admission, caller, resource)
@@ -165,6 +172,25 @@ class Gate:
             raise self._deny(admission, error, reason="GRANT_MISSING") from None
         except CasemateError as error:
             raise self._deny(admission, error) from None
+
+    def before_handler(self, admission: Admission, caller: Caller) -> None:
+        """Judges a single call again when it waited for its body or its turn, or when there was news meanwhile.
+
+        A right that ended while a call waited is then gone before its handler runs. Costs one
+        comparison and one look at the clock where nothing happened.
+
+        Raises:
+            Unauthenticated: expired or revoked meanwhile.
+            NotFound: the grant is gone.
+            Unavailable: TRUST_STALE.
+        """
+        waited_s = self.clock.monotonic() - admission.started
+        if self.trust.current is not admission.judged_by or waited_s > UNJUDGED_S:
+            self.recheck(admission, caller)
+
+    def refused(self, admission: Admission, error: CasemateError) -> None:
+        """Notes that an adapter refused an admitted call before its handler: told once, as the gate's own are."""
+        self._deny(admission, error)
 
     def recheck(self, admission: Admission, caller: Caller) -> None:
         """Judges a running stream again: dates, revocations, key, grant and freshness as they are now.

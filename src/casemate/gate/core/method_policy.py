@@ -76,6 +76,11 @@ class ResourceSelector:
         versioned = "" if self.version is None else f"[/{{{self.version}}}]"
         return f"on {self.type}/{{{fields}}}{versioned}" + (" or-none" if self.optional else "")
 
+    def too_long(self, most: int) -> InvalidRequest:
+        """The refusal of a request whose resource has a longer path than `most` bytes."""
+        violation = FieldViolation(field=self.field, description=f"must make a path of at most {most} bytes")
+        return InvalidRequest("the name of the resource is too long", violations=(violation,))
+
     def missing(self) -> InvalidRequest:
         """The refusal of a request that had to name its resource."""
         violation = FieldViolation(field=self.field, description="must be set")
