@@ -112,13 +112,16 @@ class Checkpoints:
             if self._witness is None or not shown.size or asyncio.get_running_loop().time() < self._quiet_until:
                 return shown
             try:
-                return await self._cosigned(self._witness, shown)
+                cosigned = await self._cosigned(self._witness, shown)
             except StoredDataUnreadable:
+                self._log.dispute(disputed=True)
                 raise
             except CasemateError as error:
                 _LOGGER.warning("the witness did not cosign %d entries: %s", shown.size, error)
                 self._quiet_until = asyncio.get_running_loop().time() + _QUIET_SECONDS
                 return shown
+            self._log.dispute(disputed=False)
+            return cosigned
 
     async def watch(self, every: timedelta) -> None:
         """Has the head cosigned again and again, so that the witness sees the log grow. Runs until cancelled."""

@@ -48,6 +48,11 @@ class LogStore:
         self._authority = authority
         self._alarms = alarms
         self._clock = clock
+        self._disputed = False
+
+    def dispute(self, *, disputed: bool) -> None:
+        """Stops appending, and so every receipt, while the witness has seen another history than this one."""
+        self._disputed = disputed
 
     async def prepare(self) -> None:
         """Writes the head of the empty log, once.
@@ -72,7 +77,12 @@ class LogStore:
             kind: what happened.
             body: names and digests, never rows or keys.
             by: the service that says so.
+
+        Raises:
+            StoredDataUnreadable: the witness has seen another history: the next index was given out before.
         """
+        if self._disputed:
+            raise StoredDataUnreadable("the log was rolled back or rewritten; nothing is appended to it")
         head = self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
         entry = entry_bytes(kind, body, by=by, at=self._clock.now())
         leaf, *nodes = completed = head.completed(merkle.leaf_hash(entry))

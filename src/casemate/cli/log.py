@@ -13,7 +13,7 @@ import click
 from casemate.cli.connection import with_session
 from casemate.client.log import LogReader
 from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, verify_file
-from casemate.errors import CasemateError, ConfigurationError
+from casemate.errors import CasemateError, ConfigurationError, StoredDataUnreadable
 from casemate.signing.log_proof import VerifiedEntry
 
 if TYPE_CHECKING:
@@ -103,8 +103,17 @@ def verify(files: Sequence[Path], saved: Path | None, log_key: str | None, witne
 
 
 def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequence[str]) -> None:
-    shown = reader.checkpoint()
     kept = SavedLog.load(save)
+    try:
+        shown = reader.checkpoint()
+    except StoredDataUnreadable as error:
+        if kept is None or kept.checkpoint is None:
+            raise
+        raise HistoryDiffers(
+            f"the service has no checkpoint that its witness takes, and {kept.size} entries are kept: "
+            "its log was rolled back or rewritten",
+            evidence=(kept.checkpoint.text,),
+        ) from error
     if kept is None:
         first = LogKeys.parse(log_key or shown.log_key, witness_keys or [shown.witness_key])
         if log_key is None:
@@ -125,7 +134,7 @@ def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequ
 def _accuse(error: HistoryDiffers, save: Path) -> None:
     for number, note in enumerate(error.evidence, 1):
         (save / f"evidence-{number}").write_text(note)
-    click.echo(f"casemate: HISTORY DIFFERS: {error}; the two signed checkpoints are in {save}/evidence-*", err=True)
+    click.echo(f"casemate: HISTORY DIFFERS: {error}; the signed checkpoints are in {save}/evidence-*", err=True)
     sys.exit(1)
 
 

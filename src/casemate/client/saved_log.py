@@ -39,10 +39,11 @@ class HistoryDiffers(StoredDataUnreadable):
     """Two signed checkpoints cannot both be true: the log was rewritten, or shows different faces.
 
     Attributes:
-        evidence: the two notes; together they prove it to anybody who has the log's key.
+        evidence: the notes; two together prove it to anybody who has the log's key. One alone where the service
+            itself has no checkpoint any more that its witness takes.
     """
 
-    def __init__(self, detail: str, *, evidence: tuple[str, str]) -> None:
+    def __init__(self, detail: str, *, evidence: tuple[str, ...]) -> None:
         super().__init__(detail)
         self.evidence = evidence
 
