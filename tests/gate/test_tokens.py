@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import urlsafe_b64decode
 from datetime import timedelta
 
@@ -78,7 +79,7 @@ def test_nobody_else_makes_a_verified_token(mint):
         {"act": "somebody"},
         {"act": {"act": {"act": {"act": {"sub": "deep"}}}}},
     ],
-    ids=str,
+    ids=lambda change: re.sub(r"\d{10}", "now", str(change)),  # one name in every process of a run
 )
 def test_a_signed_token_with_one_odd_claim_is_refused(mint, change):
     if change.get("aud") == AUDIENCE:
