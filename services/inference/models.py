@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from casemate.clock import Clock
     from casemate.gate.core.caller import Caller
-    from casemate.gate.core.records import Release
+    from casemate.gate.core.records import Release, ReleasedVersion
     from services.inference.catalogue import Catalogue
     from services.inference.loader import LoadedModel
     from services.inference.publishing import Publishing
@@ -214,8 +214,15 @@ class Models:
                     name=release.model,
                     version=str(version.number),
                     state="READY" if ready else "UNAVAILABLE",
-                    reason="" if ready else "released, not loaded here",
+                    reason="" if ready else self._why_not(release.tenant, version),
                 )
+
+    def _why_not(self, tenant: str, version: ReleasedVersion) -> str:
+        try:
+            self._trust.require_trusted(tenant, version)
+        except FailedPrecondition:
+            return "withdrawn"
+        return "released, not loaded here"
 
 
 _NO_UPLOADS = FieldViolation("parameters", "models are loaded by name; publish a signed version instead")

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from casemate.errors import (
-    Conflict,
+    AlreadyExists,
     DigestMismatch,
     FailedPrecondition,
     FieldViolation,
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 MAX_PIECE_BYTES = 1024 * 1024
 _EXPIRY_MARGIN = timedelta(seconds=30)
 """A manifest must outlive the recording by this much: the loader judges it by the time that auth writes."""
+
+_REMEMBERED = 4096
+"""Releases whose log entries this process knows; one that another process logged is logged again when sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Publishing:
         self._clock = clock
         self._limits = limits
         self._uploads = uploads
+        self._logged: dict[bytes, int] = {}
 
     def publish(
         self, caller: Caller, requests: Iterator[Request], *, cancel: Callable[[], object] = lambda: None
@@ -125,8 +129,9 @@ class Publishing:
             InvalidRequest: manifest, model, or the order of messages.
             DigestMismatch: the bytes are not those of the manifest.
             PermissionDenied: the publisher is not trusted.
-            FailedPrecondition: a dataset root is unknown.
-            Conflict: the number is taken, or not the next one.
+            FailedPrecondition: a dataset root is unknown, or the number is not the next one.
+            AlreadyExists: the number is taken.
+            Conflict: another publisher was first.
             Exhausted: too many uploads at once.
             Unavailable: auth, datasets, the trust feed or the key-encryption key.
         """
@@ -140,9 +145,7 @@ class Publishing:
                 self._vault.store(slot, manifest=envelope, files=files)
         digest, signer = verified.payload_sha256, verified.signer_key_id
         self._releases.record(slot, manifest_sha256=digest, signer_key_id=signer)
-        index = self._datasets.log_release(
-            slot, manifest_sha256=digest, signer_key_id=signer, dataset_roots=verified.manifest.dataset_roots
-        )
+        index = self._log(slot, verified)
         self._trust.wait_for(slot.tenant, slot.model, slot.number, timeout=self._limits.feed_wait)
         self._watcher.load(slot)
         return model_service_pb2.PublishModelResponse(
@@ -167,6 +170,22 @@ class Publishing:
             number = self._watcher.meant(tenant, model)
         self._watcher.load_and_keep(Slot(tenant, model, number))
         return number
+
+    def _log(self, slot: Slot, verified: VerifiedModelManifest) -> int:
+        """Has the release logged, once: an answer that was lost is asked for again, and its entry is there."""
+        digest = verified.payload_sha256
+        index = self._logged.get(digest)
+        if index is None:
+            index = self._datasets.log_release(
+                slot,
+                manifest_sha256=digest,
+                signer_key_id=verified.signer_key_id,
+                dataset_roots=verified.manifest.dataset_roots,
+            )
+            if len(self._logged) >= _REMEMBERED:
+                self._logged.pop(next(iter(self._logged)), None)
+            self._logged[digest] = index
+        return index
 
     def _awaited(self, requests: Iterator[Request], upload: Stream) -> Iterator[Request]:
         """The messages; while one is awaited, the upload counts as idle."""
@@ -219,11 +238,22 @@ class Publishing:
         """Spares an upload that auth would refuse, and the directory of a version that is served."""
         release = self._trust.release(slot.tenant, slot.model)
         digests = {version.number: version.manifest_sha256 for version in release.versions} if release else {}
-        taken = digests.get(slot.number)
-        if taken is None and slot.number != max(digests, default=0) + 1:
-            raise Conflict(f"{slot} is not the next number")
+        taken, following = digests.get(slot.number), max(digests, default=0) + 1
+        if taken is None and slot.number != following:
+            raise FailedPrecondition(
+                f"{slot} is not the next number",
+                reason=Reason.CONCURRENT_UPDATE,
+                violations=_of_number(f"number {slot.number} is not the next, which is {following}"),
+            )
         if taken is not None and not hmac.compare_digest(taken, verified.payload_sha256):
-            raise Conflict(f"{slot} is released with another manifest")
+            raise AlreadyExists(
+                f"{slot} is released with another manifest",
+                violations=_of_number(f"number {slot.number} is taken; the next is {following}"),
+            )
+
+
+def _of_number(description: str) -> tuple[FieldViolation, ...]:
+    return (FieldViolation("manifest.number", description),)
 
 
 def tenant_of(caller: Caller) -> str:

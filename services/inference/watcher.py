@@ -4,7 +4,8 @@ One thread wakes after each change of trust, and now and then to try again what
 could not be loaded. For every release it loads what the operator's policy asks
 for and what has a label, and takes out what is no longer released or no longer
 trusted. A request without a version gets the one labelled `stable`, or else the
-newest: only an operator's signed label leads back to an older number.
+newest: only an operator's signed label leads back to an older number, so when
+the newest was withdrawn such a request gets none.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Watcher:
             self._asked.add(slot)
 
     def meant(self, tenant: str, model: str) -> int:
-        """Number of the version that a request without one means: labelled `stable`, or the newest trusted.
+        """Number of the version that a request without one means: labelled `stable`, or the newest released.
 
         Raises:
             NotFound: there is none.
@@ -225,7 +226,10 @@ class Watcher:
         return {number: trusted[number] for number in (*chosen, *labelled)}
 
     def _meant(self, tenant: str, model: str) -> int | None:
+        # Though it be withdrawn: then nothing is served in its place.
         release = self._trust.release(tenant, model)
-        if release is not None and STABLE in release.labels:
-            return release.labels[STABLE]  # though it be withdrawn: then nothing is served in its place
-        return max(self._trusted(tenant, model), default=None)
+        if release is None:
+            return None
+        if STABLE in release.labels:
+            return release.labels[STABLE]
+        return max((version.number for version in release.versions), default=None)

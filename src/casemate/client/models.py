@@ -68,8 +68,9 @@ class Models:
         Raises:
             InvalidRequest: manifest or model refused.
             PermissionDenied: the publisher is not trusted.
-            FailedPrecondition: a dataset root is unknown.
-            Conflict: the number is taken.
+            FailedPrecondition: a dataset root is unknown, or the number is not the next one.
+            AlreadyExists: the number is taken.
+            Conflict: another publisher was first.
         """
         manifest = ModelManifest(
             audience=self._session.service_name("inference"),

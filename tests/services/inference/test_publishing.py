@@ -57,7 +57,7 @@ def test_a_signed_model_is_sealed_recorded_logged_and_served(house: House, digit
 
 def test_the_next_number_follows_and_becomes_the_one_served(house: House, digits: Digits) -> None:
     house.publish(files(digits))
-    assert refusal(house, files(digits), number=3) == (Code.ABORTED, Reason.CONCURRENT_UPDATE)
+    assert refusal(house, files(digits), number=3) == (Code.FAILED_PRECONDITION, Reason.CONCURRENT_UPDATE)
     house.publish(files(digits), number=2)
     loaded = house.service.catalogue.entry((TENANT, "digits"))
     assert (loaded.current, sorted(loaded.versions)) == (2, [1, 2])
@@ -69,9 +69,14 @@ def test_a_taken_number_is_refused_and_the_same_manifest_again_is_not(house: Hou
     first = house.publish(files(digits), envelope=envelope)
     before = (house.stored() / "key.wrapped").read_bytes()
     again = house.publish(files(digits), envelope=envelope)
-    assert again.manifest_sha256 == first.manifest_sha256
+    assert (again.manifest_sha256, again.log_index) == (first.manifest_sha256, first.log_index)
+    assert len(house.log.entries) == 1
     assert (house.stored() / "key.wrapped").read_bytes() == before
-    assert refusal(house, {"model.onnx": digits.onnx}) == (Code.ABORTED, Reason.CONCURRENT_UPDATE)
+    with pytest.raises(CasemateError) as caught:
+        house.publish({"model.onnx": digits.onnx})
+    assert caught.value.code is Code.ALREADY_EXISTS
+    said = [violation.description for violation in caught.value.violations]
+    assert said == ["number 1 is taken; the next is 2"]
 
 
 def test_publishing_the_same_manifest_again_repairs_a_spoiled_version(house: House, digits: Digits) -> None:

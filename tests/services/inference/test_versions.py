@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from casemate.errors import CasemateError, Code, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.signing.keys import SigningKey
 from services.inference.version_policy import VersionPolicies, VersionPolicy, version_policies
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import SERVING, TENANT, House, signer
@@ -27,6 +29,11 @@ def label(house: House, labels: Mapping[str, int]) -> None:
 
 def served(house: House, version: str = "") -> str:
     return house.call("ModelMetadata", wire.ModelMetadataRequest(name="digits", version=version)).properties["number"]
+
+
+def reasons(house: House) -> dict[str, str]:
+    models = house.call("RepositoryIndex", wire.RepositoryIndexRequest()).models
+    return {model.version: model.reason for model in models}
 
 
 def refusal(ask: Callable[[], object]) -> tuple[Code, Reason]:
@@ -141,7 +148,7 @@ def test_publishing_an_older_version_again_is_refused_or_changes_nothing(
     envelope = house.manifest({"model.onnx": digits.onnx}, number=2, metrics={"accuracy": 0.5})
     for number in (2, 3):
         house.publish({"model.onnx": digits.onnx}, number=number, envelope=envelope if number == 2 else None)
-    assert refusal(lambda: house.publish({"model.onnx": digits.onnx}, number=2))[0] is Code.ABORTED
+    assert refusal(lambda: house.publish({"model.onnx": digits.onnx}, number=2))[0] is Code.ALREADY_EXISTS
     house.publish({"model.onnx": digits.onnx}, number=2, envelope=envelope)
     assert served(house) == "3"
 
@@ -157,7 +164,24 @@ def test_a_label_on_a_withdrawn_version_serves_nothing_rather_than_something_els
     assert refusal(lambda: served(house)) == NOT_READY
     assert served(house, "1") == "1"
     label(house, {})
+    assert refusal(lambda: served(house)) == NOT_READY
+    label(house, {"stable": 1})
     assert served(house) == "1"
+
+
+def test_a_revoked_publishers_newest_version_leads_back_to_no_older_one_until_an_operator_says_so(
+    publish: Callable[..., House], digits: Digits
+) -> None:
+    house, other = publish(versions=1), SigningKey.generate()
+    house.trust.change(signer(other))
+    house.publish({"model.onnx": digits.onnx}, number=2, key=other)
+    assert served(house) == "2"
+    house.trust.change(signer(other, compromised_since=datetime(2020, 1, 1, tzinfo=UTC)))
+    house.service.watcher.reconcile()
+    assert refusal(lambda: served(house)) == NOT_READY
+    assert (served(house, "1"), reasons(house)) == ("1", {"1": "", "2": "withdrawn"})
+    house.publish({"model.onnx": digits.onnx}, number=3)
+    assert served(house) == "3"
 
 
 @pytest.mark.parametrize(
