@@ -73,10 +73,22 @@ def modeller(run, tmp_path_factory):
     return keys, pushed["root"]
 
 
-def publish(run, modeller, file: Path, number: int, *, expect: int = 0) -> str:
+def publish(run, modeller, file: Path, number: int, *more: str | Path, expect: int = 0) -> str:
     keys, root = modeller
     signed = ("--key", keys["publisher"], "--dataset-root", root)
-    arguments = ("model", "publish", file, "--name", "echo", "--number", str(number), *signed, "--json", *TRAINER)
+    arguments = (
+        "model",
+        "publish",
+        file,
+        "--name",
+        "echo",
+        "--number",
+        str(number),
+        *signed,
+        "--json",
+        *more,
+        *TRAINER,
+    )
     return run(*arguments, expect=expect)
 
 
@@ -91,6 +103,7 @@ def test_an_operator_goes_back_to_an_older_version_and_a_publisher_cannot(run, m
     assert run(*label, "--key", keys["operator"], *OPERATOR).strip() == "stable=1"
     away = ("model", "label", "echo", "stable", "--tenant", "acme", "--number", "0", "--key", keys["operator"])
     assert run(*away, *OPERATOR).strip() == "echo has no label"
+    assert "number 2 is taken; the next is 3" in publish(run, modeller, file, 2, expect=1)
 
 
 def test_publishing_a_model_with_external_data_says_how_to_inline_it(run, modeller, tmp_path):
@@ -106,3 +119,16 @@ def test_publishing_a_model_with_external_data_says_how_to_inline_it(run, modell
     file.write_bytes(helper.make_model(graph).SerializeToString())
     said = publish(run, modeller, file, 3, expect=1)
     assert "save_as_external_data=False" in said
+
+
+def test_options_are_signed_with_the_model_and_a_back_ends_model_is_one_file(run, modeller, tmp_path):
+    file, options = tmp_path / "any.onnx", tmp_path / "options.json"
+    file.write_bytes(identity("FP32"))
+    options.write_text('{"queue": "many"}')
+    refused = publish(run, modeller, file, 3, "--options", options, expect=1)
+    assert "serving.json" in refused
+    options.write_text('{"instances": 1, "queue": 8}')
+    assert json.loads(publish(run, modeller, file, 3, "--options", options))["number"] == 3
+    upstream = tmp_path / "upstream.json"
+    upstream.write_text('{"backend": "nowhere"}')
+    assert "upstream.json" in publish(run, modeller, upstream, 4, expect=1)

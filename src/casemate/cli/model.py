@@ -13,6 +13,8 @@ from casemate.client.labels import Labels
 from casemate.client.models import Models
 from casemate.client.session import Session
 
+_UPSTREAM = "upstream.json"
+
 
 @click.group("model")
 def model_command() -> None:
@@ -21,6 +23,12 @@ def model_command() -> None:
 
 @model_command.command("publish")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--options",
+    "serving",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="serving.json: batching, limits and samples to warm up with, signed with the model.",
+)
 @click.option("--name", required=True, help="Name of the model.")
 @click.option("--number", type=click.IntRange(min=1), required=True, help="Number of this version.")
 @click.option("--key", type=click.Path(path_type=Path, exists=True), required=True, help="The publisher's private key.")
@@ -31,6 +39,7 @@ def model_command() -> None:
 def publish(
     session: Session,
     file: Path,
+    serving: Path | None,
     name: str,
     number: int,
     key: Path,
@@ -38,9 +47,15 @@ def publish(
     metrics: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Signs FILE (ONNX) as a version of a model, naming the datasets it was trained on, and publishes it."""
+    """Signs FILE as a version of a model, naming the datasets it was trained on, and publishes it.
+
+    FILE is an ONNX model, or an `upstream.json` that names a back end's.
+    """
+    files = {_UPSTREAM if file.name == _UPSTREAM else "model.onnx": file.read_bytes()}
+    if serving is not None:
+        files["serving.json"] = serving.read_bytes()
     done = Models(session).publish(
-        {"model.onnx": file.read_bytes()},
+        files,
         tenant=tenant_of(session),
         model=name,
         number=number,
