@@ -66,7 +66,7 @@ class OnnxInstance:
         check_onnx(model, limits=limits or GraphLimits())
         try:
             self._session = onnxruntime.InferenceSession(
-                model, sess_options=_options(), providers=["CPUExecutionProvider"]
+                model, sess_options=session_options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own classes derive from Exception directly
             raise _invalid("does not load in ONNX Runtime") from error
@@ -115,11 +115,13 @@ class OnnxInstance:
         return results
 
 
-def _options() -> Any:  # noqa: ANN401  # onnxruntime ships no types
+def session_options() -> Any:  # noqa: ANN401  # onnxruntime ships no types
+    """What ONNX Runtime is told of threads, optimisation and logs, whatever its defaults become."""
     options = onnxruntime.SessionOptions()
     # Handler threads are the parallelism: a pool per model would multiply threads by models.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Its log repeats names and values of the model; what matters is raised.
     options.log_severity_level = _FATAL_ONLY

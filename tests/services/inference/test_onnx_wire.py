@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from casemate.errors import InvalidRequest, Reason
-from services.inference.instance import OnnxInstance
+from services.inference.instance import OnnxInstance, session_options
 from services.inference.onnx_wire import GraphLimits, check_onnx
 from tests.services.inference.conftest import Digits
 
@@ -123,3 +123,10 @@ def test_text_runs_through_a_model() -> None:
     )
     instance = OnnxInstance(wrapped(graph))
     assert instance.run({"x": np.array(["a", "é"], dtype=object)})["y"].tolist() == ["a", "é"]
+
+
+def test_threads_and_optimisation_are_set_and_not_left_to_defaults() -> None:
+    options = session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.execution_mode.name == "ORT_SEQUENTIAL"
+    assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
