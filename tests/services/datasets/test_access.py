@@ -64,6 +64,10 @@ async def house(embedded_postgres, leaf, tmp_path_factory):
     )
     world = World(settings=settings, leaf=leaf, superuser=embedded_postgres.superuser)
     async with world.serve():
+        owner = world.actor()
+        await owner.push_all(world.signed())
+        moved = messages.SetLabelRequest(dataset="digits", label="golden", version=1)
+        await owner.datasets.SetLabel(moved, metadata=owner.metadata)
         yield world
 
 
@@ -109,6 +113,35 @@ async def test_without_a_grant_a_dataset_is_as_absent_as_one_that_is_not_there(h
     stranger = house.actor(tenant="initech")  # has every scope, and a grant on nothing
     status = await refusal(house, "DatasetService", name, stranger.metadata, stranger.directory)
     assert status is grpc.StatusCode.NOT_FOUND
+    owner, granted = house.actor(), house.grants
+    before = await state(house)
+    house.grants = []
+    house.tell()
+    try:  # of its own tenant, where the dataset is: nothing but the grant is missing
+        status = await refusal(house, "DatasetService", name, owner.metadata, owner.directory)
+    finally:
+        house.grants = granted
+        house.tell()
+    assert status is grpc.StatusCode.NOT_FOUND
+    assert await state(house) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"ShredVersion", "SetRetention"}))
+async def test_with_the_grant_the_same_call_is_not_refused_as_absent(house, name):
+    owner = house.actor()
+    status = await refusal(house, "DatasetService", name, owner.metadata, owner.directory)
+    assert status is (grpc.StatusCode.INVALID_ARGUMENT if name == "PushDataset" else grpc.StatusCode.OK)
+
+
+async def state(world: World) -> list[tuple[object, ...]]:
+    """What a call could have changed."""
+    async with world.sql() as sql:
+        rows = await sql.fetch("SELECT dataset, version, state::text, log_index FROM uploads ORDER BY version")
+        rows += await sql.fetch("SELECT dataset, label, version FROM labels")
+        rows += await sql.fetch("SELECT dataset, keep_versions FROM retentions")
+        rows += await sql.fetch("SELECT size FROM log_head")
+    return [tuple(row) for row in rows]
 
 
 @pytest.mark.asyncio(loop_scope="module")
