@@ -311,3 +311,21 @@ def test_a_file_of_something_else_is_not_continued(tmp_path):
 def test_names_that_a_stranger_chose_do_not_make_lines_long(tmp_path):
     write(tmp_path / "a.jsonl", denied(method="/" + "x" * 8_000))
     assert len(lines_of(tmp_path / "a.jsonl")[0]) < 1_000
+
+
+def test_a_line_that_parsers_read_alike_and_is_spelled_otherwise_is_found(tmp_path):
+    """Another reader takes the first of two members, or the other way round: the bytes have to be the ones written."""
+    write(tmp_path / "a.jsonl", *map(allowed, range(3)))
+    lines = lines_of(tmp_path / "a.jsonl")
+    assert verify_chain([line + b"\n" for line in lines]) == 3
+    for odd in (
+        lines[1].replace(b'{"at"', b'{"outcome":"DENIED","at"'),
+        lines[1].replace(b'"decision":"allowed"', b'"decision": "allowed"'),
+        lines[1].replace(b"allowed", b"\\u0061llowed"),
+        lines[1].replace(b',"sha256"', b' ,"sha256"'),
+        lines[1] + b" ",
+        b'{"sha256":"' + json.loads(lines[1])["sha256"].encode() + b'",' + lines[1][1:],
+    ):
+        assert odd != lines[1]
+        with pytest.raises(ValueError, match="line 2 "):
+            verify_chain([lines[0], odd, lines[2]])
