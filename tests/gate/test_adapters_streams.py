@@ -180,7 +180,7 @@ def test_a_caller_beyond_its_share_is_refused_at_headers_and_others_are_not(kind
 
 
 def test_streams_leave_threads_to_single_calls_and_their_places_come_back(service_leaf, trainer):
-    with serve("sync", World(), service_leaf, streams=2) as served, served.channel(trainer) as channel:
+    with serve("sync", World(), service_leaf, streams=3) as served, served.channel(trainer) as channel:
         token = served.world.token(trainer)
         talks = [Talk(served, channel, token) for _ in range(2)]
         assert [talk.say() for talk in talks] == [PARSED, PARSED]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from casemate.clock import SystemClock
+from casemate.errors import ConfigurationError
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
 from casemate.gate.adapters.feed import TrustFeed
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Protection", "registered"]
 
 _PLACES = 128
+_FEWEST_THREADS = 4
 
 
 class Protection:
@@ -51,7 +53,9 @@ class Protection:
         audience: that tokens must be for: the service's name.
         services: descriptors of the services that carry our policy option.
         policies: of methods whose protos cannot carry it; health and reflection have theirs.
-        audit_file: where decisions are written; None keeps none.
+        audit_file: where decisions are written, denials always and allowed calls of methods with
+            `audit_allowed`. None keeps nothing.
+        unsafe_without_audit: go on without an audit file although methods ask for one.
         shares: what one caller, tenant and resource may have.
         post_quantum: refuse peers whose key exchange a quantum computer could open later.
     """
@@ -65,19 +69,22 @@ class Protection:
         services: Iterable[ServiceDescriptor] = (),
         policies: Iterable[MethodPolicy] = (),
         audit_file: Path | None = None,
+        unsafe_without_audit: bool = False,
         shares: Shares | None = None,
         post_quantum: bool = False,
     ) -> None:
         clock = SystemClock()
+        table = PolicyTable.from_descriptors(services, {**FOREIGN, **{policy.method: policy for policy in policies}})
+        audited = [policy.method for policy in table if policy.audit_allowed]
+        if audited and audit_file is None and not unsafe_without_audit:
+            raise ConfigurationError(f"audit_file is not set, and these are to be audited: {', '.join(audited)}")
         self._source = CertificateSource(identity)
         domain = self._source.current.spiffe_id.split("/")[2]
         trust = TrustState()
         self._audit = AuditFile(audit_file) if audit_file is not None else None
         self._interceptors: list[GateInterceptor] = []
         self.gate = Gate(
-            policies=PolicyTable.from_descriptors(
-                services, {**FOREIGN, **{policy.method: policy for policy in policies}}
-            ),
+            policies=table,
             verifier=TokenVerifier(issuer=f"https://auth.{domain}", audience=audience),
             cache=TokenCache(),
             trust=trust,
@@ -94,12 +101,20 @@ class Protection:
     def server(self, services: Sequence[RegisteredService], *, address: str, threads: int = 16) -> SyncServer:
         """A bound synchronous server of `services`, each call of which passes the gate first.
 
+        Args:
+            services: what it serves.
+            address: `host:port`; port 0 takes a free one.
+            threads: handlers that run at once, four or more. Streams hold at most three quarters of them,
+                and never the last two, so that single calls go on whoever streams.
+
         Raises:
-            ConfigurationError: a method has no policy, grpc was imported before the TLS floor was
+            ConfigurationError: too few threads, a method has no policy, grpc was imported before the TLS floor was
                 raised, or the address cannot be bound.
         """
         self.gate.policies.require(methods_of(services))
-        interceptor = GateInterceptor(self.gate)
+        if threads < _FEWEST_THREADS:
+            raise ConfigurationError(f"threads: {_FEWEST_THREADS} or more, or streams would hold up single calls")
+        interceptor = GateInterceptor(self.gate, streams=min(threads * 3 // 4, threads - 2))
         self._interceptors.append(interceptor)
         return build_server(
             source=self._source, services=services, interceptors=[interceptor], address=address, threads=threads

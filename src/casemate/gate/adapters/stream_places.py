@@ -12,12 +12,12 @@ class StreamPlaces:
     """So many streams at once, of which one share (a tenant) never has all. Safe in threads.
 
     Args:
-        places: streams that may run at once. With four or more, a quarter is kept for other shares.
+        places: streams that may run at once. A quarter, and of two or more at least one, is kept for other shares.
     """
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._most = places - places // 4
+        self._most = max(1, places - max(1, places // 4))
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
 
