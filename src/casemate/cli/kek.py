@@ -74,8 +74,9 @@ def rotate(
     else:
         click.echo(f"{service}: {done.rewrapped} of {done.seen} keys wrapped anew, {done.failed} could not be opened")
         click.echo(_shown(service, report))
-    _tell_what_is_mounted(service, report)
-    if done.failed:
+    if not done.failed:  # A key that does not open is due as well, and is no matter of a mount.
+        _tell_what_is_mounted(service, report)
+    else:
         raise ConfigurationError(f"{done.failed} keys stay as they were; the log of {service} names them")
 
 
