@@ -36,7 +36,7 @@ demo: .venv/run.stamp ## Run the whole story, thefts and tampering included, on 
 
 test: .venv/dev.stamp ## Run the tests (a real PostgreSQL and real mTLS; no set-up needed)
 	@deploy/install-softhsm
-	@exec $(BIN)/python -m pytest -q -m "not long"
+	@exec $(BIN)/python -m pytest -q -m "not long" --numprocesses auto --dist loadfile
 
 test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes), and record what they came to in docs/records/
 	@mkdir -p docs/records
