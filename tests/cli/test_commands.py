@@ -99,6 +99,21 @@ def test_pull_that_trusts_another_key_writes_nothing(run, supplier, tmp_path):
     said = run("dataset", "pull", "people", "--trust", f"{other}.pub", "--out", out, *SUPPLIER, expect=1)
     assert "SIGNER_UNTRUSTED" in said
     assert not out.exists()
+    assert not list(tmp_path.glob("*.part"))
+    both = ("--version", "1", "--label", "latest")
+    run("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out", out, *both, *SUPPLIER, expect=2)
+    assert not out.exists()
+    run("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out", out, *both[2:], *SUPPLIER)
+    assert out.exists()
+
+
+def test_a_grant_ends_when_it_was_made_to(run):
+    about = ("--tenant", "acme", "--caller", "t/acme/late", "--verb", "push", "--resource", "dataset/late", *OPERATOR)
+    run("grant", "create", *about, "--expires", "2099-01-01T00:00:00")
+    run("grant", "create", *about[:6], "--resource", "dataset/ever", *OPERATOR)
+    listed = [json.loads(line) for line in run("grant", "list", "--tenant", "acme", "--json", *OPERATOR).splitlines()]
+    ends = {grant["resource"]: grant.get("expires") for grant in listed if grant["caller"] == "t/acme/late"}
+    assert ends == {"dataset/late": "2099-01-01T00:00:00Z", "dataset/ever": None}
 
 
 def test_push_by_an_unregistered_key_is_refused(run, supplier, tmp_path):

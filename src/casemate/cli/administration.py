@@ -131,10 +131,19 @@ def grant_command() -> None:
 @click.option("--caller", required=True, help="t/TENANT/NAME, or t/TENANT/*.")
 @click.option("--verb", required=True, type=click.Choice(VERBS))
 @click.option("--resource", required=True, help="dataset/NAME[/VERSION] or model/NAME; * for a whole segment.")
+@click.option("--expires", type=click.DateTime(), default=None, help="When it ends, in UTC [default: never].")
 @with_session
-def create_grant(session: Session, tenant: str, caller: str, verb: str, resource: str) -> None:
+def create_grant(
+    session: Session, tenant: str, caller: str, verb: str, resource: str, expires: datetime | None
+) -> None:
     """Allows callers a verb on a resource."""
-    identifier = Administration(session).create_grant(tenant=tenant, caller=caller, verb=verb, resource=resource)
+    identifier = Administration(session).create_grant(
+        tenant=tenant,
+        caller=caller,
+        verb=verb,
+        resource=resource,
+        expires_at=None if expires is None else expires.replace(tzinfo=UTC),
+    )
     click.echo(identifier)
 
 
@@ -155,6 +164,8 @@ def list_grants(session: Session, tenant: str, as_json: bool) -> None:
     """Lists the grants on a tenant's resources."""
     for grant in Administration(session).list_grants(tenant):
         said = {"id": grant.id, "caller": grant.caller, "verb": grant.verb, "resource": grant.resource}
+        if grant.HasField("expires_at"):
+            said["expires"] = grant.expires_at.ToJsonString()
         click.echo(json.dumps(said) if as_json else "  ".join(said.values()))
 
 

@@ -23,7 +23,7 @@ from casemate.signing.framing import join_rows
     "--trust", type=click.Path(path_type=Path, exists=True), required=True, help="Supplier's public key (PEM)."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, with a header line.")
-@click.option("--label", default="latest", show_default=True, help="Instead of a version.")
+@click.option("--label", default=None, show_default="latest", help="Instead of a version.")
 @click.option("--shard", default="0/1", metavar="K/N", help="Shard K, from 0, of N.", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Shuffle the batches by this seed.")
 @click.option("--receipt", type=click.Path(path_type=Path), default=None, help="File for the signed receipt.")
@@ -36,7 +36,7 @@ def pull(
     version: int | None,
     trust: Path,
     out: Path,
-    label: str,
+    label: str | None,
     shard: str,
     seed: int | None,
     receipt: Path | None,
@@ -47,6 +47,8 @@ def pull(
     The file appears only when all that was asked for was proven. CSV gets a header line,
     Arrow becomes an IPC stream.
     """
+    if version is not None and label is not None:
+        raise click.UsageError("say --version or --label, not both")
     key = load_public_key(trust)
     if unsafe_accept_pkcs1:
         key = key.unsafe_also_pkcs1()
@@ -55,13 +57,16 @@ def pull(
         version or 0,
         tenant=tenant_of(session),
         trusted=[key],
-        label="" if version else label,
+        label="" if version else label or "latest",
         order=_order(shard, seed),
     )
     unproven = out.with_name(out.name + ".part")
-    with unproven.open("wb") as file:
-        file.writelines(_pieces(pulled))
-    unproven.replace(out)
+    try:
+        with unproven.open("wb") as file:
+            file.writelines(_pieces(pulled))
+        unproven.replace(out)
+    finally:
+        unproven.unlink(missing_ok=True)
     if receipt is not None and pulled.receipt is not None:
         receipt.write_bytes(pulled.receipt.envelope + b"\n")
     click.echo(f"{dataset} version {pulled.version}: proven, root {pulled.root.hex()}, written to {out}")

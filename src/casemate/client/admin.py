@@ -76,9 +76,13 @@ class Administration:
         """Disables a client and revokes what it holds."""
         self._call(self._stub.DisableClient, messages.DisableClientRequest(client_id=client_id))
 
-    def create_grant(self, *, tenant: str, caller: str, verb: str, resource: str) -> str:
-        """Allows callers a verb on a resource of the tenant; returns the grant's identifier."""
+    def create_grant(
+        self, *, tenant: str, caller: str, verb: str, resource: str, expires_at: datetime | None = None
+    ) -> str:
+        """Allows callers a verb on a resource of the tenant, until a moment if one is given; returns its identifier."""
         grant = records.Grant(tenant=tenant, caller=caller, verb=verb, resource=resource, effect=records.EFFECT_ALLOW)
+        if expires_at is not None:
+            grant.expires_at.FromDatetime(expires_at)
         return self._call(self._stub.CreateGrant, messages.CreateGrantRequest(grant=grant)).id
 
     def delete_grant(self, identifier: str) -> None:
