@@ -24,11 +24,11 @@ def protect(identity, **settings):
 
 
 def test_methods_that_are_to_be_audited_need_an_audit_file_or_a_word_that_they_do_not(identity, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"audit_file is not set.*/test\.Echo/Open"):
-        protect(identity)
+    with protect(identity) as protection, pytest.raises(ConfigurationError, match=r"audit_file .*/test\.Echo/Open"):
+        protection.server([SERVICE], address="127.0.0.1:0")
     for settings in ({"audit_file": tmp_path / "audit.jsonl"}, {"unsafe_without_audit": True}):
-        with protect(identity, **settings):
-            pass
+        with protect(identity, **settings) as protection:
+            protection.server([SERVICE], address="127.0.0.1:0").stop()
 
 
 def test_streams_of_a_protected_server_never_hold_all_its_threads(identity):

@@ -75,9 +75,7 @@ class Protection:
     ) -> None:
         clock = SystemClock()
         table = PolicyTable.from_descriptors(services, {**FOREIGN, **{policy.method: policy for policy in policies}})
-        audited = [policy.method for policy in table if policy.audit_allowed]
-        if audited and audit_file is None and not unsafe_without_audit:
-            raise ConfigurationError(f"audit_file is not set, and these are to be audited: {', '.join(audited)}")
+        self._audited_or_waived = audit_file is not None or unsafe_without_audit
         self._source = CertificateSource(identity)
         domain = self._source.current.spiffe_id.split("/")[2]
         trust = TrustState()
@@ -108,10 +106,10 @@ class Protection:
                 and never the last two, so that single calls go on whoever streams.
 
         Raises:
-            ConfigurationError: too few threads, a method has no policy, grpc was imported before the TLS floor was
-                raised, or the address cannot be bound.
+            ConfigurationError: too few threads, a method has no policy or is to be audited without a file,
+                grpc was imported before the TLS floor was raised, or the address cannot be bound.
         """
-        self.gate.policies.require(methods_of(services))
+        self._require_policies(services)
         if threads < _FEWEST_THREADS:
             raise ConfigurationError(f"threads: {_FEWEST_THREADS} or more, or streams would hold up single calls")
         interceptor = GateInterceptor(self.gate, streams=min(threads * 3 // 4, threads - 2))
@@ -126,10 +124,17 @@ class Protection:
         Raises:
             ConfigurationError: as for `server`.
         """
-        self.gate.policies.require(methods_of(services))
+        self._require_policies(services)
         return build_aio_server(
             source=self._source, services=services, interceptors=[AioGateInterceptor(self.gate)], address=address
         )
+
+    def _require_policies(self, services: Sequence[RegisteredService]) -> None:
+        methods = methods_of(services)
+        self.gate.policies.require(methods)
+        audited = sorted(method for method in methods if self.gate.policies.of(method).audit_allowed)
+        if audited and not self._audited_or_waived:
+            raise ConfigurationError(f"audit_file is not set, and these are to be audited: {', '.join(audited)}")
 
     def close(self) -> None:
         """Ends the feed and the watchers of running calls, and writes what is left of the audit."""
