@@ -79,7 +79,8 @@ def test_nobody_else_makes_a_verified_token(mint):
         {"act": "somebody"},
         {"act": {"act": {"act": {"act": {"sub": "deep"}}}}},
     ],
-    ids=lambda change: re.sub(r"\d{10}", "now", str(change)),  # one name in every process of a run
+    # One name in every process of a run, and one for each.
+    ids=lambda change: re.sub(r"\b\d{10}\b", lambda found: f"now{int(found[0]) - NOW:+d}", str(change)),
 )
 def test_a_signed_token_with_one_odd_claim_is_refused(mint, change):
     if change.get("aud") == AUDIENCE:
