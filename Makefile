@@ -83,7 +83,7 @@ audit-dependencies: .foreign/deploy.stamp ## Known weaknesses of what is locked 
 	  .foreign/deploy/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/$$name.txt || exit 1; done
 
 scan-secrets: .foreign/deploy.stamp ## Fail when a file that git knows holds what looks like a secret
-	@git ls-files -z | xargs -0 .foreign/deploy/bin/detect-secrets-hook --baseline .secrets.baseline
+	@deploy/scan-secrets .foreign/deploy/bin
 
 scan-images: ## Known weaknesses of the images, and their bills of materials in build/sbom (needs trivy)
 	@deploy/scan-images

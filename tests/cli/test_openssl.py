@@ -178,7 +178,7 @@ def test_a_fork_is_refused_offline_by_whoever_keeps_the_leaves(tmp_path):
         assert why in refused.stderr
 
 
-def test_an_old_copy_of_the_log_is_caught_at_once_and_after_it_grew_again(supplier, state, tmp_path):
+def test_an_old_copy_of_the_log_is_caught_at_once_and_nothing_is_added_to_it(supplier, state, tmp_path):
     """Last in this file: nothing agrees with the log afterwards."""
     key, kept, data = tmp_path / "other.pem", tmp_path / "kept", tmp_path / f"{dataset_of(KINDS[2])}.csv"
     supplier("signer", "create", key)
@@ -187,9 +187,9 @@ def test_an_old_copy_of_the_log_is_caught_at_once_and_after_it_grew_again(suppli
     whose = ("--proof", proof, "--tenant", "acme", "--role", "supplier")
     supplier("signer", "register", f"{key}.pub", *whose, *OPERATOR)
 
-    def push(name: str) -> None:
+    def push(name: str, **outcome: int) -> str:
         data.write_text(f"height,name\n171,{name}\n")
-        supplier("dataset", "push", data, "--key", key, *SUPPLIER)
+        return supplier("dataset", "push", data, "--key", key, *SUPPLIER, **outcome)
 
     asyncio.run(copied(state, back=False))
     push("Ada")
@@ -197,7 +197,8 @@ def test_an_old_copy_of_the_log_is_caught_at_once_and_after_it_grew_again(suppli
 
     asyncio.run(copied(state, back=True))
     assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=1)
-    push("Eve")
+    # The service signs nothing more on a log that its witness saw longer.
+    assert "DATA_LOSS" in push("Eve", expect=1)
     assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=1)
 
 

@@ -187,10 +187,10 @@ def test_d5_text_that_does_not_add_up_is_refused_on_the_wire(house: House, raw: 
     assert answered.raw_output_contents[1] == b"\x01\0\0\0a"
 
 
-def test_d5_nine_hundred_thousand_empty_texts_are_walked_and_ten_million_are_refused_by_their_number(house: House) -> None:
+def test_d5_many_empty_texts_are_walked_and_ten_million_are_refused_by_their_number(house: House) -> None:
     numbers = np.ones(1, "<f4")
-    answered = house.call("ModelInfer", both(numbers, bytes(4 * 900_000), 900_000))
-    assert len(answered.raw_output_contents[1]) == 3_600_000
+    answered = house.call("ModelInfer", both(numbers, bytes(4 * 100_000), 100_000))
+    assert len(answered.raw_output_contents[1]) == 400_000
     asked = refusal(lambda: house.call("ModelInfer", both(numbers, bytes(4), 10_000_000)))
     assert asked == (Code.INVALID_ARGUMENT, Reason.INVALID_FIELD)
 
