@@ -6,13 +6,16 @@ a chunk becomes one run of bytes in a thread, and the event loop only passes it 
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from asyncpg.exceptions import ConnectionDoesNotExistError
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
     from uuid import UUID
 
     from casemate.sealing.rows import SealingBatch
@@ -79,7 +82,31 @@ async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[
             for sealed in chunks
         ],
     )
-    await connection.copy_to_table("sealed_rows", source=_pieces(chunks), columns=_COLUMNS, format="binary")
+    copying = connection.copy_to_table("sealed_rows", source=_pieces(chunks), columns=_COLUMNS, format="binary")
+    await _unless_lost(connection, copying)
+
+
+async def _unless_lost(connection: Connection, copying: Coroutine[object, object, str]) -> None:
+    """Waits for a COPY, and no longer than its connection lives.
+
+    The driver waits until it may write again, and a connection that is lost meanwhile does not wake it:
+    it would wait for its whole time limit.
+    """
+    task = asyncio.ensure_future(copying)
+
+    def lost(_connection: object) -> None:
+        task.cancel()
+
+    connection.add_termination_listener(lost)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if connection.is_closed():
+            raise ConnectionDoesNotExistError("the connection was lost under a COPY") from None
+        raise
+    finally:
+        if not connection.is_closed():
+            connection.remove_termination_listener(lost)
 
 
 async def _pieces(chunks: Sequence[SealedChunk]) -> AsyncIterator[bytes]:
