@@ -350,17 +350,16 @@ def run(
         tell = seat.link(metrics.exposition, ended.set)
     service.start()
     feed.start()
-    heads, log = AuditHeads(path=file, head=lambda: audit.head), Datasets(datasets, timeout=_CALL_TIMEOUT)
-    telling = threading.Thread(
-        target=heads.run_until,
-        args=(ended, lambda body: log.log_entry(AUDIT_HEAD, body)),
-        name="audit-heads",
-        daemon=True,
-    )
-    telling.start()
+    _tell_heads(AuditHeads(path=file, head=lambda: audit.head), Datasets(datasets, timeout=_CALL_TIMEOUT), ended)
     while not ended.wait(_LOOK_EVERY.total_seconds()):
         tell(ready=service.look(), oldest_run=service.oldest_run())
     _LOGGER.info("draining")
+
+
+def _tell_heads(heads: AuditHeads, log: Datasets, ended: threading.Event) -> None:
+    """Tells the transparency log where the audit stands, until `ended`."""
+    told = (ended, lambda body: log.log_entry(AUDIT_HEAD, body))
+    threading.Thread(target=heads.run_until, args=told, name="audit-heads", daemon=True).start()
 
 
 class _Announcement:

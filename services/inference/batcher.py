@@ -6,9 +6,8 @@ their threads sleep. A thread whose run is over makes the next one in the queue
 the leader; the leader takes along whatever may share its run, and wakes the
 others when their rows are done. So each request costs one wake-up at most.
 
-What runs in less time than a wake-up takes is not queued, where nobody has set a limit: a model that says
-how many runs, places or levels it has is held to them however short its runs were so far, and so is one that
-computes elsewhere, whose runs cost this process nothing.
+What runs in less time than a wake-up takes is not queued, where nobody has set a limit: a model that says how many
+runs, places or levels it has is held to them however short its runs were, and so is one that computes elsewhere.
 
 Requests leave the queue unstarted when their deadline passes, when their caller
 goes, or when a full queue owes the place to a caller that has less in it. A

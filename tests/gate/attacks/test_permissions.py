@@ -197,12 +197,7 @@ def test_what_tells_about_the_server_is_told_to_no_stranger(scene, token, method
 
 def test_a_large_body_with_a_bad_token_is_not_read(scene, token):
     body = b"\0" * (32 * 1024 * 1024)
-    parsed = []
-
-    def count(raw):
-        parsed.append(len(raw))
-        return GetVersionRequest.FromString(raw)
-
+    # Refused for its token: whoever had read it would have met the limit of messages first, as the twin does.
     scene.unauthenticated(token="x.y.z", raw=body)
     assert scene.served.echo.entered == []
     # The twin: with a good token the body is read, as far as the limit of messages.
@@ -210,7 +205,6 @@ def test_a_large_body_with_a_bad_token_is_not_read(scene, token):
         scene.served.call(scene.channel, token=token, raw=body)
     assert read.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     scene.good()
-    assert parsed == []
 
 
 def test_a_handler_that_raises_a_secret(scene, token):
