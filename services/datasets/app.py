@@ -203,14 +203,7 @@ async def serving(
         await server.start()
         stack.push_async_callback(server.stop)
         heads = AuditHeads(path=settings.audit_file, head=lambda: audit.head)
-        for name, work in (
-            ("health probe", probe.watch),
-            ("shredder", shredder.run),
-            ("retention", retention.run),
-            ("audit heads", lambda: heads.run(lambda body: stores.log.append_alone(AUDIT_HEAD, body, by=AUDIENCE))),
-            ("watch of the key-encryption key", KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run),
-        ):
-            stack.push_async_callback(_cancel, asyncio.create_task(keep_running(name, work)))
+        _keep_all_running(stack, stores, probe=probe, shredder=shredder, retention=retention, heads=heads)
         yield Running(
             port=server.port,
             metrics_port=metrics_server.port,
@@ -222,6 +215,26 @@ async def serving(
             audit_heads=heads,
             stores=stores,
         )
+
+
+def _keep_all_running(
+    stack: AsyncExitStack,
+    stores: Stores,
+    *,
+    probe: HealthProbe,
+    shredder: Shredder,
+    retention: Retention,
+    heads: AuditHeads,
+) -> None:
+    """What goes on beside the rpcs, each begun again when it fails, until `stack` ends."""
+    for name, work in (
+        ("health probe", probe.watch),
+        ("shredder", shredder.run),
+        ("retention", retention.run),
+        ("audit heads", lambda: heads.run(lambda body: stores.log.append_alone(AUDIT_HEAD, body, by=AUDIENCE))),
+        ("watch of the key-encryption key", KekWatch(kek=stores.kek, rings=(stores.keys.ring,)).run),
+    ):
+        stack.push_async_callback(_cancel, asyncio.create_task(keep_running(name, work)))
 
 
 def _open_identity(settings: DatasetsSettings, stack: AsyncExitStack, metrics: Metrics) -> CertificateSource:
