@@ -129,13 +129,15 @@ class DatasetServicer(CatalogueCalls):
     async def CheckRoots(  # noqa: N802
         self, request: messages.CheckRootsRequest, _context: object
     ) -> messages.CheckRootsResponse:
-        """Names the roots that may not be relied on."""
+        """Names the roots that may not be relied on, and why where it is known."""
         if not request.tenant or "\x00" in request.tenant:
             raise invalid("tenant", "required, without NUL")
         if len(request.roots) > MAXIMUM_ROOTS:
             raise invalid("roots", "more than 1000")
-        refused = await self._reader.refused_roots(tenant=request.tenant, roots=list(request.roots))
-        return messages.CheckRootsResponse(refused=refused)
+        judged = await self._reader.judge_roots(tenant=request.tenant, roots=list(request.roots))
+        return messages.CheckRootsResponse(
+            refused=judged.refused, quarantined=judged.quarantined, shredded=judged.shredded
+        )
 
 
 class _Steps:

@@ -72,6 +72,15 @@ class OpenedBatch:
     inclusion_proof: Sequence[bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedRoots:
+    """Those of some roots that no readable version has, and what is known of them; see `CheckRootsResponse`."""
+
+    refused: list[bytes]
+    quarantined: list[bytes]
+    shredded: list[bytes]
+
+
 class Reader:
     """Reads promoted versions, whose manifests are for `audience`."""
 
@@ -160,16 +169,25 @@ class Reader:
                 raise NotFound(f"upload {upload.id} was shredded") from None
             raise
 
-    async def refused_roots(self, *, tenant: str, roots: Sequence[bytes]) -> list[bytes]:
-        """Those of the roots that no readable version of the tenant has."""
-        relied_on = set()
+    async def judge_roots(self, *, tenant: str, roots: Sequence[bytes]) -> JudgedRoots:
+        """What the versions of a tenant say of each root.
+
+        A root that one trusted signer vouches for is not in doubt, whoever else signed it.
+        """
+        readable, shredded, doubted = set[bytes](), set[bytes](), set[bytes]()
         for upload in await self._store.with_roots(tenant, roots):
             try:
                 self.require_trusted(upload)
             except NotFound:
-                continue
-            relied_on.add(upload.root)
-        return [root for root in roots if root not in relied_on]
+                doubted.add(upload.root)
+            else:
+                (shredded if upload.state is UploadState.SHREDDED else readable).add(upload.root)
+        refused = [root for root in roots if root not in readable]
+        return JudgedRoots(
+            refused=refused,
+            quarantined=[root for root in refused if root in doubted - shredded],
+            shredded=[root for root in refused if root in shredded],
+        )
 
     def require_trusted(self, upload: Upload) -> None:
         """Returns if the signer's key counted when the version was promoted, as known now.

@@ -89,8 +89,8 @@ class VersionStore:
         return await self._fetch(LATEST, tenant, dataset)
 
     async def with_roots(self, tenant: str, roots: Sequence[bytes]) -> list[Upload]:
-        """The promoted attempts with one of these roots. Rows that do not verify alarm and are left out."""
-        query = SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state = 'promoted'"
+        """The promoted attempts with one of these roots, or shredded ones. Rows that do not verify alarm and are left out."""
+        query = SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state IN ('promoted', 'shredded')"
         async with connected(self._pool) as connection:
             records = await connection.fetch(query, tenant, list(roots))
         return self._rows.readable(records)

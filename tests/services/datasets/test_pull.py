@@ -9,8 +9,9 @@ import pytest
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import NotFound, PermissionDenied
 from casemate.signing import merkle
+from casemate.signing.keys import SigningKey
 from casemate.signing.statements import verify_dataset_manifest
-from tests.services.datasets.world import chunk_messages, manifest_message, manifest_of, our_errors
+from tests.services.datasets.world import FOREVER, chunk_messages, manifest_message, manifest_of, our_errors
 
 
 async def test_a_reader_recomputes_every_leaf_every_proof_and_the_signed_root(world):
@@ -116,6 +117,57 @@ async def test_a_compromise_date_before_the_promotion_quarantines_and_one_after_
     with pytest.raises(NotFound):
         await trainer.pull()
     assert list((await inference.datasets.CheckRoots(check)).refused) == [root]
+
+
+async def test_quarantined_roots_and_shredded_ones_are_told_from_unknown_ones(world):
+    trainer, inference = world.actor(), world.service("inference")
+    root = (await trainer.push_all(world.signed())).root
+    await trainer.push_all(world.signed(manifest_of(dataset="shredded")), dataset="shredded")  # the same bytes
+    kept = (b"7,seven\n",)
+    gone = (await trainer.push_all(world.signed(manifest_of(kept, dataset="gone")), kept, dataset="gone")).root
+    unknown = bytes(32)
+
+    async def judged() -> tuple[list[bytes], list[bytes], list[bytes]]:
+        request = messages.CheckRootsRequest(tenant="acme", roots=[root, gone, unknown])
+        answer = await inference.datasets.CheckRoots(request)
+        return list(answer.refused), list(answer.quarantined), list(answer.shredded)
+
+    assert await judged() == ([unknown], [], [])
+    await trainer.shred(dataset="gone")
+    await trainer.shred(dataset="shredded")
+    assert await judged() == ([gone, unknown], [], [gone])
+
+    world.signers = [world.signer(world.supplier, compromised_since=datetime.now(UTC) + timedelta(hours=1))]
+    world.tell()
+    assert await judged() == ([gone, unknown], [], [gone])
+    world.signers = [world.signer(world.supplier, compromised_since=datetime.now(UTC) - timedelta(hours=1))]
+    world.tell()
+    assert await judged() == ([root, gone, unknown], [root, gone], [])
+
+
+async def test_a_root_that_another_trusted_signer_vouches_for_is_not_quarantined(world):
+    trainer, inference = world.actor(), world.service("inference")
+    other = SigningKey.generate()
+    world.signers.append(world.signer(other))
+    world.tell()
+    root = (await trainer.push_all(world.signed())).root
+    again = world.signed(manifest_of(dataset="again"), other)
+    assert (await trainer.push_all(again, dataset="again")).root == root
+    request = messages.CheckRootsRequest(tenant="acme", roots=[root])
+    world.signers = [world.signer(world.supplier, compromised_since=FOREVER[0]), world.signer(other)]
+    world.tell()
+
+    answer = await inference.datasets.CheckRoots(request)
+    assert (list(answer.refused), list(answer.quarantined)) == ([], [])
+
+    await trainer.shred(dataset="again")
+    answer = await inference.datasets.CheckRoots(request)
+    assert (list(answer.quarantined), list(answer.shredded)) == ([], [root])
+
+    world.signers = [world.signer(key, compromised_since=FOREVER[0]) for key in (world.supplier, other)]
+    world.tell()
+    answer = await inference.datasets.CheckRoots(request)
+    assert (list(answer.quarantined), list(answer.shredded)) == ([root], [])
 
 
 async def test_a_compromise_told_during_a_pull_ends_it(world):

@@ -312,7 +312,11 @@ class CheckRootsRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., roots: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CheckRootsResponse(_message.Message):
-    __slots__ = ("refused",)
+    __slots__ = ("refused", "quarantined", "shredded")
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SHREDDED_FIELD_NUMBER: _ClassVar[int]
     refused: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, refused: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    quarantined: _containers.RepeatedScalarFieldContainer[bytes]
+    shredded: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, refused: _Optional[_Iterable[bytes]] = ..., quarantined: _Optional[_Iterable[bytes]] = ..., shredded: _Optional[_Iterable[bytes]] = ...) -> None: ...

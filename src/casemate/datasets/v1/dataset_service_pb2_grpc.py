@@ -195,7 +195,8 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CheckRoots(self, request, context):
-        """Says whether roots are those of promoted versions of a tenant.
+        """Says whether roots are those of promoted versions of a tenant, and of those
+        that are not to be relied on which are quarantined and which were shredded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -91,7 +91,9 @@ class DatasetServiceStub:
     NOT_FOUND (not granted), INVALID_ARGUMENT.
     """
     CheckRoots: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]
-    """Says whether roots are those of promoted versions of a tenant."""
+    """Says whether roots are those of promoted versions of a tenant, and of those
+    that are not to be relied on which are quarantined and which were shredded.
+    """
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
@@ -156,7 +158,9 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     NOT_FOUND (not granted), INVALID_ARGUMENT.
     """
     CheckRoots: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckRootsRequest, _dataset_service_pb2.CheckRootsResponse]  # type: ignore[assignment]
-    """Says whether roots are those of promoted versions of a tenant."""
+    """Says whether roots are those of promoted versions of a tenant, and of those
+    that are not to be relied on which are quarantined and which were shredded.
+    """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """DatasetService takes signed datasets in and gives proven ones out."""
@@ -284,6 +288,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.CheckRootsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.CheckRootsResponse, _abc.Awaitable[_dataset_service_pb2.CheckRootsResponse]]:
-        """Says whether roots are those of promoted versions of a tenant."""
+        """Says whether roots are those of promoted versions of a tenant, and of those
+        that are not to be relied on which are quarantined and which were shredded.
+        """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
