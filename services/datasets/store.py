@@ -89,7 +89,7 @@ class VersionStore:
         return await self._fetch(LATEST, tenant, dataset)
 
     async def with_roots(self, tenant: str, roots: Sequence[bytes]) -> list[Upload]:
-        """The promoted attempts with one of these roots, or shredded ones. Rows that do not verify alarm and are left out."""
+        """The versions with one of these roots, shredded or not. Rows that do not verify alarm and are left out."""
         query = SELECT + " WHERE tenant = $1 AND root = ANY($2::bytea[]) AND state IN ('promoted', 'shredded')"
         async with connected(self._pool) as connection:
             records = await connection.fetch(query, tenant, list(roots))
