@@ -1,8 +1,8 @@
 """What Triton's dashboards ask Prometheus for, under Triton's names, read from the counts at each scrape.
 
-Nothing is added to a call: the counts are those of ModelStatistics. Triton's
-names of counters do not end in `_total`, so they are shown untyped; what ends
-in `_us` is microseconds. Labels are those of loaded versions, so no client can
+Nothing is added to a call: the counts are those of ModelStatistics. What ends
+in `_us` is microseconds; a version that is loaded again counts from zero again,
+as after a restart. Labels are those of loaded versions, so no client can
 make new ones; `tenant` stands beside Triton's own two.
 
 If this fails: dashboards are silent about models. ModelStatistics says the same.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UntypedMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from casemate.transport.exposition import PlainCounterFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,10 +57,10 @@ class _Families:
 
     def all(self) -> Iterator[Metric]:
         counts = self._counts
-        yield self._untyped("nv_inference_request_success", "Successful requests.", counts.success.count)
+        yield self._counter("nv_inference_request_success", "Successful requests.", counts.success.count)
         yield self._failures()
-        yield self._untyped("nv_inference_count", "Rows predicted.", counts.inferences)
-        yield self._untyped("nv_inference_exec_count", "Runs of the model.", counts.executions)
+        yield self._counter("nv_inference_count", "Rows predicted.", counts.inferences)
+        yield self._counter("nv_inference_exec_count", "Runs of the model.", counts.executions)
         for name, duration in (
             ("request", counts.success),
             ("queue", counts.queue),
@@ -66,7 +68,7 @@ class _Families:
             ("compute_infer", counts.compute_infer),
             ("compute_output", counts.compute_output),
         ):
-            yield self._untyped(
+            yield self._counter(
                 f"nv_inference_{name}_duration_us", f"Microseconds of successful requests: {name}.", duration.ns // 1000
             )
         yield self._gauge("nv_inference_pending_request_count", "Requests that wait for a run.", "waiting")
@@ -74,8 +76,8 @@ class _Families:
         yield self._shed()
         yield self._runs()
 
-    def _untyped(self, name: str, text: str, value: float) -> Metric:
-        family = UntypedMetricFamily(name, text, labels=_LABELS)
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = PlainCounterFamily(name, text, labels=_LABELS)
         family.add_metric(self._labels, value)
         return family
 
@@ -85,7 +87,7 @@ class _Families:
         return family
 
     def _failures(self) -> Metric:
-        family = UntypedMetricFamily(
+        family = PlainCounterFamily(
             "nv_inference_request_failure", "Failed requests, by reason.", labels=(*_LABELS, "reason")
         )
         for reason in _FAILURES:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from casemate.transport.exposition import read_page, write_page
 from casemate.transport.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -26,24 +24,23 @@ class WorkerMetrics(Metrics):
     def __init__(self, component: str, supervisor: Supervisor) -> None:
         super().__init__(component)
         self._supervisor = supervisor
-        self._merged = CollectorRegistry()
-        self._merged.register(self)
 
     def exposition(self) -> bytes:
         """All workers' samples, labelled; a worker that does not answer in time is missing."""
-        return generate_latest(self._merged)
+        return write_page(self.collect())
 
     def collect(self) -> Iterator[Metric]:
         """The merged families."""
         families: dict[str, Metric] = {}
         for index, worker in enumerate(self._supervisor.workers):
             page = worker.metrics(_ANSWER_S) if worker is not None else ""
-            for family in text_string_to_metric_families(page):
-                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                known.samples.extend(
+            for family in read_page(page):
+                samples = [
                     Sample(sample.name, {**sample.labels, "worker": str(index)}, sample.value)
                     for sample in family.samples
-                )
+                ]
+                known = families.setdefault(family.name, family)
+                known.samples = samples if known is family else [*known.samples, *samples]
         yield from families.values()
         serving = GaugeMetricFamily("casemate_workers_ready", "Workers that serve.")
         serving.add_metric((), sum(1 for worker in self._supervisor.workers if worker is not None and worker.ready))

@@ -18,12 +18,13 @@ from typing import Any, Final, cast
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from casemate.errors import ConfigurationError
 from casemate.transport.certificates import CertificateSource, spiffe_id_of
+from casemate.transport.exposition import write_page
 from casemate.transport.https import server_context
 
 _PREFIX = "casemate_"
@@ -108,7 +109,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Everything, in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        return write_page(self.registry.collect())
 
     def _of(self, name: str, labels: dict[str, str]) -> Any:  # noqa: ANN401  # a child of any of the three kinds
         made = self._made[name]

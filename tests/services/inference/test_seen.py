@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
+from casemate.transport.exposition import read_page, write_page
 from services.inference.tracing import Sampler, begin
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import SERVING, TENANT, House
@@ -60,11 +62,68 @@ def test_durations_are_nanoseconds_that_add_up(served: House, digits: Digits) ->
     assert batch.compute_infer.ns == stats.compute_infer.ns
 
 
-def test_the_page_has_each_family_once_with_several_models(served: House, digits: Digits) -> None:
+COUNTERS = {
+    "nv_inference_request_success",
+    "nv_inference_request_failure",
+    "nv_inference_count",
+    "nv_inference_exec_count",
+    "nv_inference_request_duration_us",
+    "nv_inference_queue_duration_us",
+    "nv_inference_compute_input_duration_us",
+    "nv_inference_compute_infer_duration_us",
+    "nv_inference_compute_output_duration_us",
+}
+"""Triton's own names and kinds (docs/user_guide/metrics.md of its server)."""
+
+OURS = {
+    "casemate_calls_total": "counter",
+    "casemate_denied_total": "counter",
+    "casemate_token_cache_total": "counter",
+    "casemate_inference_shed_total": "counter",
+    "casemate_inference_runs_total": "counter",
+    "casemate_inference_runs_under_way": "gauge",
+    "casemate_trust_staleness_seconds": "gauge",
+}
+"""Of the gate, the queue and the batches."""
+
+
+def kinds(page: str) -> dict[str, str]:
+    """By the format's own rules: one TYPE line a family, before its samples, which have its name."""
+    found: dict[str, str] = {}
+    family = ""
+    for line in page.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, family, kind = line.split(" ")
+            assert family not in found
+            found[family] = kind
+        elif not line.startswith("#"):
+            name = re.match("[a-z_A-Z0-9:]+", line)[0]
+            assert name in (family, *(family + end for end in ("_bucket", "_sum", "_count")))
+    return found
+
+
+def test_each_family_stands_once_under_its_own_name_and_kind_with_several_models(served: House, digits: Digits) -> None:
     served.publish({"model.onnx": digits.onnx}, model="other")
+    with connect(served, served.caller) as client:
+        client.infer("digits", image_input(digits))
     page = served.metrics.exposition().decode()
-    assert page.count("# TYPE nv_inference_count ") == 1
+    kind_of = kinds(page)
+    tritons = {name: kind for name, kind in kind_of.items() if name.startswith("nv_")}
+    assert tritons == dict.fromkeys(COUNTERS, "counter") | {"nv_inference_pending_request_count": "gauge"}
+    assert {name: kind_of.get(name) for name in OURS} == OURS
     assert len(re.findall(r"^nv_inference_count\{", page, re.MULTILINE)) == 2
+    parsed = {family.name: family for family in text_string_to_metric_families(page)}
+    for name in COUNTERS:
+        assert (parsed[name].type, bool(parsed[name].documentation)) == ("counter", True)
+    reasons = {sample.labels["reason"] for sample in parsed["nv_inference_request_failure"].samples}
+    assert reasons == {"REJECTED", "CANCELED", "BACKEND", "OTHER"}
+
+
+def test_a_page_that_was_read_is_written_again_as_it_was(served: House) -> None:
+    page = served.metrics.exposition()
+    again = write_page(read_page(page.decode()))
+    assert kinds(again.decode()) == kinds(page.decode())
+    assert sorted(again.splitlines()) == sorted(page.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,8 @@ def test_d21_an_input_that_never_ends_ends_its_worker_twice_and_is_then_refused(
 def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall: Hall) -> None:
     page = hall.page()
     assert all(f'worker="{index}"' in page for index in (0, 1))
-    assert "casemate_workers_replaced_total{" in page
+    assert "# TYPE casemate_workers_replaced_total counter" in page
+    assert page.count("# TYPE nv_inference_count counter") == 1
     files = sorted(file.name for file in hall._directory.glob("audit*.jsonl"))
     assert files == ["audit.0.jsonl", "audit.1.jsonl"]
 
