@@ -180,3 +180,66 @@ def test_only_the_process_that_keeps_may_make_the_authority(folders, clock):
     assert not folders.issued.exists()
     deployed(folders, clock)
     deployed(folders, clock, create=False)
+
+
+# --- another root, by another process than the one that keeps ---------------------------------------------------
+
+
+def every_leaf(folders):
+    return sorted(path.parent for path in folders.issued.rglob("cert.pem"))
+
+
+def test_each_step_of_a_change_of_roots_reaches_whoever_keeps_without_a_restart(folders, clock):
+    keeping = deployed(folders, clock)
+    keeping.renew_due()
+    first = load_certificate(folders.authority / "ca" / "cert.pem")
+    serials = {leaf: load_certificate(leaf / "cert.pem").serial_number for leaf in every_leaf(folders)}
+
+    deployed(folders, clock).prepare_root()  # as `pki root prepare --deployment` beside it
+    assert keeping.renew_due() == 0
+    assert {load_certificate(leaf / "cert.pem").serial_number for leaf in serials} == set(serials.values())
+    for leaf in serials:
+        assert len(x509.load_pem_x509_certificates((leaf / "ca.pem").read_bytes())) == 2
+
+    deployed(folders, clock).switch_root()
+    assert keeping.renew_due() == 9
+    second = load_certificate(folders.authority / "ca" / "cert.pem")
+    for leaf in serials:
+        load_certificate(leaf / "cert.pem").verify_directly_issued_by(second)
+        assert x509.load_pem_x509_certificates((leaf / "ca.pem").read_bytes()) == [second, first]
+
+    deployed(folders, clock).finish_root()
+    assert keeping.renew_due() == 0
+    assert all(x509.load_pem_x509_certificates((leaf / "ca.pem").read_bytes()) == [second] for leaf in serials)
+    assert keeping.root_step == "settled"
+
+
+def test_a_step_that_somebody_would_be_left_behind_by_is_refused_and_names_them(folders, clock):
+    keeping = deployed(folders, clock)
+    keeping.renew_due()
+    deployed(folders, clock).prepare_root()
+    with pytest.raises(ConfigurationError, match=r"auth/service.* does not trust the next root yet"):
+        deployed(folders, clock).switch_root()
+    keeping.renew_due()
+    deployed(folders, clock).switch_root()
+    with pytest.raises(ConfigurationError, match=r"postgres/server.* has no leaf of the new root yet"):
+        deployed(folders, clock).finish_root()
+    keeping.renew_due()
+    deployed(folders, clock).finish_root()
+
+
+def test_a_look_in_the_middle_of_a_switch_changes_nothing_and_the_next_one_goes_on(folders, clock):
+    keeping = deployed(folders, clock)
+    keeping.renew_due()
+    deployed(folders, clock).prepare_root()
+    keeping.renew_due()
+    ca = folders.authority / "ca"
+    before, coming = (ca / "key.sealed").read_bytes(), (ca / "next" / "key.sealed").read_bytes()
+    (ca / "key.sealed").write_bytes(coming)
+    leaves = {leaf: (leaf / "cert.pem").read_bytes() for leaf in every_leaf(folders)}
+    with pytest.raises(ConfigurationError, match="do not belong together"):
+        keeping.renew_due()
+    assert {leaf: (leaf / "cert.pem").read_bytes() for leaf in leaves} == leaves
+    (ca / "key.sealed").write_bytes(before)
+    deployed(folders, clock).switch_root()
+    assert keeping.renew_due() == 9

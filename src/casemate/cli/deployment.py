@@ -1,8 +1,9 @@
 """What containers need before they start: each one's secrets and certificates, in a folder that it alone is given.
 
 One process on no network holds the authority. It makes what is missing, renews every
-leaf at half its life, and never makes a secret twice: a key-encryption key that is
-gone while the authority is not is an error, and no new key is put in its place.
+leaf at half its life, carries each step of a change of roots to whoever holds a leaf,
+and never makes a secret twice: a key-encryption key that is gone while the authority
+is not is an error, and no new key is put in its place.
 
 If this fails: nothing is renewed, and calls stop when the leaves expire. Whoever
 reads the authority's volume can be any client and any service of the deployment.
@@ -20,8 +21,17 @@ from casemate.cli.state import SERVICES
 from casemate.clock import Clock
 from casemate.errors import ConfigurationError
 from casemate.pki.authority import CertificateAuthority
-from casemate.pki.leaves import CERTIFICATE_FILE, IssuedLeaf, load_certificate, needs_renewal, write_leaf
+from casemate.pki.leaves import (
+    CERTIFICATE_FILE,
+    ROOTS_FILE,
+    IssuedLeaf,
+    is_of,
+    load_certificate,
+    needs_renewal,
+    write_leaf,
+)
 from casemate.pki.names import DatabaseRole, DatabaseServer
+from casemate.pki.succession import Succession, give_roots
 from casemate.sealing.local import LocalKeyRing
 from casemate.sealing.private_files import write_file
 from casemate.secret import Secret
@@ -62,14 +72,15 @@ class Deployment:
     def __init__(
         self,
         folders: DeploymentFolders,
-        authority: CertificateAuthority,
+        succession: Succession,
         *,
         lifetime: timedelta,
         clock: Clock,
         report: Callable[[str], None],
     ) -> None:
         self._folders = folders
-        self._authority = authority
+        self._succession = succession
+        self._authority = succession.authority()
         self._lifetime = lifetime
         self._clock = clock
         self._report = report
@@ -104,17 +115,72 @@ class Deployment:
                 raise ConfigurationError(f"{ring_file} is gone: the authority's key cannot be opened without it")
             LocalKeyRing.create(ring_file)
         ring = LocalKeyRing.load(ring_file)
-        make = CertificateAuthority.create if first else CertificateAuthority.load
-        authority = make(ca, trust_domain=trust_domain, key_encryption=ring, clock=clock)
-        return cls(folders, authority, lifetime=lifetime, clock=clock, report=report)
+        if first:
+            CertificateAuthority.create(ca, trust_domain=trust_domain, key_encryption=ring, clock=clock)
+        succession = Succession(directory=ca, trust_domain=trust_domain, key_encryption=ring, clock=clock)
+        return cls(folders, succession, lifetime=lifetime, clock=clock, report=report)
 
     def renew_due(self) -> int:
-        """Writes every leaf that is missing, broken or past half its life; gives their number."""
-        due = [(folder, issue) for folder, issue in self._leaves() if needs_renewal(folder, self._clock)]
-        for folder, issue in due:
-            write_leaf(issue(), folder)
-            self._report(f"issued {folder.relative_to(self._folders.issued)}")
-        return len(due)
+        """Writes every leaf that is missing, broken, past half its life or of another root; gives their number.
+
+        The authority is read again first: another process may have taken a step of a change of
+        roots. Whoever's leaf is not due is given the roots of this moment.
+
+        Raises:
+            ConfigurationError: a step is being taken at this moment, or the folders cannot be written.
+        """
+        self._authority = self._succession.authority()
+        renewed = 0
+        for folder, issue in self._leaves():
+            name = folder.relative_to(self._folders.issued)
+            if needs_renewal(folder, self._clock) or not is_of(folder, self._authority.certificate):
+                write_leaf(issue(), folder)
+                self._report(f"issued {name}")
+                renewed += 1
+            elif (folder / ROOTS_FILE).read_bytes() != self._authority.ca_pem:
+                give_roots(folder, self._authority.ca_pem)
+                self._report(f"roots given to {name}")
+        return renewed
+
+    @property
+    def root_step(self) -> str:
+        """How far a change of roots is."""
+        return self._succession.step.value
+
+    def prepare_root(self) -> None:
+        """Makes the next root. Who keeps this deployment gives it to every holder, by the next look.
+
+        Raises:
+            ConfigurationError: a change is under way.
+        """
+        self._succession.prepare()
+
+    def switch_root(self) -> None:
+        """Has the next root issue. Who keeps this deployment issues every leaf anew, by the next look.
+
+        Raises:
+            ConfigurationError: none is prepared, or somebody was not given it yet; names them.
+        """
+        self._require_all("does not trust the next root yet", self._has_roots)
+        self._succession.switch()
+
+    def finish_root(self) -> None:
+        """Has the old root trusted no more, from the next look on.
+
+        Raises:
+            ConfigurationError: nothing was switched, or a leaf is still of the old root; names them.
+        """
+        present = self._succession.authority().certificate
+        self._require_all("has no leaf of the new root yet", lambda folder: is_of(folder, present))
+        self._succession.finish()
+
+    def _has_roots(self, folder: Path) -> bool:
+        return (folder / ROOTS_FILE).read_bytes() == self._authority.ca_pem
+
+    def _require_all(self, otherwise: str, holds: Callable[[Path], bool]) -> None:
+        behind = [str(folder.relative_to(self._folders.issued)) for folder, _ in self._leaves() if not holds(folder)]
+        if behind:
+            raise ConfigurationError(f"{', '.join(behind)} {otherwise}: wait for the next look of `casemate pki keep`")
 
     def require_healthy(self) -> None:
         """Returns if every leaf is there and will not end soon.

@@ -97,6 +97,19 @@ def needs_renewal(directory: Path, clock: Clock) -> bool:
     return not start <= now < start + (end - start) / 2
 
 
+def is_of(directory: Path, authority: x509.Certificate) -> bool:
+    """Whether an authority issued the leaf in `directory`. Chooses what to renew; nothing is trusted by it.
+
+    Raises:
+        ConfigurationError: there is no leaf.
+    """
+    try:
+        load_certificate(directory / CERTIFICATE_FILE).verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def describe(directory: Path) -> LeafDescription:
     """What the leaf in `directory` says of itself, whether valid or expired.
 

@@ -57,6 +57,16 @@ class Succession:
             return Step.PREPARED
         return Step.SWITCHED if (self.directory / RETIRED_FILE).exists() else Step.SETTLED
 
+    def authority(self) -> CertificateAuthority:
+        """The authority of this moment.
+
+        Raises:
+            ConfigurationError: as `CertificateAuthority.load`; also in the middle of a `switch`.
+        """
+        return CertificateAuthority.load(
+            self.directory, trust_domain=self.trust_domain, key_encryption=self.key_encryption, clock=self.clock
+        )
+
     def prepare(self) -> None:
         """Makes the next root, which signs nothing yet.
 
