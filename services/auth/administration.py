@@ -168,16 +168,6 @@ class Administration:
         checks.raise_if_any()
         await self._store.delete_grant(grant_id, within=reach_of(admin))
 
-    async def list_grants(self, admin: str, tenant: str) -> list[Grant]:
-        """The live grants on a tenant's resources, by identifier. Raises NotFound outside of reach."""
-        checks = FieldChecks()
-        checks.tenant("tenant", tenant)
-        checks.raise_if_any()
-        require_reach(admin, tenant)
-        now = self._clock.now()
-        grants = await self._store.grants_of(tenant)
-        return [grant for grant in grants if grant.expires_at is None or grant.expires_at > now]
-
     async def register_signer(self, admin: str, request: SignerRequest) -> str:
         """Registers a sound key whose holder asked for this tenant and role; returns its key id.
 

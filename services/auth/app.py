@@ -56,6 +56,7 @@ from services.auth.key_ring import LOOKED_AT, TokenKeyRing, open_ring
 from services.auth.key_schedule import KeySchedule
 from services.auth.known_clients import KnownClients
 from services.auth.labels import Labels
+from services.auth.listing import Listing
 from services.auth.log_teller import DatasetsLog, LogTeller
 from services.auth.opening import Authority, open_authority
 from services.auth.releases import Releases
@@ -69,6 +70,7 @@ from services.auth.servicer_witness import WitnessServicer
 from services.auth.settings import AuthSettings
 from services.auth.store.credentials import CredentialStore
 from services.auth.store.families import FamilyStore
+from services.auth.store.listing import ListingStore
 from services.auth.store.news import NewsReader
 from services.auth.store.wake import WakeListener
 from services.auth.store.witness import WitnessStore
@@ -317,9 +319,13 @@ def _services(
     )
     metadata = ServerMetadata(issuer=parts.issuer, trust=parts.trust, audiences=settings.audiences)
     tokens = TokenServicer(tokens=build_tokens(parts), metadata=metadata)
-    credentials = CredentialServicer(credentials=build_credentials(parts))
-    releases = Releases(store=store, clock=clock)
-    labels = Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock)
+    listing = Listing(store=ListingStore(pool=authority.pool, tables=authority.tables), clock=clock)
+    credentials = CredentialServicer(credentials=build_credentials(parts), listing=listing)
+    releases = ReleaseServicer(
+        releases=Releases(store=store, clock=clock),
+        labels=Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock),
+        listing=listing,
+    )
     wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
     services = [
         registered(add_TokenServiceServicer_to_server, tokens),
@@ -328,8 +334,8 @@ def _services(
             add_TrustServiceServicer_to_server,
             TrustServicer(publisher=publisher, clock=clock, audiences=settings.audiences),
         ),
-        registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration)),
-        registered(add_ReleaseServiceServicer_to_server, ReleaseServicer(releases=releases, labels=labels)),
+        registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration, listing=listing)),
+        registered(add_ReleaseServiceServicer_to_server, releases),
         registered(
             add_WitnessServiceServicer_to_server, WitnessServicer(witness=build_witness(settings, authority, clock))
         ),

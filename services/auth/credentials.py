@@ -153,11 +153,6 @@ class Credentials:
         _check_identifiers(id=grant_id)
         await self._store.delete_exchange_grant(grant_id, within=reach_of(admin))
 
-    async def list_exchange_grants(self, admin: str, tenant: str) -> list[ExchangeGrant]:
-        """The exchange grants of a tenant's clients. Raises NotFound: outside of reach."""
-        require_reach(admin, tenant)
-        return await self._store.exchange_grants_within(tenant)
-
 
 def _check_identifiers(**fields: str) -> None:
     checks = FieldChecks()

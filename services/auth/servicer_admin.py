@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,13 @@ from casemate.auth.v1 import trust_pb2
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceServicer
 from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied
 from casemate.gate.adapters.caller_context import current_caller
-from casemate.gate.adapters.records import grant_to_message
+from casemate.gate.adapters.records import grant_to_message, signer_to_message
 from casemate.gate.core.records import Effect, Grant, RevocationKind
 from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
 from services.auth.key_schedule import since
-from services.auth.records import Authentication, Client
+from services.auth.listing import Listing, Place
+from services.auth.records import Client
+from services.auth.servicer_listing import METHODS, client_to_message, place_of, tenant_to_message
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -40,19 +41,13 @@ _KINDS = {
     trust_pb2.REVOCATION_KIND_SPIFFE_ID: RevocationKind.SPIFFE_ID,
 }
 
-_METHODS: Mapping[int, Authentication] = {
-    messages.CLIENT_AUTHENTICATION_UNSPECIFIED: "certificate",
-    messages.CLIENT_AUTHENTICATION_CERTIFICATE: "certificate",
-    messages.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: "private_key_jwt",
-    messages.CLIENT_AUTHENTICATION_SECRET: "client_secret",
-}
-
 
 class AdminServicer(AdminServiceServicer):
-    """Translates; `Administration` decides. The administrator is the tenant of the verified token."""
+    """Translates; `Administration` and `Listing` decide. The administrator is the tenant of the verified token."""
 
-    def __init__(self, *, administration: Administration) -> None:
+    def __init__(self, *, administration: Administration, listing: Listing) -> None:
         self._administration = administration
+        self._listing = listing
 
     async def CreateTenant(  # noqa: N802  # the protocol's names, here and below
         self, request: messages.CreateTenantRequest, _context: Context
@@ -61,11 +56,19 @@ class AdminServicer(AdminServiceServicer):
         await self._administration.create_tenant(administrator(), request.tenant)
         return messages.CreateTenantResponse()
 
+    async def ListTenants(  # noqa: N802
+        self, request: messages.ListTenantsRequest, _context: Context
+    ) -> messages.ListTenantsResponse:
+        """Lists tenants."""
+        page = await self._listing.tenants(administrator(), Place(size=request.page_size, token=request.page_token))
+        tenants = [tenant_to_message(tenant) for tenant in page.records]
+        return messages.ListTenantsResponse(tenants=tenants, next_page_token=page.token)
+
     async def CreateClient(  # noqa: N802
         self, request: messages.CreateClientRequest, _context: Context
     ) -> messages.CreateClientResponse:
         """Registers a client."""
-        method = _METHODS.get(request.client.authentication)
+        method = METHODS.get(request.client.authentication)
         if method is None:
             raise _invalid("client.authentication", "is not one that exists")
         client = Client(
@@ -80,6 +83,21 @@ class AdminServicer(AdminServiceServicer):
         )
         await self._administration.create_client(administrator(), client)
         return messages.CreateClientResponse()
+
+    async def ListClients(  # noqa: N802
+        self, request: messages.ListClientsRequest, _context: Context
+    ) -> messages.ListClientsResponse:
+        """Lists clients."""
+        page = await self._listing.clients(administrator(), place_of(request))
+        clients = [client_to_message(client) for client in page.records]
+        return messages.ListClientsResponse(clients=clients, next_page_token=page.token)
+
+    async def GetClient(  # noqa: N802
+        self, request: messages.GetClientRequest, _context: Context
+    ) -> messages.GetClientResponse:
+        """Describes a client."""
+        client = await self._listing.client(administrator(), request.client_id)
+        return messages.GetClientResponse(client=client_to_message(client))
 
     async def DisableClient(  # noqa: N802
         self, request: messages.DisableClientRequest, _context: Context
@@ -119,9 +137,10 @@ class AdminServicer(AdminServiceServicer):
     async def ListGrants(  # noqa: N802
         self, request: messages.ListGrantsRequest, _context: Context
     ) -> messages.ListGrantsResponse:
-        """Lists a tenant's live grants."""
-        grants = await self._administration.list_grants(administrator(), request.tenant)
-        return messages.ListGrantsResponse(grants=[grant_to_message(grant) for grant in grants])
+        """Lists live grants."""
+        page = await self._listing.grants(administrator(), place_of(request))
+        grants = [grant_to_message(grant) for grant in page.records]
+        return messages.ListGrantsResponse(grants=grants, next_page_token=page.token)
 
     async def RegisterSigner(  # noqa: N802
         self, request: messages.RegisterSignerRequest, _context: Context
@@ -137,6 +156,14 @@ class AdminServicer(AdminServiceServicer):
         return messages.RegisterSignerResponse(
             key_id=await self._administration.register_signer(administrator(), wanted)
         )
+
+    async def ListSigners(  # noqa: N802
+        self, request: messages.ListSignersRequest, _context: Context
+    ) -> messages.ListSignersResponse:
+        """Lists signers."""
+        page = await self._listing.signers(administrator(), place_of(request))
+        signers = [signer_to_message(signer) for signer in page.records]
+        return messages.ListSignersResponse(signers=signers, next_page_token=page.token)
 
     async def RevokeSigner(  # noqa: N802
         self, request: messages.RevokeSignerRequest, _context: Context

@@ -10,16 +10,19 @@ from casemate.auth.v1 import credential_service_pb2 as messages
 from casemate.auth.v1.credential_service_pb2_grpc import CredentialServiceServicer
 from services.auth.credential_records import ExchangeGrant
 from services.auth.credentials import Credentials
+from services.auth.listing import Listing
 from services.auth.servicer_admin import administrator, moment
+from services.auth.servicer_listing import exchange_grant_to_message, issuer_to_message, place_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CredentialServicer(CredentialServiceServicer):
-    """Translates; `Credentials` decides. The administrator is the tenant of the verified token."""
+    """Translates; `Credentials` and `Listing` decide. The administrator is the tenant of the verified token."""
 
-    def __init__(self, *, credentials: Credentials) -> None:
+    def __init__(self, *, credentials: Credentials, listing: Listing) -> None:
         self._credentials = credentials
+        self._listing = listing
 
     async def CreateClientSecret(  # noqa: N802  # the protocol's names, here and below
         self, request: messages.CreateClientSecretRequest, _context: Context
@@ -27,6 +30,15 @@ class CredentialServicer(CredentialServiceServicer):
         """Generates a secret."""
         identifier, secret = await self._credentials.create_secret(administrator(), request.client_id)
         return messages.CreateClientSecretResponse(id=identifier, secret=secret.reveal())
+
+    async def ListClientSecrets(  # noqa: N802
+        self, request: messages.ListClientSecretsRequest, _context: Context
+    ) -> messages.ListClientSecretsResponse:
+        """Lists what is not secret of a client's secrets."""
+        response = messages.ListClientSecretsResponse()
+        for secret in await self._listing.secrets(administrator(), request.client_id):
+            response.secrets.add(id=secret.id).created_at.FromDatetime(secret.created_at)
+        return response
 
     async def DeleteClientSecret(  # noqa: N802
         self, request: messages.DeleteClientSecretRequest, _context: Context
@@ -41,6 +53,16 @@ class CredentialServicer(CredentialServiceServicer):
         """Adds a key."""
         key_id = await self._credentials.add_key(administrator(), request.client_id, request.public_key)
         return messages.AddClientKeyResponse(key_id=key_id)
+
+    async def ListClientKeys(  # noqa: N802
+        self, request: messages.ListClientKeysRequest, _context: Context
+    ) -> messages.ListClientKeysResponse:
+        """Lists a client's keys."""
+        response = messages.ListClientKeysResponse()
+        for key in await self._listing.keys(administrator(), request.client_id):
+            listed = response.keys.add(key_id=key.key_id, public_key=key.public_key)
+            listed.created_at.FromDatetime(key.created_at)
+        return response
 
     async def RemoveClientKey(  # noqa: N802
         self, request: messages.RemoveClientKeyRequest, _context: Context
@@ -63,6 +85,14 @@ class CredentialServicer(CredentialServiceServicer):
             keys=[(key.kid, key.public_key) for key in issuer.keys],
         )
         return messages.RegisterIssuerResponse()
+
+    async def ListIssuers(  # noqa: N802
+        self, request: messages.ListIssuersRequest, _context: Context
+    ) -> messages.ListIssuersResponse:
+        """Lists external issuers."""
+        page = await self._listing.issuers(administrator(), place_of(request))
+        issuers = [issuer_to_message(issuer) for issuer in page.records]
+        return messages.ListIssuersResponse(issuers=issuers, next_page_token=page.token)
 
     async def RemoveIssuer(  # noqa: N802
         self, request: messages.RemoveIssuerRequest, _context: Context
@@ -99,21 +129,7 @@ class CredentialServicer(CredentialServiceServicer):
     async def ListExchangeGrants(  # noqa: N802
         self, request: messages.ListExchangeGrantsRequest, _context: Context
     ) -> messages.ListExchangeGrantsResponse:
-        """Lists a tenant's exchange grants."""
-        grants = await self._credentials.list_exchange_grants(administrator(), request.tenant)
-        return messages.ListExchangeGrantsResponse(grants=[_to_message(grant) for grant in grants])
-
-
-def _to_message(grant: ExchangeGrant) -> messages.ExchangeGrant:
-    message = messages.ExchangeGrant(
-        id=grant.id,
-        tenant=grant.tenant,
-        client_id=grant.client_id,
-        source=grant.source,
-        audience=grant.audience,
-        scopes=grant.scopes,
-        refresh=grant.refresh,
-    )
-    if grant.expires_at is not None:
-        message.expires_at.FromDatetime(grant.expires_at)
-    return message
+        """Lists exchange grants."""
+        page = await self._listing.exchange_grants(administrator(), place_of(request))
+        grants = [exchange_grant_to_message(grant) for grant in page.records]
+        return messages.ListExchangeGrantsResponse(grants=grants, next_page_token=page.token)

@@ -8,19 +8,21 @@ import grpc
 
 from casemate.auth.v1 import release_service_pb2 as messages
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceServicer
-from casemate.errors import PermissionDenied
-from casemate.gate.adapters.caller_context import current_caller
 from casemate.gate.adapters.records import release_to_message
 from services.auth.labels import Labels
+from services.auth.listing import Listing
 from services.auth.releases import Releases
+from services.auth.servicer_admin import administrator
+from services.auth.servicer_listing import place_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ReleaseServicer(ReleaseServiceServicer):
-    """Translates; `Releases` and `Labels` decide."""
+    """Translates; `Releases`, `Labels` and `Listing` decide."""
 
-    def __init__(self, *, releases: Releases, labels: Labels) -> None:
+    def __init__(self, *, releases: Releases, labels: Labels, listing: Listing) -> None:
+        self._listing = listing
         self._releases = releases
         self._labels = labels
 
@@ -41,8 +43,15 @@ class ReleaseServicer(ReleaseServiceServicer):
         self, request: messages.SetLabelRequest, _context: Context
     ) -> messages.SetLabelResponse:
         """Has a label name a version."""
-        admin = current_caller().tenant
-        if admin is None:
-            raise PermissionDenied("administration without a token")
-        release = await self._labels.set(admin, envelope=request.envelope, signer_key_id=request.signer_key_id)
+        release = await self._labels.set(
+            administrator(), envelope=request.envelope, signer_key_id=request.signer_key_id
+        )
         return messages.SetLabelResponse(release=release_to_message(release))
+
+    async def ListReleases(  # noqa: N802  # the protocol's name
+        self, request: messages.ListReleasesRequest, _context: Context
+    ) -> messages.ListReleasesResponse:
+        """Lists releases."""
+        page = await self._listing.releases(administrator(), place_of(request))
+        releases = [release_to_message(release) for release in page.records]
+        return messages.ListReleasesResponse(releases=releases, next_page_token=page.token)

@@ -109,7 +109,7 @@ class Subjects:
         url = token.claims.get("iss")
         named = isinstance(url, str) and _URL.fullmatch(url) is not None
         issuer = await self._store.issuer_of(client.tenant, str(url) if named else "")
-        keys = {} if issuer is None else dict(_parse_key(key) for key in issuer.keys)
+        keys = {} if issuer is None else dict(parse_pinned_key(key) for key in issuer.keys)
         verify_foreign(token, keys, reason=_REASON)
         if issuer is None:
             raise invalid_grant("an issuer that is not registered")
@@ -154,7 +154,8 @@ def encode_key(key_id: str, der: bytes) -> str:
     return f"{key_id} {base64.urlsafe_b64encode(der).decode()}"
 
 
-def _parse_key(text: str) -> tuple[str, bytes]:
+def parse_pinned_key(text: str) -> tuple[str, bytes]:
+    """The `kid` and the DER of a key that was kept so."""
     key_id, _, der = text.partition(" ")
     return key_id, base64.urlsafe_b64decode(der)
 

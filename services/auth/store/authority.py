@@ -77,11 +77,6 @@ class AuthorityStore:
         async with self._reading() as connection:
             return bool(await self._tables.revocations.matching(connection, kind="subject", value=f"{name}:"))
 
-    async def grants_of(self, tenant: str) -> list[Grant]:
-        """The grants on a tenant's resources, by identifier."""
-        async with self._reading() as connection:
-            return await self._tables.grants.matching(connection, tenant=tenant)
-
     async def add_tenant(self, tenant: Tenant) -> None:
         """Adds a tenant.
 

@@ -190,11 +190,6 @@ class CredentialStore:
         async with self._reading() as connection:
             return await self._tables.exchange_grants.matching(connection, client_id=client_id)
 
-    async def exchange_grants_within(self, tenant: str) -> list[ExchangeGrant]:
-        """The exchange grants of a tenant's clients."""
-        async with self._reading() as connection:
-            return await self._tables.exchange_grants.matching(connection, tenant=tenant)
-
     async def add_exchange_grant(self, grant: ExchangeGrant, *, within: str | None) -> None:
         """Adds an exchange grant. Raises NotFound: no such client within reach."""
         async with self._changing() as change:

@@ -47,6 +47,19 @@ class Alarms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[R]):
+    """A part of a table, in the order of its keys.
+
+    Attributes:
+        records: those that verify.
+        after: the key that the next page begins after; None if there is none.
+    """
+
+    records: tuple[R, ...]
+    after: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout(Generic[R]):
     """How one kind of record lies in its table.
 
@@ -79,6 +92,7 @@ class AuthorityTable(Generic[R]):
         own_after = " AND ".join(f"{name} = ${n + offset}" for n, name in enumerate(layout.key, start=1))
         self._select = f"SELECT {names} FROM {layout.table}"  # noqa: S608  # names are this package's constants
         self._order = f" ORDER BY {', '.join(layout.key)}"
+        self._after = f"({', '.join(layout.key)}) > ({', '.join(f'${n}' for n, _ in enumerate(layout.key, start=1))})"
         self._by_key = f"{self._select} WHERE {own}"
         self._insert = f"INSERT INTO {layout.table} ({names}) VALUES ({places}) ON CONFLICT DO NOTHING RETURNING 1"  # noqa: S608  # as above
         self._replace = f"UPDATE {layout.table} SET ({names}) = ROW ({places}) WHERE {own_after}"  # noqa: S608  # as above
@@ -134,6 +148,25 @@ class AuthorityTable(Generic[R]):
         condition = " AND ".join(f"{name} = ${n}" for n, name in enumerate(equal, start=1))
         suffix = f"{self._order} FOR UPDATE" if lock else self._order
         return self._readable(await connection.fetch(f"{self._select} WHERE {condition}{suffix}", *equal.values()))
+
+    async def page(self, connection: Connection, *, after: tuple[str, ...] | None, limit: int, **equal: str) -> Page[R]:
+        """At most `limit` records whose columns have these values, by key, after a key.
+
+        A row that does not verify is as if absent, and takes its place on the page all the same.
+        """
+        key = self._layout.key
+        if not equal.keys() <= set(self._layout.columns) or (after is not None and len(after) != len(key)):
+            raise ValueError(f"{self._layout.table} has no such columns")
+        conditions = [] if after is None else [self._after]
+        given = list(after or ())
+        conditions += [f"{name} = ${n}" for n, name in enumerate(equal, start=len(given) + 1)]
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        # One more than asked for tells whether there is another page.
+        rows = await connection.fetch(
+            f"{self._select}{where}{self._order} LIMIT {limit + 1:d}", *given, *equal.values()
+        )
+        last = tuple(str(rows[limit - 1][name]) for name in key) if len(rows) > limit else None
+        return Page(records=tuple(self._readable(rows[:limit])), after=last)
 
     async def all(self, connection: Connection) -> list[R]:
         """All records, by key. A row that does not verify is as if absent. Lets others go on in between."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from casemate.cli.children import find_checkout
 from casemate.cli.connection import with_session
 from casemate.cli.credentials import key_command, secret_command
 from casemate.cli.keys import load_public_key, load_signing_key, write_signing_key
+from casemate.cli.listing import list_clients, list_grants, list_operators, list_signers, list_tenants, show_client
 from casemate.client.admin import Administration, Authentication
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
@@ -30,7 +30,10 @@ MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
 @click.group("operator")
 def operator_command() -> None:
-    """The first operator."""
+    """Operators: who administers, and the first of them."""
+
+
+operator_command.add_command(list_operators)
 
 
 @operator_command.command("bootstrap")
@@ -56,7 +59,10 @@ def bootstrap(client_id: str, spiffe_id: str, replace: bool, reason: str) -> Non
 
 @click.group("tenant")
 def tenant_command() -> None:
-    """Tenants."""
+    """Tenants. A name that was given stays given: there is no way to remove one."""
+
+
+tenant_command.add_command(list_tenants)
 
 
 @tenant_command.command("create")
@@ -73,6 +79,8 @@ def client_command() -> None:
     """Who may ask for tokens."""
 
 
+client_command.add_command(list_clients)
+client_command.add_command(show_client)
 client_command.add_command(secret_command)
 client_command.add_command(key_command)
 
@@ -116,7 +124,7 @@ def create_client(
 @click.argument("client_id")
 @with_session
 def disable_client(session: Session, client_id: str) -> None:
-    """Disables CLIENT_ID and revokes the tokens that it holds."""
+    """Disables CLIENT_ID for good, and revokes the tokens that it holds."""
     Administration(session).disable_client(client_id)
     click.echo(f"client {client_id} disabled")
 
@@ -126,23 +134,28 @@ def grant_command() -> None:
     """Who may do what to which resource."""
 
 
+grant_command.add_command(list_grants)
+
+
 @grant_command.command("create")
 @click.option("--tenant", required=True, help="Whose resources it is about.")
 @click.option("--caller", required=True, help="t/TENANT/NAME, or t/TENANT/*.")
 @click.option("--verb", required=True, type=click.Choice(VERBS))
 @click.option("--resource", required=True, help="dataset/NAME[/VERSION] or model/NAME; * for a whole segment.")
 @click.option("--expires", type=click.DateTime(), default=None, help="When it ends, in UTC [default: never].")
+@click.option("--deny", is_flag=True, help="Take the verb away instead, whatever else gives it.")
 @with_session
 def create_grant(
-    session: Session, tenant: str, caller: str, verb: str, resource: str, expires: datetime | None
+    session: Session, tenant: str, caller: str, verb: str, resource: str, expires: datetime | None, deny: bool
 ) -> None:
-    """Allows callers a verb on a resource."""
+    """Allows callers a verb on a resource, or denies it."""
     identifier = Administration(session).create_grant(
         tenant=tenant,
         caller=caller,
         verb=verb,
         resource=resource,
         expires_at=None if expires is None else expires.replace(tzinfo=UTC),
+        deny=deny,
     )
     click.echo(identifier)
 
@@ -156,22 +169,12 @@ def delete_grant(session: Session, identifier: str) -> None:
     click.echo(f"grant {identifier} removed")
 
 
-@grant_command.command("list")
-@click.option("--tenant", required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@with_session
-def list_grants(session: Session, tenant: str, as_json: bool) -> None:
-    """Lists the grants on a tenant's resources."""
-    for grant in Administration(session).list_grants(tenant):
-        said = {"id": grant.id, "caller": grant.caller, "verb": grant.verb, "resource": grant.resource}
-        if grant.HasField("expires_at"):
-            said["expires"] = grant.expires_at.ToJsonString()
-        click.echo(json.dumps(said) if as_json else "  ".join(said.values()))
-
-
 @click.group("signer")
 def signer_command() -> None:
     """Whose signatures count."""
+
+
+signer_command.add_command(list_signers)
 
 
 @signer_command.command("create")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC
 from pathlib import Path
 
 import click
 
 from casemate.cli.connection import with_session
 from casemate.cli.keys import load_public_key
+from casemate.cli.listing import list_issuers, list_keys, list_secrets, moment, of_tenant, show, with_json
 from casemate.client.admin import Administration
 from casemate.client.credentials import Credentials
+from casemate.client.listing import Listing
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
 
@@ -19,6 +19,9 @@ from casemate.errors import ConfigurationError
 @click.group("secret")
 def secret_command() -> None:
     """Generated secrets of clients."""
+
+
+secret_command.add_command(list_secrets)
 
 
 @secret_command.command("create")
@@ -46,6 +49,9 @@ def key_command() -> None:
     """Keys whose assertions (private_key_jwt) prove clients."""
 
 
+key_command.add_command(list_keys)
+
+
 @key_command.command("add")
 @click.argument("client_id")
 @click.argument("public_key", type=click.Path(path_type=Path, exists=True))
@@ -69,6 +75,9 @@ def remove_key(session: Session, client_id: str, key_id: str) -> None:
 @click.group("issuer")
 def issuer_command() -> None:
     """External issuers, and which clients may speak for their subjects."""
+
+
+issuer_command.add_command(list_issuers)
 
 
 @issuer_command.command("register")
@@ -128,16 +137,25 @@ def forbid_exchange(session: Session, identifier: str) -> None:
 
 
 @issuer_command.command("allowed")
-@click.option("--tenant", required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@of_tenant
+@with_json
 @with_session
 def list_exchanges(session: Session, tenant: str, as_json: bool) -> None:
-    """Lists which clients of a tenant may speak for whose subjects."""
-    for grant in Credentials(session).list_exchanges(tenant):
-        said = {"id": grant.id, "client_id": grant.client_id, "source": grant.source, "audience": grant.audience}
-        scopes = " ".join(grant.scopes)
-        whole = {**said, "scopes": scopes, "refresh": grant.refresh}
-        click.echo(json.dumps(whole) if as_json else "  ".join((*said.values(), scopes)))
+    """Lists which clients may speak for whose subjects."""
+    records = (
+        {
+            "id": grant.id,
+            "tenant": grant.tenant,
+            "client_id": grant.client_id,
+            "source": grant.source,
+            "audience": grant.audience,
+            "scopes": list(grant.scopes),
+            "refresh": grant.refresh,
+            "expires": moment(grant, "expires_at"),
+        }
+        for grant in Listing(session).exchange_grants(tenant)
+    )
+    show(records, as_json=as_json)
 
 
 @click.group("token-key")
@@ -146,15 +164,21 @@ def token_key_command() -> None:
 
 
 @token_key_command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@with_json
 @with_session
 def list_token_keys(session: Session, as_json: bool) -> None:
     """Lists the keys, and when each changes its state next."""
-    for key in Administration(session).list_token_keys():
-        until = key.until.ToDatetime(tzinfo=UTC).isoformat() if key.HasField("until") else ""
-        since = key.since.ToDatetime(tzinfo=UTC).isoformat()
-        said = {"kid": key.kid, "algorithm": key.algorithm, "state": key.state, "since": since, "until": until}
-        click.echo(json.dumps(said) if as_json else "  ".join(said.values()).rstrip())
+    records = (
+        {
+            "kid": key.kid,
+            "algorithm": key.algorithm,
+            "state": key.state,
+            "since": moment(key, "since"),
+            "until": moment(key, "until"),
+        }
+        for key in Administration(session).list_token_keys()
+    )
+    show(records, as_json=as_json)
 
 
 @token_key_command.command("revoke")

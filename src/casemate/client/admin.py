@@ -11,6 +11,7 @@ import grpc
 from casemate.auth.v1 import admin_service_pb2 as messages
 from casemate.auth.v1 import trust_pb2 as records
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceStub
+from casemate.client.listing import Listing
 from casemate.client.session import Session
 from casemate.signing.signers import Role
 from casemate.transport.status import from_rpc_error
@@ -77,10 +78,21 @@ class Administration:
         self._call(self._stub.DisableClient, messages.DisableClientRequest(client_id=client_id))
 
     def create_grant(
-        self, *, tenant: str, caller: str, verb: str, resource: str, expires_at: datetime | None = None
+        self,
+        *,
+        tenant: str,
+        caller: str,
+        verb: str,
+        resource: str,
+        expires_at: datetime | None = None,
+        deny: bool = False,
     ) -> str:
-        """Allows callers a verb on a resource of the tenant, until a moment if one is given; returns its identifier."""
-        grant = records.Grant(tenant=tenant, caller=caller, verb=verb, resource=resource, effect=records.EFFECT_ALLOW)
+        """Allows callers a verb on a resource of the tenant, or denies it; returns the grant's identifier.
+
+        Until a moment if one is given. A denial wins over whatever allows.
+        """
+        effect = records.EFFECT_DENY if deny else records.EFFECT_ALLOW
+        grant = records.Grant(tenant=tenant, caller=caller, verb=verb, resource=resource, effect=effect)
         if expires_at is not None:
             grant.expires_at.FromDatetime(expires_at)
         return self._call(self._stub.CreateGrant, messages.CreateGrantRequest(grant=grant)).id
@@ -91,7 +103,7 @@ class Administration:
 
     def list_grants(self, tenant: str) -> list[records.Grant]:
         """The live grants on a tenant's resources."""
-        return list(self._call(self._stub.ListGrants, messages.ListGrantsRequest(tenant=tenant)).grants)
+        return list(Listing(self._session).grants(tenant))
 
     def register_signer(
         self, *, tenant: str, role: Role, public_key: bytes, proof: bytes, valid_until: datetime | None = None

@@ -9,6 +9,7 @@ import grpc
 
 from casemate.auth.v1 import credential_service_pb2 as messages
 from casemate.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from casemate.client.listing import Listing
 from casemate.client.session import Session
 from casemate.secret import Secret
 from casemate.transport.status import from_rpc_error
@@ -20,6 +21,7 @@ class Credentials:
     """CredentialService with our errors; every change is audited by the service."""
 
     def __init__(self, session: Session) -> None:
+        self._session = session
         self._stub = CredentialServiceStub(session.channel("auth"))
 
     def create_secret(self, client_id: str) -> tuple[str, Secret[str]]:
@@ -66,8 +68,7 @@ class Credentials:
 
     def list_exchanges(self, tenant: str) -> list[messages.ExchangeGrant]:
         """The exchange grants of a tenant's clients."""
-        answer = self._call(self._stub.ListExchangeGrants, messages.ListExchangeGrantsRequest(tenant=tenant))
-        return list(answer.grants)
+        return list(Listing(self._session).exchange_grants(tenant))
 
     def _call(self, method: Callable[..., Response], request: object) -> Response:
         try:

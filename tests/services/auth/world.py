@@ -93,7 +93,7 @@ class Caller:
             if "auth" not in self.held:
                 self.held["auth"] = await self.token("auth", ("admin",))
             token = self.held["auth"].access_token
-        stubs = (AdminServiceStub(self.channel), CredentialServiceStub(self.channel))
+        stubs = (stub(self.channel) for stub in (AdminServiceStub, CredentialServiceStub, ReleaseServiceStub))
         method = next(getattr(stub, name) for stub in stubs if hasattr(stub, name))
         return await ours(method(request, metadata=(("authorization", f"Bearer {token}"),)))
 

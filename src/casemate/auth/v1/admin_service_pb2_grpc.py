@@ -41,10 +41,25 @@ class AdminServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateTenantRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateTenantResponse.FromString,
                 _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/ListTenants',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
         self.CreateClient = channel.unary_unary(
                 '/casemate.auth.v1.AdminService/CreateClient',
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientResponse.FromString,
+                _registered_method=True)
+        self.ListClients = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/ListClients',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsResponse.FromString,
+                _registered_method=True)
+        self.GetClient = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/GetClient',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientResponse.FromString,
                 _registered_method=True)
         self.DisableClient = channel.unary_unary(
                 '/casemate.auth.v1.AdminService/DisableClient',
@@ -76,6 +91,11 @@ class AdminServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.FromString,
                 _registered_method=True)
+        self.ListSigners = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/ListSigners',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersResponse.FromString,
+                _registered_method=True)
         self.ListTokenKeys = channel.unary_unary(
                 '/casemate.auth.v1.AdminService/ListTokenKeys',
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTokenKeysRequest.SerializeToString,
@@ -100,10 +120,31 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTenants(self, request, context):
+        """Lists the tenants within reach, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateClient(self, request, context):
         """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
         audiences and the scopes it may have. Errors: ALREADY_EXISTS,
         INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListClients(self, request, context):
+        """Lists clients within reach, by identifier, disabled ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetClient(self, request, context):
+        """Describes a client. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +173,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListGrants(self, request, context):
-        """Lists the grants on a tenant's resources.
+        """Lists the live grants on tenants' resources, by identifier. A page may hold
+        fewer than asked for, and still not be the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +192,13 @@ class AdminServiceServicer(object):
     def RevokeSigner(self, request, context):
         """Revokes a signer from a moment on: what it signed since is not trusted.
         Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSigners(self, request, context):
+        """Lists signers within reach, by key id, revoked ones too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,10 +227,25 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateTenantRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateTenantResponse.SerializeToString,
             ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsResponse.SerializeToString,
+            ),
             'CreateClient': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateClient,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientResponse.SerializeToString,
+            ),
+            'ListClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClients,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsResponse.SerializeToString,
+            ),
+            'GetClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClient,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientResponse.SerializeToString,
             ),
             'DisableClient': grpc.unary_unary_rpc_method_handler(
                     servicer.DisableClient,
@@ -212,6 +276,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeSigner,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.SerializeToString,
+            ),
+            'ListSigners': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSigners,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersResponse.SerializeToString,
             ),
             'ListTokenKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTokenKeys,
@@ -264,6 +333,33 @@ class AdminService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/ListTenants',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateClient(request,
             target,
             options=(),
@@ -280,6 +376,60 @@ class AdminService(object):
             '/casemate.auth.v1.AdminService/CreateClient',
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/ListClients',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/GetClient',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.GetClientResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -442,6 +592,33 @@ class AdminService(object):
             '/casemate.auth.v1.AdminService/RevokeSigner',
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeSignerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSigners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/ListSigners',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListSignersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,11 +37,17 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.CreateTenantResponse]
     """Creates a tenant. Errors: ALREADY_EXISTS."""
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]
+    """Lists the tenants within reach, by name."""
     CreateClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientRequest, _admin_service_pb2.CreateClientResponse]
     """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
     audiences and the scopes it may have. Errors: ALREADY_EXISTS,
     INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
     """
+    ListClients: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientsRequest, _admin_service_pb2.ListClientsResponse]
+    """Lists clients within reach, by identifier, disabled ones too."""
+    GetClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetClientRequest, _admin_service_pb2.GetClientResponse]
+    """Describes a client. Errors: NOT_FOUND."""
     DisableClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DisableClientRequest, _admin_service_pb2.DisableClientResponse]
     """Disables a client and revokes what it holds. Errors: NOT_FOUND."""
     CreateGrant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateGrantRequest, _admin_service_pb2.CreateGrantResponse]
@@ -51,7 +57,9 @@ class AdminServiceStub:
     DeleteGrant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteGrantRequest, _admin_service_pb2.DeleteGrantResponse]
     """Removes a grant. Errors: NOT_FOUND."""
     ListGrants: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListGrantsRequest, _admin_service_pb2.ListGrantsResponse]
-    """Lists the grants on a tenant's resources."""
+    """Lists the live grants on tenants' resources, by identifier. A page may hold
+    fewer than asked for, and still not be the last.
+    """
     RegisterSigner: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RegisterSignerRequest, _admin_service_pb2.RegisterSignerResponse]
     """Registers a signer's public key, on proof that its private key is held.
     Errors: INVALID_ARGUMENT / WEAK_KEY, INVALID_ARGUMENT / SIGNATURE_INVALID
@@ -61,6 +69,8 @@ class AdminServiceStub:
     """Revokes a signer from a moment on: what it signed since is not trusted.
     Errors: NOT_FOUND.
     """
+    ListSigners: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListSignersRequest, _admin_service_pb2.ListSignersResponse]
+    """Lists signers within reach, by key id, revoked ones too."""
     ListTokenKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTokenKeysRequest, _admin_service_pb2.ListTokenKeysResponse]
     """Lists the keys that sign access tokens, and when each changes its state next.
     For operators of the house tenant. To revoke one, see `Revoke`.
@@ -77,11 +87,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.CreateTenantResponse]  # type: ignore[assignment]
     """Creates a tenant. Errors: ALREADY_EXISTS."""
+    ListTenants: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    """Lists the tenants within reach, by name."""
     CreateClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientRequest, _admin_service_pb2.CreateClientResponse]  # type: ignore[assignment]
     """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
     audiences and the scopes it may have. Errors: ALREADY_EXISTS,
     INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
     """
+    ListClients: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientsRequest, _admin_service_pb2.ListClientsResponse]  # type: ignore[assignment]
+    """Lists clients within reach, by identifier, disabled ones too."""
+    GetClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetClientRequest, _admin_service_pb2.GetClientResponse]  # type: ignore[assignment]
+    """Describes a client. Errors: NOT_FOUND."""
     DisableClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DisableClientRequest, _admin_service_pb2.DisableClientResponse]  # type: ignore[assignment]
     """Disables a client and revokes what it holds. Errors: NOT_FOUND."""
     CreateGrant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateGrantRequest, _admin_service_pb2.CreateGrantResponse]  # type: ignore[assignment]
@@ -91,7 +107,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DeleteGrant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteGrantRequest, _admin_service_pb2.DeleteGrantResponse]  # type: ignore[assignment]
     """Removes a grant. Errors: NOT_FOUND."""
     ListGrants: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListGrantsRequest, _admin_service_pb2.ListGrantsResponse]  # type: ignore[assignment]
-    """Lists the grants on a tenant's resources."""
+    """Lists the live grants on tenants' resources, by identifier. A page may hold
+    fewer than asked for, and still not be the last.
+    """
     RegisterSigner: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RegisterSignerRequest, _admin_service_pb2.RegisterSignerResponse]  # type: ignore[assignment]
     """Registers a signer's public key, on proof that its private key is held.
     Errors: INVALID_ARGUMENT / WEAK_KEY, INVALID_ARGUMENT / SIGNATURE_INVALID
@@ -101,6 +119,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Revokes a signer from a moment on: what it signed since is not trusted.
     Errors: NOT_FOUND.
     """
+    ListSigners: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListSignersRequest, _admin_service_pb2.ListSignersResponse]  # type: ignore[assignment]
+    """Lists signers within reach, by key id, revoked ones too."""
     ListTokenKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTokenKeysRequest, _admin_service_pb2.ListTokenKeysResponse]  # type: ignore[assignment]
     """Lists the keys that sign access tokens, and when each changes its state next.
     For operators of the house tenant. To revoke one, see `Revoke`.
@@ -122,6 +142,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a tenant. Errors: ALREADY_EXISTS."""
 
     @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _admin_service_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListTenantsResponse, _abc.Awaitable[_admin_service_pb2.ListTenantsResponse]]:
+        """Lists the tenants within reach, by name."""
+
+    @_abc_1.abstractmethod
     def CreateClient(
         self,
         request: _admin_service_pb2.CreateClientRequest,
@@ -131,6 +159,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         audiences and the scopes it may have. Errors: ALREADY_EXISTS,
         INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
         """
+
+    @_abc_1.abstractmethod
+    def ListClients(
+        self,
+        request: _admin_service_pb2.ListClientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListClientsResponse, _abc.Awaitable[_admin_service_pb2.ListClientsResponse]]:
+        """Lists clients within reach, by identifier, disabled ones too."""
+
+    @_abc_1.abstractmethod
+    def GetClient(
+        self,
+        request: _admin_service_pb2.GetClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetClientResponse, _abc.Awaitable[_admin_service_pb2.GetClientResponse]]:
+        """Describes a client. Errors: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def DisableClient(
@@ -164,7 +208,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListGrantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListGrantsResponse, _abc.Awaitable[_admin_service_pb2.ListGrantsResponse]]:
-        """Lists the grants on a tenant's resources."""
+        """Lists the live grants on tenants' resources, by identifier. A page may hold
+        fewer than asked for, and still not be the last.
+        """
 
     @_abc_1.abstractmethod
     def RegisterSigner(
@@ -186,6 +232,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Revokes a signer from a moment on: what it signed since is not trusted.
         Errors: NOT_FOUND.
         """
+
+    @_abc_1.abstractmethod
+    def ListSigners(
+        self,
+        request: _admin_service_pb2.ListSignersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListSignersResponse, _abc.Awaitable[_admin_service_pb2.ListSignersResponse]]:
+        """Lists signers within reach, by key id, revoked ones too."""
 
     @_abc_1.abstractmethod
     def ListTokenKeys(

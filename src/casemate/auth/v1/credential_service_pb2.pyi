@@ -24,6 +24,26 @@ class CreateClientSecretResponse(_message.Message):
     secret: str
     def __init__(self, id: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
 
+class ListClientSecretsRequest(_message.Message):
+    __slots__ = ("client_id",)
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    def __init__(self, client_id: _Optional[str] = ...) -> None: ...
+
+class ListClientSecretsResponse(_message.Message):
+    __slots__ = ("secrets",)
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
+    secrets: _containers.RepeatedCompositeFieldContainer[ClientSecretStatus]
+    def __init__(self, secrets: _Optional[_Iterable[_Union[ClientSecretStatus, _Mapping]]] = ...) -> None: ...
+
+class ClientSecretStatus(_message.Message):
+    __slots__ = ("id", "created_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    created_at: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class DeleteClientSecretRequest(_message.Message):
     __slots__ = ("client_id", "id")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +69,28 @@ class AddClientKeyResponse(_message.Message):
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+
+class ListClientKeysRequest(_message.Message):
+    __slots__ = ("client_id",)
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    def __init__(self, client_id: _Optional[str] = ...) -> None: ...
+
+class ListClientKeysResponse(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[ClientKey]
+    def __init__(self, keys: _Optional[_Iterable[_Union[ClientKey, _Mapping]]] = ...) -> None: ...
+
+class ClientKey(_message.Message):
+    __slots__ = ("key_id", "public_key", "created_at")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    public_key: bytes
+    created_at: _timestamp_pb2.Timestamp
+    def __init__(self, key_id: _Optional[str] = ..., public_key: _Optional[bytes] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class RemoveClientKeyRequest(_message.Message):
     __slots__ = ("client_id", "key_id")
@@ -93,6 +135,24 @@ class RegisterIssuerRequest(_message.Message):
 class RegisterIssuerResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ListIssuersRequest(_message.Message):
+    __slots__ = ("tenant", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListIssuersResponse(_message.Message):
+    __slots__ = ("issuers", "next_page_token")
+    ISSUERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    issuers: _containers.RepeatedCompositeFieldContainer[ExternalIssuer]
+    next_page_token: str
+    def __init__(self, issuers: _Optional[_Iterable[_Union[ExternalIssuer, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RemoveIssuerRequest(_message.Message):
     __slots__ = ("name",)
@@ -147,13 +207,19 @@ class DeleteExchangeGrantResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListExchangeGrantsRequest(_message.Message):
-    __slots__ = ("tenant",)
+    __slots__ = ("tenant", "page_size", "page_token")
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     tenant: str
-    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListExchangeGrantsResponse(_message.Message):
-    __slots__ = ("grants",)
+    __slots__ = ("grants", "next_page_token")
     GRANTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     grants: _containers.RepeatedCompositeFieldContainer[ExchangeGrant]
-    def __init__(self, grants: _Optional[_Iterable[_Union[ExchangeGrant, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, grants: _Optional[_Iterable[_Union[ExchangeGrant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

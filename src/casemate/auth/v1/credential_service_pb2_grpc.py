@@ -42,6 +42,11 @@ class CredentialServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretResponse.FromString,
                 _registered_method=True)
+        self.ListClientSecrets = channel.unary_unary(
+                '/casemate.auth.v1.CredentialService/ListClientSecrets',
+                request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsResponse.FromString,
+                _registered_method=True)
         self.DeleteClientSecret = channel.unary_unary(
                 '/casemate.auth.v1.CredentialService/DeleteClientSecret',
                 request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.DeleteClientSecretRequest.SerializeToString,
@@ -52,6 +57,11 @@ class CredentialServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.AddClientKeyRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.AddClientKeyResponse.FromString,
                 _registered_method=True)
+        self.ListClientKeys = channel.unary_unary(
+                '/casemate.auth.v1.CredentialService/ListClientKeys',
+                request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysResponse.FromString,
+                _registered_method=True)
         self.RemoveClientKey = channel.unary_unary(
                 '/casemate.auth.v1.CredentialService/RemoveClientKey',
                 request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RemoveClientKeyRequest.SerializeToString,
@@ -61,6 +71,11 @@ class CredentialServiceStub(object):
                 '/casemate.auth.v1.CredentialService/RegisterIssuer',
                 request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerResponse.FromString,
+                _registered_method=True)
+        self.ListIssuers = channel.unary_unary(
+                '/casemate.auth.v1.CredentialService/ListIssuers',
+                request_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersResponse.FromString,
                 _registered_method=True)
         self.RemoveIssuer = channel.unary_unary(
                 '/casemate.auth.v1.CredentialService/RemoveIssuer',
@@ -98,6 +113,14 @@ class CredentialServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListClientSecrets(self, request, context):
+        """Lists the live secrets of a client, by identifier: when each was made, never
+        what it is. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteClientSecret(self, request, context):
         """Ends a secret. Errors: NOT_FOUND.
         """
@@ -113,6 +136,13 @@ class CredentialServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListClientKeys(self, request, context):
+        """Lists the keys of a client, by identifier. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveClientKey(self, request, context):
         """Ends a key. Errors: NOT_FOUND.
         """
@@ -123,6 +153,13 @@ class CredentialServiceServicer(object):
     def RegisterIssuer(self, request, context):
         """Registers an external issuer with its pinned keys; nothing is ever fetched.
         Errors: INVALID_ARGUMENT, NOT_FOUND (tenant), ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListIssuers(self, request, context):
+        """Lists external issuers within reach, by name, with their pinned keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,7 +188,7 @@ class CredentialServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListExchangeGrants(self, request, context):
-        """Lists the exchange grants of a tenant's clients.
+        """Lists exchange grants of clients within reach, by identifier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +202,11 @@ def add_CredentialServiceServicer_to_server(servicer, server):
                     request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretResponse.SerializeToString,
             ),
+            'ListClientSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClientSecrets,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsResponse.SerializeToString,
+            ),
             'DeleteClientSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteClientSecret,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.DeleteClientSecretRequest.FromString,
@@ -175,6 +217,11 @@ def add_CredentialServiceServicer_to_server(servicer, server):
                     request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.AddClientKeyRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.AddClientKeyResponse.SerializeToString,
             ),
+            'ListClientKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClientKeys,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysResponse.SerializeToString,
+            ),
             'RemoveClientKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveClientKey,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RemoveClientKeyRequest.FromString,
@@ -184,6 +231,11 @@ def add_CredentialServiceServicer_to_server(servicer, server):
                     servicer.RegisterIssuer,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerResponse.SerializeToString,
+            ),
+            'ListIssuers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIssuers,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersResponse.SerializeToString,
             ),
             'RemoveIssuer': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveIssuer,
@@ -236,6 +288,33 @@ class CredentialService(object):
             '/casemate.auth.v1.CredentialService/CreateClientSecret',
             casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_credential__service__pb2.CreateClientSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClientSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.CredentialService/ListClientSecrets',
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientSecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -301,6 +380,33 @@ class CredentialService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListClientKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.CredentialService/ListClientKeys',
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListClientKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveClientKey(request,
             target,
             options=(),
@@ -344,6 +450,33 @@ class CredentialService(object):
             '/casemate.auth.v1.CredentialService/RegisterIssuer',
             casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_credential__service__pb2.RegisterIssuerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIssuers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.CredentialService/ListIssuers',
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_credential__service__pb2.ListIssuersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,18 +40,26 @@ class CredentialServiceStub:
     """Generates a secret of a client; it is shown once. Two may be alive.
     Errors: NOT_FOUND (no such client by secret), ALREADY_EXISTS (two are alive).
     """
+    ListClientSecrets: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ListClientSecretsRequest, _credential_service_pb2.ListClientSecretsResponse]
+    """Lists the live secrets of a client, by identifier: when each was made, never
+    what it is. Errors: NOT_FOUND.
+    """
     DeleteClientSecret: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteClientSecretRequest, _credential_service_pb2.DeleteClientSecretResponse]
     """Ends a secret. Errors: NOT_FOUND."""
     AddClientKey: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.AddClientKeyRequest, _credential_service_pb2.AddClientKeyResponse]
     """Adds a key whose assertions prove a client. Errors: INVALID_ARGUMENT /
     WEAK_KEY, NOT_FOUND, ALREADY_EXISTS.
     """
+    ListClientKeys: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ListClientKeysRequest, _credential_service_pb2.ListClientKeysResponse]
+    """Lists the keys of a client, by identifier. Errors: NOT_FOUND."""
     RemoveClientKey: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveClientKeyRequest, _credential_service_pb2.RemoveClientKeyResponse]
     """Ends a key. Errors: NOT_FOUND."""
     RegisterIssuer: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.RegisterIssuerRequest, _credential_service_pb2.RegisterIssuerResponse]
     """Registers an external issuer with its pinned keys; nothing is ever fetched.
     Errors: INVALID_ARGUMENT, NOT_FOUND (tenant), ALREADY_EXISTS.
     """
+    ListIssuers: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ListIssuersRequest, _credential_service_pb2.ListIssuersResponse]
+    """Lists external issuers within reach, by name, with their pinned keys."""
     RemoveIssuer: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveIssuerRequest, _credential_service_pb2.RemoveIssuerResponse]
     """Removes an external issuer and the exchange grants on its subjects.
     Errors: NOT_FOUND.
@@ -61,7 +69,7 @@ class CredentialServiceStub:
     DeleteExchangeGrant: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteExchangeGrantRequest, _credential_service_pb2.DeleteExchangeGrantResponse]
     """Takes that back; refresh tokens that rest on it are refused. Errors: NOT_FOUND."""
     ListExchangeGrants: _grpc.UnaryUnaryMultiCallable[_credential_service_pb2.ListExchangeGrantsRequest, _credential_service_pb2.ListExchangeGrantsResponse]
-    """Lists the exchange grants of a tenant's clients."""
+    """Lists exchange grants of clients within reach, by identifier."""
 
 @_typing.type_check_only
 class CredentialServiceAsyncStub(CredentialServiceStub):
@@ -75,18 +83,26 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     """Generates a secret of a client; it is shown once. Two may be alive.
     Errors: NOT_FOUND (no such client by secret), ALREADY_EXISTS (two are alive).
     """
+    ListClientSecrets: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListClientSecretsRequest, _credential_service_pb2.ListClientSecretsResponse]  # type: ignore[assignment]
+    """Lists the live secrets of a client, by identifier: when each was made, never
+    what it is. Errors: NOT_FOUND.
+    """
     DeleteClientSecret: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteClientSecretRequest, _credential_service_pb2.DeleteClientSecretResponse]  # type: ignore[assignment]
     """Ends a secret. Errors: NOT_FOUND."""
     AddClientKey: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.AddClientKeyRequest, _credential_service_pb2.AddClientKeyResponse]  # type: ignore[assignment]
     """Adds a key whose assertions prove a client. Errors: INVALID_ARGUMENT /
     WEAK_KEY, NOT_FOUND, ALREADY_EXISTS.
     """
+    ListClientKeys: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListClientKeysRequest, _credential_service_pb2.ListClientKeysResponse]  # type: ignore[assignment]
+    """Lists the keys of a client, by identifier. Errors: NOT_FOUND."""
     RemoveClientKey: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveClientKeyRequest, _credential_service_pb2.RemoveClientKeyResponse]  # type: ignore[assignment]
     """Ends a key. Errors: NOT_FOUND."""
     RegisterIssuer: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RegisterIssuerRequest, _credential_service_pb2.RegisterIssuerResponse]  # type: ignore[assignment]
     """Registers an external issuer with its pinned keys; nothing is ever fetched.
     Errors: INVALID_ARGUMENT, NOT_FOUND (tenant), ALREADY_EXISTS.
     """
+    ListIssuers: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListIssuersRequest, _credential_service_pb2.ListIssuersResponse]  # type: ignore[assignment]
+    """Lists external issuers within reach, by name, with their pinned keys."""
     RemoveIssuer: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveIssuerRequest, _credential_service_pb2.RemoveIssuerResponse]  # type: ignore[assignment]
     """Removes an external issuer and the exchange grants on its subjects.
     Errors: NOT_FOUND.
@@ -96,7 +112,7 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     DeleteExchangeGrant: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteExchangeGrantRequest, _credential_service_pb2.DeleteExchangeGrantResponse]  # type: ignore[assignment]
     """Takes that back; refresh tokens that rest on it are refused. Errors: NOT_FOUND."""
     ListExchangeGrants: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListExchangeGrantsRequest, _credential_service_pb2.ListExchangeGrantsResponse]  # type: ignore[assignment]
-    """Lists the exchange grants of a tenant's clients."""
+    """Lists exchange grants of clients within reach, by identifier."""
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     """CredentialService is how operators say how clients prove themselves, and for
@@ -112,6 +128,16 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_service_pb2.CreateClientSecretResponse, _abc.Awaitable[_credential_service_pb2.CreateClientSecretResponse]]:
         """Generates a secret of a client; it is shown once. Two may be alive.
         Errors: NOT_FOUND (no such client by secret), ALREADY_EXISTS (two are alive).
+        """
+
+    @_abc_1.abstractmethod
+    def ListClientSecrets(
+        self,
+        request: _credential_service_pb2.ListClientSecretsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credential_service_pb2.ListClientSecretsResponse, _abc.Awaitable[_credential_service_pb2.ListClientSecretsResponse]]:
+        """Lists the live secrets of a client, by identifier: when each was made, never
+        what it is. Errors: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -133,6 +159,14 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListClientKeys(
+        self,
+        request: _credential_service_pb2.ListClientKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credential_service_pb2.ListClientKeysResponse, _abc.Awaitable[_credential_service_pb2.ListClientKeysResponse]]:
+        """Lists the keys of a client, by identifier. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
     def RemoveClientKey(
         self,
         request: _credential_service_pb2.RemoveClientKeyRequest,
@@ -149,6 +183,14 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         """Registers an external issuer with its pinned keys; nothing is ever fetched.
         Errors: INVALID_ARGUMENT, NOT_FOUND (tenant), ALREADY_EXISTS.
         """
+
+    @_abc_1.abstractmethod
+    def ListIssuers(
+        self,
+        request: _credential_service_pb2.ListIssuersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credential_service_pb2.ListIssuersResponse, _abc.Awaitable[_credential_service_pb2.ListIssuersResponse]]:
+        """Lists external issuers within reach, by name, with their pinned keys."""
 
     @_abc_1.abstractmethod
     def RemoveIssuer(
@@ -182,6 +224,6 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.ListExchangeGrantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credential_service_pb2.ListExchangeGrantsResponse, _abc.Awaitable[_credential_service_pb2.ListExchangeGrantsResponse]]:
-        """Lists the exchange grants of a tenant's clients."""
+        """Lists exchange grants of clients within reach, by identifier."""
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from casemate.auth.v1 import trust_pb2 as casemate_dot_auth_dot_v1_dot_trust__pb
 from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&casemate/auth/v1/release_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\":\n\x0fSetLabelRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x15\n\rsigner_key_id\x18\x02 \x01(\t\">\n\x10SetLabelResponse\x12*\n\x07release\x18\x01 \x01(\x0b\x32\x19.casemate.auth.v1.Release\"i\n\x14RecordReleaseRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x07version\x18\x03 \x01(\x0b\x32!.casemate.auth.v1.ReleasedVersion\"C\n\x15RecordReleaseResponse\x12*\n\x07release\x18\x01 \x01(\x0b\x32\x19.casemate.auth.v1.Release2\xf3\x01\n\x0eReleaseService\x12y\n\rRecordRelease\x12&.casemate.auth.v1.RecordReleaseRequest\x1a\'.casemate.auth.v1.RecordReleaseResponse\"\x17\xaa\xd4\x18\x13\n\x0b\n\tinference\x18\x01 \x01(\x01\x12\x66\n\x08SetLabel\x12!.casemate.auth.v1.SetLabelRequest\x1a\".casemate.auth.v1.SetLabelResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&casemate/auth/v1/release_service.proto\x12\x10\x63\x61semate.auth.v1\x1a\x1c\x63\x61semate/auth/v1/trust.proto\x1a\x1f\x63\x61semate/policy/v1/policy.proto\":\n\x0fSetLabelRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x15\n\rsigner_key_id\x18\x02 \x01(\t\">\n\x10SetLabelResponse\x12*\n\x07release\x18\x01 \x01(\x0b\x32\x19.casemate.auth.v1.Release\"L\n\x13ListReleasesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x14ListReleasesResponse\x12+\n\x08releases\x18\x01 \x03(\x0b\x32\x19.casemate.auth.v1.Release\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x14RecordReleaseRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x07version\x18\x03 \x01(\x0b\x32!.casemate.auth.v1.ReleasedVersion\"C\n\x15RecordReleaseResponse\x12*\n\x07release\x18\x01 \x01(\x0b\x32\x19.casemate.auth.v1.Release2\xe3\x02\n\x0eReleaseService\x12y\n\rRecordRelease\x12&.casemate.auth.v1.RecordReleaseRequest\x1a\'.casemate.auth.v1.RecordReleaseResponse\"\x17\xaa\xd4\x18\x13\n\x0b\n\tinference\x18\x01 \x01(\x01\x12\x66\n\x08SetLabel\x12!.casemate.auth.v1.SetLabelRequest\x1a\".casemate.auth.v1.SetLabelResponse\"\x13\xaa\xd4\x18\x0f\x12\x07\n\x05\x61\x64min\x18\x01 \x01(\x01\x12n\n\x0cListReleases\x12%.casemate.auth.v1.ListReleasesRequest\x1a&.casemate.auth.v1.ListReleasesResponse\"\x0f\xaa\xd4\x18\x0b\x12\x07\n\x05\x61\x64min \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASESERVICE'].methods_by_name['RecordRelease']._serialized_options = b'\252\324\030\023\n\013\n\tinference\030\001 \001(\001'
   _globals['_RELEASESERVICE'].methods_by_name['SetLabel']._loaded_options = None
   _globals['_RELEASESERVICE'].methods_by_name['SetLabel']._serialized_options = b'\252\324\030\017\022\007\n\005admin\030\001 \001(\001'
+  _globals['_RELEASESERVICE'].methods_by_name['ListReleases']._loaded_options = None
+  _globals['_RELEASESERVICE'].methods_by_name['ListReleases']._serialized_options = b'\252\324\030\013\022\007\n\005admin \001'
   _globals['_SETLABELREQUEST']._serialized_start=123
   _globals['_SETLABELREQUEST']._serialized_end=181
   _globals['_SETLABELRESPONSE']._serialized_start=183
   _globals['_SETLABELRESPONSE']._serialized_end=245
-  _globals['_RECORDRELEASEREQUEST']._serialized_start=247
-  _globals['_RECORDRELEASEREQUEST']._serialized_end=352
-  _globals['_RECORDRELEASERESPONSE']._serialized_start=354
-  _globals['_RECORDRELEASERESPONSE']._serialized_end=421
-  _globals['_RELEASESERVICE']._serialized_start=424
-  _globals['_RELEASESERVICE']._serialized_end=667
+  _globals['_LISTRELEASESREQUEST']._serialized_start=247
+  _globals['_LISTRELEASESREQUEST']._serialized_end=323
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=325
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=417
+  _globals['_RECORDRELEASEREQUEST']._serialized_start=419
+  _globals['_RECORDRELEASEREQUEST']._serialized_end=524
+  _globals['_RECORDRELEASERESPONSE']._serialized_start=526
+  _globals['_RECORDRELEASERESPONSE']._serialized_end=593
+  _globals['_RELEASESERVICE']._serialized_start=596
+  _globals['_RELEASESERVICE']._serialized_end=951
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class ReleaseServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.FromString,
                 _registered_method=True)
+        self.ListReleases = channel.unary_unary(
+                '/casemate.auth.v1.ReleaseService/ListReleases',
+                request_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesResponse.FromString,
+                _registered_method=True)
 
 
 class ReleaseServiceServicer(object):
@@ -71,6 +76,14 @@ class ReleaseServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReleases(self, request, context):
+        """Lists releases within reach, by tenant and model: the versions that may be
+        served, and what labels name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +96,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     servicer.SetLabel,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.SerializeToString,
+            ),
+            'ListReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReleases,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +158,33 @@ class ReleaseService(object):
             '/casemate.auth.v1.ReleaseService/SetLabel',
             casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_release__service__pb2.SetLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.ReleaseService/ListReleases',
+            casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_release__service__pb2.ListReleasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

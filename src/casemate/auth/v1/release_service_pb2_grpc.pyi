@@ -45,6 +45,10 @@ class ReleaseServiceStub:
     SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
     tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
     """
+    ListReleases: _grpc.UnaryUnaryMultiCallable[_release_service_pb2.ListReleasesRequest, _release_service_pb2.ListReleasesResponse]
+    """Lists releases within reach, by tenant and model: the versions that may be
+    served, and what labels name.
+    """
 
 @_typing.type_check_only
 class ReleaseServiceAsyncStub(ReleaseServiceStub):
@@ -62,6 +66,10 @@ class ReleaseServiceAsyncStub(ReleaseServiceStub):
     succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
     SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
     tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
+    """
+    ListReleases: _aio.UnaryUnaryMultiCallable[_release_service_pb2.ListReleasesRequest, _release_service_pb2.ListReleasesResponse]  # type: ignore[assignment]
+    """Lists releases within reach, by tenant and model: the versions that may be
+    served, and what labels name.
     """
 
 class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -89,6 +97,16 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         succeeds without effect. Errors: INVALID_ARGUMENT / MANIFEST_INVALID,
         SIGNATURE_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; NOT_FOUND (the
         tenant, or the version); ABORTED / CONCURRENT_UPDATE (the revision is not greater than the last one).
+        """
+
+    @_abc_1.abstractmethod
+    def ListReleases(
+        self,
+        request: _release_service_pb2.ListReleasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_release_service_pb2.ListReleasesResponse, _abc.Awaitable[_release_service_pb2.ListReleasesResponse]]:
+        """Lists releases within reach, by tenant and model: the versions that may be
+        served, and what labels name.
         """
 
 def add_ReleaseServiceServicer_to_server(servicer: ReleaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
