@@ -60,19 +60,54 @@ def with_session(function: Callable[Concatenate[Session, P], None]) -> Callable[
     Adds --as, --identity, --trust-domain and the three addresses.
     """
 
+    @functools.wraps(function)
+    def run(connection: Connection, /, *arguments: P.args, **others: P.kwargs) -> None:
+        function(connection.session(), *arguments, **others)
+
+    return with_connection(run)
+
+
+class Connection:
+    """What the options of a command say of caller and services; a session only once one is asked for."""
+
+    def __init__(self, options: Options, given: Mapping[str, object]) -> None:
+        self._options = options
+        self._given = given
+        self._session: Session | None = None
+
+    @property
+    def trust_domain(self) -> str:
+        """The domain that was given, or that of the state directory."""
+        given = self._given["trust_domain"]
+        return str(given or Announcement.read(StateDirectory(self._options.state)).trust_domain)
+
+    def session(self) -> Session:
+        """The session, the same each time.
+
+        Raises:
+            ConfigurationError: it was not said who calls.
+        """
+        if self._session is None:
+            self._session = _open_session(self._options, self._given)
+        return self._session
+
+    def close(self) -> None:
+        """Closes the session, if there is one."""
+        if self._session is not None:
+            self._session.close()
+
+
+def with_connection(function: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
+    """As `with_session`, for a command that can do without one."""
+
     @click.pass_obj
     @functools.wraps(function)
-    def run(
-        options: Options,
-        /,
-        *arguments: P.args,
-        **others: P.kwargs,
-    ) -> None:
-        session = _open_session(options, {name: others.pop(name) for name in _OPTIONS})
+    def run(options: Options, /, *arguments: P.args, **others: P.kwargs) -> None:
+        connection = Connection(options, {name: others.pop(name) for name in _OPTIONS})
         try:
-            function(session, *arguments, **others)
+            function(connection, *arguments, **others)
         finally:
-            session.close()
+            connection.close()
 
     command: Callable[..., None] = run
     for option in _OPTIONS.values():

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from casemate.cli.connection import tenant_of, with_session
+from casemate.cli.connection import Connection, tenant_of, with_connection, with_session
 from casemate.cli.keys import load_signing_key
 from casemate.client.chunks import cut_as_signed, read_pieces
 from casemate.client.dataset_files import DatasetFile, load_declared, open_dataset_file, read_as_signed
 from casemate.client.datasets import Datasets
+from casemate.client.datasets_push import MANIFEST_LIFETIME
+from casemate.client.next_version import NextVersion
 from casemate.client.session import Session
-from casemate.errors import DigestMismatch
+from casemate.clock import SystemClock
+from casemate.errors import DigestMismatch, InvalidRequest
 from casemate.signing import dsse
 from casemate.signing.merkle import leaf_hash
 from casemate.signing.statements import DATASET_MANIFEST_TYPE, DatasetManifest
@@ -60,13 +64,41 @@ def push(session: Session, file: Path, key: Path, name: str | None, schema: Path
 @click.option("--name", default=None, help="Name of the dataset [default: the file's].")
 @click.option("--schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), help=_SCHEMA_HELP)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write the statement to.")
-@with_session
-def manifest(session: Session, file: Path, name: str | None, schema: Path | None, out: Path) -> None:
+@click.option(
+    "--after",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Manifest or envelope of the version before; then no service is asked.",
+)
+@click.option("--first", metavar="TENANT", default=None, help="A tenant's first version; then no service is asked.")
+@with_connection
+def manifest(
+    connection: Connection,
+    file: Path,
+    *,
+    name: str | None,
+    schema: Path | None,
+    out: Path,
+    after: Path | None,
+    first: str | None,
+) -> None:
     """Writes what would be signed for FILE, as `push` takes it, for a key that is kept elsewhere.
 
+    The service says which version is the next, unless --after or --first does: then nobody needs to say who they are.
     Sign it as docs/how-to/sign-with-openssl.md says, then `push-signed --header`.
     """
-    made = Datasets(session).manifest_of(_opened(file, schema), tenant=tenant_of(session), dataset=name or file.stem)
+    if after is not None and first is not None:
+        raise click.UsageError("say --after or --first, not both")
+    if after is None and first is None:
+        session = connection.session()
+        opened = _opened(file, schema)
+        made = Datasets(session).manifest_of(opened, tenant=tenant_of(session), dataset=name or file.stem)
+    else:
+        audience = f"datasets.{connection.trust_domain}"
+        following = _after(after) if after else NextVersion(audience=audience, tenant=first or "", dataset=file.stem)
+        following = replace(following, dataset=name or following.dataset)
+        opened = _opened(file, schema)
+        expires_at = SystemClock().now() + MANIFEST_LIFETIME
+        made = following.manifest(opened.chunks(), schema=opened.schema, encoding=opened.format, expires_at=expires_at)
     out.write_bytes(made.to_statement())
     click.echo(f"{made.dataset} version {made.version}: {made.records} rows, root {made.root.hex()}, to sign: {out}")
 
@@ -95,6 +127,16 @@ def push_signed(session: Session, envelope: Path, file: Path, header: bool) -> N
     done = Datasets(session).push_envelope(signed, chunks(), dataset=manifest.dataset)
     said = f"{done.dataset} version {done.version}: {manifest.records} rows, root {done.root.hex()}"
     click.echo(f"{said}, log entry {done.log_index}")
+
+
+def _after(path: Path) -> NextVersion:
+    """The version behind the one that a file is the manifest of, signed or not: the service judges by its own."""
+    said = path.read_bytes()
+    try:
+        payload = dsse.peek_payload(said, DATASET_MANIFEST_TYPE)
+    except InvalidRequest:
+        payload = said
+    return NextVersion.after(DatasetManifest.parse(payload))
 
 
 def _opened(file: Path, schema: Path | None) -> DatasetFile:

@@ -18,13 +18,12 @@ import grpc
 from casemate.client.chunks import DEFAULT_CHUNK_BYTES, RecordSource, cut
 from casemate.client.dataset_files import CutChunk, DatasetFile
 from casemate.client.datasets_versions import DatasetVersions
-from casemate.client.digesting import digest_chunks
+from casemate.client.next_version import NextVersion
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import AlreadyExists, NotFound, Reason, StoredDataUnreadable, Unauthenticated, Unavailable
 from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from casemate.signing.framing import Format
 from casemate.signing.keys import SigningKey
-from casemate.signing.merkle import root
 from casemate.signing.statements import Column, DatasetManifest, sign_dataset_manifest
 from casemate.transport.status import from_rpc_error
 
@@ -75,27 +74,14 @@ class DatasetPushes(DatasetVersions):
     def _manifest(
         self, chunks: Iterable[CutChunk], *, tenant: str, dataset: str, schema: Sequence[Column], encoding: Format
     ) -> DatasetManifest:
+        following = NextVersion(audience=self._session.service_name("datasets"), tenant=tenant, dataset=dataset)
         try:
             latest = self.describe(dataset)
-            version, previous = latest.version + 1, latest.root
+            following = replace(following, version=latest.version + 1, previous_root=latest.root)
         except NotFound:
-            version, previous = 1, None
-        digests = digest_chunks(chunks)
-        return DatasetManifest(
-            audience=self._session.service_name("datasets"),
-            tenant=tenant,
-            dataset=dataset,
-            version=version,
-            previous_root=previous,
-            format=encoding,
-            schema=tuple(schema),
-            rows=sum(digest.rows for digest in digests),
-            bytes=sum(digest.bytes for digest in digests),
-            chunks=digests,
-            root=root([digest.leaf_hash for digest in digests]),
-            upload_id=secrets.token_hex(16),
-            expires_at=self._clock.now() + MANIFEST_LIFETIME,
-        )
+            pass  # then it is the first
+        expires_at = self._clock.now() + MANIFEST_LIFETIME
+        return following.manifest(chunks, schema=schema, encoding=encoding, expires_at=expires_at)
 
     def push(
         self,
