@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from casemate.cli.state import StateDirectory
 from tests.support.up import CASEMATE, PATIENCE, Up
 
 DATA = "height,weight,name\n" + "".join(f"{150 + n},{50.5 + n},person {n}\n" for n in range(500))
@@ -239,3 +240,34 @@ def test_buf_curl_lists_services_and_asks_by_reflection(run, state):
     answer = ask("-d", '{"name": "digits"}', ready, authorization=f"Bearer {token}")
     assert json.loads(answer.stdout) == {"ready": True}
     assert ask("--list-services", address, authorization="Bearer nothing").returncode != 0
+
+
+@pytest.fixture
+def elsewhere(run, state, tmp_path):
+    """Commands of a machine that has no cluster, only a leaf, and profiles."""
+    run("pki", "issue", "acme/remote")
+    said = json.loads((state / "endpoints.json").read_text())["grpc"]
+    places = [word for name, port in said.items() for word in (f"--{name}", f"127.0.0.1:{port}")]
+
+    def asked(*arguments: str | Path, expect: int = 0) -> str:
+        words = ["--state", tmp_path / "none", "--profiles", tmp_path / "profiles", *arguments]
+        done = subprocess.run([CASEMATE, *words], check=False, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == expect, done.stderr
+        return done.stdout if expect == 0 else done.stderr
+
+    for name in ("casemate/operator", "acme/remote"):
+        leaf = StateDirectory(state).client_leaf(*name.split("/"))
+        asked("profile", "create", name.split("/")[1], "--identity", leaf, *places)
+    return asked
+
+
+def test_a_profile_says_who_calls_and_where(elsewhere):
+    assert "acme" in elsewhere("--profile", "operator", "tenant", "list")
+    assert elsewhere("--profile", "operator", "health", "auth") == "SERVING\n"
+    # The same places, as somebody who may not:
+    assert "CLIENT_UNKNOWN" in elsewhere("--profile", "remote", "tenant", "list", expect=1)
+
+
+def test_what_a_command_says_itself_holds_over_its_profile(elsewhere):
+    refused = elsewhere("--profile", "operator", "tenant", "list", "--auth", "127.0.0.1:1", expect=1)
+    assert "UNAVAILABLE" in refused

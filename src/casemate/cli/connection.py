@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec
 import click
 
 from casemate.cli.main import Options
+from casemate.cli.profiles import Profiles
 from casemate.cli.state import METRICS_PORTS, PORTS, SERVICES, StateDirectory
 from casemate.client.session import Endpoints, Session
 from casemate.errors import ConfigurationError
@@ -54,6 +55,28 @@ class Announcement:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where services are, by the profile that was named or else the state directory; and who calls, if that says it."""
+
+    trust_domain: str
+    endpoints: Endpoints
+    identity: Path | None
+
+    @classmethod
+    def of(cls, options: Options) -> Place:
+        """Reads it.
+
+        Raises:
+            ConfigurationError: there is no such profile.
+        """
+        if options.profile is not None:
+            profile = Profiles(options.profiles).load(options.profile)
+            return cls(profile.trust_domain, profile.endpoints, profile.identity)
+        said = Announcement.read(StateDirectory(options.state))
+        return cls(said.trust_domain, said.endpoints, None)
+
+
 def with_session(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
     """Gives a command a session as its first argument, and closes it after the command.
 
@@ -77,9 +100,8 @@ class Connection:
 
     @property
     def trust_domain(self) -> str:
-        """The domain that was given, or that of the state directory."""
-        given = self._given["trust_domain"]
-        return str(given or Announcement.read(StateDirectory(self._options.state)).trust_domain)
+        """The domain that was given, or that of the profile or the state directory."""
+        return str(self._given["trust_domain"] or Place.of(self._options).trust_domain)
 
     def session(self) -> Session:
         """The session, the same each time.
@@ -131,18 +153,19 @@ _OPTIONS = {
 
 def _open_session(options: Options, given: Mapping[str, object]) -> Session:
     """The session that the options of a command describe."""
-    state = StateDirectory(options.state)
-    said = Announcement.read(state)
-    who, identity = given["who"], given["identity"]
+    place, who, identity = Place.of(options), given["who"], given["identity"]
+    if options.profile is not None and who is not None:
+        raise ConfigurationError("--as names a client of the state directory, and --profile says who calls: say one")
+    identity = identity or place.identity
     if identity is None:
         if not isinstance(who, str) or who.count("/") != 1:
-            raise ConfigurationError("say who calls: --as TENANT/NAME, or --identity DIRECTORY")
-        identity = state.client_leaf(*who.split("/"))
-    endpoints = Endpoints(**{name: str(given[name] or said.endpoints.of(name)) for name in SERVICES})
+            raise ConfigurationError("say who calls: --as TENANT/NAME, --identity DIRECTORY or casemate --profile NAME")
+        identity = StateDirectory(options.state).client_leaf(*who.split("/"))
+    endpoints = Endpoints(**{name: str(given[name] or place.endpoints.of(name)) for name in SERVICES})
     return Session(
         source=CertificateSource(Path(str(identity))),
         endpoints=endpoints,
-        trust_domain=str(given["trust_domain"] or said.trust_domain),
+        trust_domain=str(given["trust_domain"] or place.trust_domain),
     )
 
 

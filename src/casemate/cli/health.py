@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from casemate.cli.certificates import OPERATOR
-from casemate.cli.connection import Announcement
+from casemate.cli.connection import Place
 from casemate.cli.main import Options
 from casemate.cli.state import SERVICES, StateDirectory
 from casemate.transport.certificates import CertificateSource
@@ -64,10 +64,9 @@ def health_command(
     answers: bool,
 ) -> None:
     """Exits 0 when SERVICE proves its name and says that it serves."""
-    state = StateDirectory(options.state)
-    said = Announcement.read(state)
-    source = CertificateSource(identity or state.client_leaf(*OPERATOR))
-    whom = (address or said.endpoints.of(service), service, source, trust_domain or source.current.trust_domain)
+    place = Place.of(options)
+    source = CertificateSource(identity or place.identity or StateDirectory(options.state).client_leaf(*OPERATOR))
+    whom = (address or place.endpoints.of(service), service, source, trust_domain or source.current.trust_domain)
     if answers:
         healthy = answering(*whom)
         click.echo("ANSWERS" if healthy else "DOES NOT ANSWER")

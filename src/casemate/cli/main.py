@@ -16,6 +16,7 @@ COMMANDS = {
     "up": ("casemate.cli.up", "Start everything on this machine; Ctrl-C stops it."),
     "demo": ("casemate.cli.demo", "Run the whole story on throw-away state."),
     "try": ("casemate.cli.attempts", "Three things to try against a running `up`."),
+    "profile": ("casemate.cli.profile", "Named deployments to call, each as somebody."),
     "pki": ("casemate.cli.pki", "The development certificate authority."),
     "operator": ("casemate.cli.administration", "Operators, and the first of them."),
     "tenant": ("casemate.cli.administration", "Tenants."),
@@ -43,6 +44,8 @@ class Options:
     """What every command knows."""
 
     state: Path
+    profile: str | None
+    profiles: Path
 
 
 class LazyGroup(click.Group):
@@ -73,10 +76,18 @@ class LazyGroup(click.Group):
     default=None,
     help="State directory of the cluster on this machine [default: .casemate in the checkout].",
 )
+@click.option(
+    "--profile", default=None, envvar="CASEMATE_PROFILE", help="Deployment to call; made by `casemate profile create`."
+)
+@click.option("--profiles", type=click.Path(path_type=Path, file_okay=False), default=None, hidden=True)
 @click.pass_context
-def command(context: click.Context, state: Path | None) -> None:
+def command(context: click.Context, state: Path | None, profile: str | None, profiles: Path | None) -> None:
     """Casemate: a model server on which stolen tokens, dumped databases and tampered datasets are useless."""
-    context.obj = Options(state=(state or _default_state()).absolute())
+    context.obj = Options(
+        state=(state or _default_state()).absolute(),
+        profile=profile,
+        profiles=profiles or Path(click.get_app_dir("casemate")) / "profiles",
+    )
 
 
 def _default_state() -> Path:
