@@ -19,12 +19,6 @@ from casemate.auth.v1 import (
     trust_service_pb2,
     witness_service_pb2,
 )
-from casemate.auth.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
-from casemate.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
-from casemate.auth.v1.release_service_pb2_grpc import add_ReleaseServiceServicer_to_server
-from casemate.auth.v1.token_service_pb2_grpc import add_TokenServiceServicer_to_server
-from casemate.auth.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_server
-from casemate.auth.v1.witness_service_pb2_grpc import add_WitnessServiceServicer_to_server
 from casemate.clock import Clock, SystemClock
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
@@ -39,7 +33,6 @@ from casemate.gate.core.trust import SENSITIVE_STALENESS, TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
-from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.settings import load_settings
 from casemate.signing.strict_json import canonical
 from casemate.transport.certificates import CertificateSource
@@ -47,38 +40,22 @@ from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import HealthState, aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
-from casemate.transport.registry import RegisteredService, methods_of, registered
+from casemate.transport.registry import RegisteredService, methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
-from services.auth.administration import Administration
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.http_face import FacePace, build_face
-from services.auth.key_ring import LOOKED_AT, TokenKeyRing, open_ring
+from services.auth.key_ring import LOOKED_AT, open_ring
 from services.auth.key_schedule import KeySchedule
 from services.auth.known_clients import KnownClients
-from services.auth.labels import Labels
-from services.auth.listing import Listing
 from services.auth.log_teller import DatasetsLog, LogTeller
 from services.auth.opening import Authority, open_authority
-from services.auth.releases import Releases
-from services.auth.server_metadata import ServerMetadata
-from services.auth.servicer_admin import AdminServicer
-from services.auth.servicer_credentials import CredentialServicer
-from services.auth.servicer_releases import ReleaseServicer
-from services.auth.servicer_tokens import TokenServicer
-from services.auth.servicer_trust import TrustServicer
-from services.auth.servicer_witness import WitnessServicer
+from services.auth.rpc_wiring import build_services
 from services.auth.settings import AuthSettings
 from services.auth.store.credentials import CredentialStore
+from services.auth.store.ended_families import EndedFamilies
 from services.auth.store.families import FamilyStore
-from services.auth.store.listing import ListingStore
 from services.auth.store.news import NewsReader
 from services.auth.store.wake import WakeListener
-from services.auth.store.witness import WitnessStore
-from services.auth.token_wiring import TokenParts, build_credentials, build_tokens
-from services.auth.token_wraps import TokenKeyWraps
-from services.auth.witness import Witness, witness_key
-from services.keys.operations import KeyOperations
-from services.keys.servicer import key_service
 
 if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
@@ -194,6 +171,8 @@ async def serving(
         known = KnownClients(
             read=credentials.client_by_certificate, news_age=lambda: trust.staleness(clock), clock=clock
         )
+        ended = EndedFamilies(pool=authority.pool, tables=authority.tables)
+        families = FamilyStore(pool=authority.pool, tables=authority.tables, ended=ended)
         health_rpc, health = aio_health_service()
         report = _HealthReport(health, metrics)
         publisher = TrustPublisher(
@@ -206,11 +185,15 @@ async def serving(
             heartbeat=pace.heartbeat,
             sweep=pace.sweep,
             clients_changed=known.forget,
+            sweep_too=ended.look,
         )
         await publisher.refresh()
+        await ended.look(clock.now())
         ring.follow(trust)
         report.looked(trust.staleness(clock))
-        services, tokens = _services(settings, authority, ring, publisher, known=known, trust=trust, clock=clock)
+        services, tokens = build_services(
+            settings, authority, ring, publisher, families=families, known=known, trust=trust, clock=clock
+        )
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
@@ -281,80 +264,6 @@ def _show_metrics(
     stack.callback(server.stop)
     server.start()
     return server
-
-
-def _services(
-    settings: AuthSettings,
-    authority: Authority,
-    ring: TokenKeyRing,
-    publisher: TrustPublisher,
-    *,
-    known: KnownClients,
-    trust: TrustState,
-    clock: Clock,
-) -> tuple[list[RegisteredService], TokenServicer]:
-    store = authority.store
-    administration = Administration(
-        store=store,
-        new_token_key=ring.new_key,
-        token_keys=ring.overview,
-        trust_domain=settings.identity.trust_domain,
-        clock=clock,
-        audiences=settings.audiences,
-        forget=known.forget,
-    )
-    parts = TokenParts(
-        families=FamilyStore(pool=authority.pool, tables=authority.tables),
-        credentials=CredentialStore(pool=authority.pool, tables=authority.tables),
-        known=known,
-        key=authority.key,
-        issuer=settings.issuer,
-        signing_key=ring.active,
-        trust=lambda: trust.current,
-        trust_state=trust,
-        administration=administration,
-        metrics=authority.metrics,
-        clock=clock,
-        audiences=settings.audiences,
-    )
-    metadata = ServerMetadata(issuer=parts.issuer, trust=parts.trust, audiences=settings.audiences)
-    tokens = TokenServicer(tokens=build_tokens(parts), metadata=metadata)
-    listing = Listing(store=ListingStore(pool=authority.pool, tables=authority.tables), clock=clock)
-    credentials = CredentialServicer(credentials=build_credentials(parts), listing=listing)
-    releases = ReleaseServicer(
-        releases=Releases(store=store, clock=clock),
-        labels=Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock),
-        listing=listing,
-    )
-    wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
-    services = [
-        registered(add_TokenServiceServicer_to_server, tokens),
-        registered(add_CredentialServiceServicer_to_server, credentials),
-        registered(
-            add_TrustServiceServicer_to_server,
-            TrustServicer(publisher=publisher, clock=clock, audiences=settings.audiences),
-        ),
-        registered(add_AdminServiceServicer_to_server, AdminServicer(administration=administration, listing=listing)),
-        registered(add_ReleaseServiceServicer_to_server, releases),
-        registered(
-            add_WitnessServiceServicer_to_server, WitnessServicer(witness=build_witness(settings, authority, clock))
-        ),
-        key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
-    ]
-    return services, tokens
-
-
-def build_witness(settings: AuthSettings, authority: Authority, clock: Clock) -> Witness:
-    """What cosigns the transparency log of this trust domain."""
-    domain = settings.identity.trust_domain
-    return Witness(
-        store=WitnessStore(pool=authority.pool, key=authority.key, alarms=authority.alarms),
-        key=witness_key(authority.key),
-        name=f"auth.{domain}/witness",
-        origin=f"datasets.{domain}/log",
-        alarms=authority.alarms,
-        clock=clock,
-    )
 
 
 def _gate(

@@ -44,6 +44,7 @@ class TrustPublisher:
         after_change: awaited after news that is more than a heartbeat was told; tried again until it succeeds.
         looked: told after every attempt how long ago the primary was read.
         clients_changed: told which clients changed, before anybody else hears of the news; None: any may have.
+        sweep_too: awaited with the time in every sweep, for what no watcher is told of.
         clock: for the age of reads and the expiry of records.
         heartbeat: longest time between two reads.
         sweep: time between two reads of everything.
@@ -61,8 +62,10 @@ class TrustPublisher:
         heartbeat: timedelta = HEARTBEAT,
         sweep: timedelta = SWEEP,
         clients_changed: Callable[[frozenset[str] | None], None] = lambda _client_ids: None,
+        sweep_too: Callable[[datetime], Awaitable[None]] | None = None,
     ) -> None:
         self._clients_changed = clients_changed
+        self._sweep_too = sweep_too
         self._reader = reader
         self._state = state
         self._alarms = alarms
@@ -112,6 +115,8 @@ class TrustPublisher:
     async def sweep(self) -> None:
         """Reads every row again and sounds the alarm for what was done to rows past the application."""
         await self._reader.forget_expired(self._clock.now() - timedelta(hours=1))
+        if self._sweep_too is not None:
+            await self._sweep_too(self._clock.now())
         news = await self._reader.read(whole=True)
         present = self._state.current
         if news.snapshot is None or (news.epoch, news.sequence) != (present.epoch, present.sequence):

@@ -120,6 +120,14 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedFamily:
+    """That a family ended; kept until `expires_at`, when its row would be dead in any case."""
+
+    id: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRow:
     """Where a label of a model points, as an operator signed it; number 0: nowhere any more."""
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casemate.gate.core.records import Revocation, RevocationKind
 from services.auth.records import Client
 from services.auth.store.changes import Change, EventKind
+from services.auth.store.ended_families import note_end
 from services.auth.store.revoking import add_revocation
 from services.auth.store.table import AuthorityTable
 
@@ -116,6 +117,7 @@ class Replay:
         for family in await self._tables.families.all(change.connection):
             if family.ended_at is None:
                 await self._tables.families.replace(change.connection, replace(family, ended_at=self._now))
+                await note_end(self._tables, change.connection, family)
                 self.counts["families_ended"] += 1
         for kid in [row["kid"] for row in await change.connection.fetch("SELECT kid FROM token_key")]:
             # Its private half goes with the row; whatever it signed verifies no more.

@@ -13,6 +13,7 @@ from casemate.gate.core.revocations import RevocationIndex
 from casemate.storage.pool import storage_errors
 from services.auth.records import Family
 from services.auth.store.changes import Change, begin_change, hold_changes
+from services.auth.store.ended_families import EndedFamilies, note_end
 from services.auth.store.revoking import TOKENS_ARE_DEAD_AFTER, add_revocation, covering
 from services.auth.store.tables import AuthorityTables
 
@@ -21,11 +22,18 @@ if TYPE_CHECKING:
 
 
 class FamilyStore:
-    """Reads and changes refresh families."""
+    """Reads and changes refresh families.
 
-    def __init__(self, *, pool: Pool, tables: AuthorityTables) -> None:
+    Args:
+        pool: the authority's database.
+        tables: reads and writes rows.
+        ended: what this process has seen of families that ended; a memory of its own if not given.
+    """
+
+    def __init__(self, *, pool: Pool, tables: AuthorityTables, ended: EndedFamilies | None = None) -> None:
         self._pool = pool
         self._tables = tables
+        self._ended = ended or EndedFamilies(pool=pool, tables=tables)
 
     async def add(self, family: Family, *, said_at: datetime | None = None) -> None:
         """Adds a family, unless what it rests on was revoked since that was looked at.
@@ -70,10 +78,11 @@ class FamilyStore:
         """
         with storage_errors():
             async with self._pool.acquire() as connection:
-                # Revocations first: a family that ends in between would else look as if it had come back.
-                ended = await self._tables.revocations.matching(connection, kind="session", value=family_id)
+                # Its end first: a family that ends in between would else look as if it had come back.
+                seen = self._ended.is_seen(family_id)
+                ended = await self._tables.ended_families.get(connection, family_id)
                 family = await self._tables.families.get(connection, family_id)
-        if ended and family is not None and family.ended_at is None:
+        if (seen or ended is not None) and family is not None and family.ended_at is None:
             self._tables.sound("a family that was ended lives", table="refresh_family", key=family_id)
             raise StoredDataUnreadable(f"family {family_id} was put back")
         return family
@@ -100,6 +109,8 @@ class FamilyStore:
                 async with begin_change(connection) as change:
                     living = await end_families(self._tables, change, now=now, id=family_id)
                     await add_revocation(self._tables, change, revocation, extend=living > 0)
+        if family is not None:
+            self._ended.saw(family)
 
 
 async def end_families(tables: AuthorityTables, change: Change, *, now: datetime, **equal: str) -> int:
@@ -111,6 +122,7 @@ async def end_families(tables: AuthorityTables, change: Change, *, now: datetime
     ]
     for family in living:
         await tables.families.replace(change.connection, replace(family, ended_at=now))
+        await note_end(tables, change.connection, family)
     return len(living)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from casemate.gate.core.records import Effect, Grant, ReleasedVersion, Revocation, RevocationKind
 from casemate.signing.keys import PublicKey
 from casemate.signing.signers import Signer
-from services.auth.records import Client, Family, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
+from services.auth.records import Client, EndedFamily, Family, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
 from services.auth.store.table import Layout
 
 
@@ -210,6 +210,14 @@ FAMILIES: Final[Layout[Family]] = Layout(
         family.ended_at,
     ),
     from_columns=lambda row: Family(**row),
+)
+
+ENDED_FAMILIES: Final[Layout[EndedFamily]] = Layout(
+    table="ended_family",
+    key=("id",),
+    columns=("id", "expires_at"),
+    to_columns=lambda ended: (ended.id, ended.expires_at),
+    from_columns=lambda row: EndedFamily(**row),
 )
 
 REVOCATIONS: Final[Layout[Revocation]] = Layout(

@@ -116,6 +116,7 @@ class NewsReader:
             await self._pool.execute(
                 "DELETE FROM refresh_family WHERE idle_expires_at < $1 OR expires_at < $1 OR ended_at < $1", before
             )
+            await self._pool.execute("DELETE FROM ended_family WHERE expires_at < $1", before)
 
     async def _events(
         self, connection: Connection, *, after: int, up_to: int

@@ -40,6 +40,7 @@ class AuthorityTables:
         self.external_issuers = AuthorityTable(credential_layouts.EXTERNAL_ISSUERS, key=key, alarms=alarms)
         self.exchange_grants = AuthorityTable(credential_layouts.EXCHANGE_GRANTS, key=key, alarms=alarms)
         self.families = AuthorityTable(layouts.FAMILIES, key=key, alarms=alarms)
+        self.ended_families = AuthorityTable(layouts.ENDED_FAMILIES, key=key, alarms=alarms)
         self.revocations = AuthorityTable(layouts.REVOCATIONS, key=key, alarms=alarms)
 
     def sound(self, finding: str, *, table: str, key: str) -> None:

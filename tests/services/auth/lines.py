@@ -14,6 +14,7 @@ from services.auth import token_keys
 from services.auth.families import Families, Refreshed
 from services.auth.records import Client, Family, Tenant
 from services.auth.refresh_tokens import RefreshTokens
+from services.auth.store.ended_families import EndedFamilies
 from services.auth.store.families import FamilyStore
 from services.auth.token_issuer import Entitlement, TokenIdentifiers, TokenIssuer
 from tests.services.auth.world import Shelf, spiffe_id
@@ -96,7 +97,7 @@ async def enlist(shelf: Shelf) -> None:
     await shelf.store.add_client(GATEWAY)
 
 
-async def begin_line(shelf: Shelf, clock: HandClock | None = None) -> Line:
+async def begin_line(shelf: Shelf, clock: HandClock | None = None, *, ended: EndedFamilies | None = None) -> Line:
     """A new family; its client must be there."""
     clock = clock or HandClock()
     record = await token_keys.generate(shelf.kek, now=START)
@@ -106,7 +107,7 @@ async def begin_line(shelf: Shelf, clock: HandClock | None = None) -> Line:
     )
     outcomes: list[str] = []
     families = Families(
-        store=FamilyStore(pool=shelf.pool, tables=shelf.tables),
+        store=FamilyStore(pool=shelf.pool, tables=shelf.tables, ended=ended),
         tokens=RefreshTokens(key=shelf.key),
         issuer=issuer,
         clock=clock,

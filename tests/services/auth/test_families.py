@@ -332,15 +332,3 @@ async def test_a_family_waits_for_the_change_that_may_end_it(line, shelf):
     with pytest.raises(Unauthenticated):
         await begun
     assert await families.get(family.id) is None
-
-
-async def test_a_familys_own_older_row_put_back_after_its_end_is_refused_and_sounds_the_alarm(line, shelf):
-    """The row is genuine, so its MAC verifies: that it ended is told by the revocation of its session."""
-    old = await shelf.pool.fetchrow("SELECT * FROM refresh_family WHERE id = $1", line.family.id)
-    refreshed = await line.refresh(line.first)  # the twin: before its end
-    await line.families.end_own(refreshed.refresh.reveal(), client=GATEWAY)
-    await shelf.pool.execute("DELETE FROM refresh_family WHERE id = $1", line.family.id)
-    await shelf.pool.execute("INSERT INTO refresh_family SELECT ($1::refresh_family).*", old)
-    assert not shelf.alarms
-    await _refused(line.refresh(line.first))
-    assert shelf.alarms
