@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import click
 
 from casemate.cli.connection import with_session
 from casemate.client.log import LogReader
-from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, verify_file
+from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, differing, verify_file
 from casemate.errors import CasemateError, ConfigurationError, StoredDataUnreadable
 from casemate.signing.log_proof import VerifiedEntry
 
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casemate.client.session import Session
+    from casemate.signing.checkpoint import VerifiedCheckpoint
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_MOST_EVIDENCE = 16
+
+DIFFERS = 3
+"""Exit status where the log signed what cannot all be true; other failures are 1."""
 
 
 @click.group("log")
@@ -39,15 +45,12 @@ def log_command() -> None:
 def watch(session: Session, save: Path, log_key: str | None, witness_keys: Sequence[str], every: float | None) -> None:
     """Checks that the log extends what was kept, prints the new entries, and keeps more.
 
-    Exits 1 and leaves `evidence-…` files in the folder when the log was rewritten or
-    shows another history.
+    Exits 3 and leaves `evidence-…` files in the folder when the log was rewritten or
+    shows another history; 1 when nothing can be said.
     """
     reader = LogReader(session)
     while True:
-        try:
-            _look(reader, save, log_key, witness_keys)
-        except HistoryDiffers as error:
-            _accuse(error, save)
+        look(reader, save, log_key, witness_keys)
         if every is None:
             return
         time.sleep(every)
@@ -76,30 +79,62 @@ def prove(session: Session, index: int, out: Path | None, log_key: str | None) -
 def verify(files: Sequence[Path], saved: Path | None, log_key: str | None, witness_keys: Sequence[str]) -> None:
     """Checks receipts and checkpoints offline: FILES are tlog-proofs or checkpoints.
 
-    With --saved, each is also held against the history that was kept. Exits 1 if one fails.
+    They are held against one another, and with --saved against the history that was kept. Exits 1 if one fails, and 3
+    if two that the log signed cannot both be true.
     """
     kept = None if saved is None else SavedLog.load(saved)
     if saved is not None and kept is None:
         raise ConfigurationError(f"{saved} holds no checkpoint: `casemate log watch --save` writes it")
     keys = _keys(kept, log_key, witness_keys)
-    failed = False
+    status = 0
+    seen: dict[int, tuple[Path, VerifiedCheckpoint]] = {}
     for path in files:
         try:
-            found = verify_file(path.read_text(), keys)
-            checkpoint = found.checkpoint if isinstance(found, VerifiedEntry) else found
-            if kept is not None:
-                kept.require_same_history(checkpoint)
+            _show(
+                path, verify_file(path.read_text(), keys, judge=partial(_require_one_history, path, keys, kept, seen))
+            )
+        except HistoryDiffers as error:
+            status = DIFFERS
+            click.echo(f"{path}: REFUSED: HISTORY DIFFERS: {error}", err=True)
         except (CasemateError, UnicodeDecodeError) as error:
-            failed = True
+            status = status or 1
             click.echo(f"{path}: REFUSED: {error}", err=True)
-            continue
-        if isinstance(found, VerifiedEntry):
-            shown = found.entry.decode("ascii", "backslashreplace")
-            click.echo(f"{path}: entry {found.index} of {found.checkpoint.size}: {shown}")
-        else:
-            click.echo(f"{path}: checkpoint of {found.size} entries, root {found.root.hex()}")
-    if failed:
-        sys.exit(1)
+    if status:
+        sys.exit(status)
+
+
+def _require_one_history(
+    path: Path,
+    keys: LogKeys,
+    kept: SavedLog | None,
+    seen: dict[int, tuple[Path, VerifiedCheckpoint]],
+    checkpoint: VerifiedCheckpoint,
+) -> None:
+    """Raises HistoryDiffers unless a checkpoint agrees with what is kept, and with those of its size before it."""
+    before, other = seen.setdefault(checkpoint.size, (path, checkpoint))
+    if other.root != checkpoint.root:
+        text = f"the log signed two trees of {checkpoint.size} entries"
+        raise differing(keys, text, (str(before), other), (str(path), checkpoint))
+    if kept is not None:
+        kept.require_same_history(checkpoint)
+
+
+def _show(path: Path, found: VerifiedCheckpoint | VerifiedEntry) -> None:
+    if isinstance(found, VerifiedEntry):
+        shown = found.entry.decode("ascii", "backslashreplace")
+        click.echo(f"{path}: entry {found.index} of {found.checkpoint.size}: {shown}")
+    else:
+        click.echo(f"{path}: checkpoint of {found.size} entries, root {found.root.hex()}")
+
+
+def look(reader: LogReader, save: Path, log_key: str | None = None, witness_keys: Sequence[str] = ()) -> None:
+    """Looks once: keeps what is new, or accuses the log and exits."""
+    try:
+        _look(reader, save, log_key, witness_keys)
+    except HistoryDiffers as error:
+        _keep_evidence(error, save)
+        click.echo(f"casemate: HISTORY DIFFERS: {error}; the signed checkpoints are in {save}/evidence-*", err=True)
+        sys.exit(DIFFERS)
 
 
 def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequence[str]) -> None:
@@ -131,11 +166,18 @@ def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequ
     click.echo(f"{kept.size} entries, {len(entries)} new; one history", err=True)
 
 
-def _accuse(error: HistoryDiffers, save: Path) -> None:
-    for number, note in enumerate(error.evidence, 1):
-        (save / f"evidence-{number}").write_text(note)
-    click.echo(f"casemate: HISTORY DIFFERS: {error}; the signed checkpoints are in {save}/evidence-*", err=True)
-    sys.exit(1)
+def _keep_evidence(error: HistoryDiffers, save: Path) -> None:
+    """Writes what is not there yet, and takes nothing away: the first accusation counts, and cron comes again."""
+    kept = {_face(path.read_text()) for path in save.glob("evidence-*")}
+    for note in error.evidence:
+        if _face(note) not in kept and len(kept) < _MOST_EVIDENCE:
+            kept.add(_face(note))
+            (save / f"evidence-{len(kept)}").write_text(note)
+
+
+def _face(note: str) -> tuple[str, ...]:
+    """Log, size and root of a checkpoint."""
+    return tuple(note.split("\n")[:3])
 
 
 def _keys(kept: SavedLog | None, log_key: str | None, witness_keys: Sequence[str]) -> LogKeys:

@@ -80,10 +80,37 @@ class LogKeys:
             SignatureInvalid: a signature is missing or does not verify.
             InvalidRequest: it is not a checkpoint of this log.
         """
-        checkpoint = verify_checkpoint(note, self.origin, self.log)
-        if checkpoint.size:  # there is nothing to witness about an empty log
-            self.cosignatures(checkpoint)
+        checkpoint = self.signed(note)
+        self.require_witnesses(checkpoint)
         return checkpoint
+
+    def signed(self, note: str) -> VerifiedCheckpoint:
+        """The checkpoint, if the log signed it, whoever cosigned: enough to be held to it.
+
+        Raises:
+            SignatureInvalid: its signature is missing or does not verify.
+            InvalidRequest: it is not a checkpoint of this log.
+        """
+        return verify_checkpoint(note, self.origin, self.log)
+
+    def require_witnesses(self, checkpoint: VerifiedCheckpoint) -> None:
+        """Returns if every witness cosigned. There is nothing to witness about an empty log.
+
+        Raises:
+            SignatureInvalid: one did not.
+        """
+        if checkpoint.size:
+            self.cosignatures(checkpoint)
+
+    def said_of(self, checkpoint: VerifiedCheckpoint) -> str:
+        """Whether all witnesses stand behind a checkpoint, in a word; nothing where there are none."""
+        if not self.witnesses:
+            return ""
+        try:
+            self.cosignatures(checkpoint)
+        except CasemateError:
+            return " (not cosigned)"
+        return " (cosigned)"
 
     def cosignatures(self, checkpoint: VerifiedCheckpoint) -> list[VerifiedCosignature]:
         """What each witness says.
@@ -161,22 +188,24 @@ class SavedLog:
             prove: offers a consistency proof between two sizes.
             fetch: offers the entries from one index to before another.
 
+        What the log itself signed is held against what is kept before anybody asks for its witness: a face that is
+        shown to one watcher alone has no cosignature, and is the proof.
+
         Raises:
             HistoryDiffers: the checkpoint does not extend what is kept.
             SignatureInvalid, InvalidRequest: it is not one of the keys'.
             StoredDataUnreadable: the entries offered are not those under it.
         """
-        checkpoint = self.keys.verify(note)
+        checkpoint = self.keys.signed(note)
         if self.checkpoint is not None and checkpoint.size <= self.size:
             self.require_same_history(checkpoint)
             if checkpoint.size < self.size:
-                raise HistoryDiffers(
-                    f"the log went back from {self.size} to {checkpoint.size} entries",
-                    evidence=(self.checkpoint.text, checkpoint.text),
-                )
+                raise self._differs(f"the log went back from {self.size} to {checkpoint.size} entries", checkpoint)
+            self.keys.require_witnesses(checkpoint)
             return SavedLog(keys=self.keys, checkpoint=checkpoint, leaves=self.leaves), []
         if self.checkpoint is not None and self.size:
             self._require_extension(self.checkpoint, checkpoint, prove)
+        self.keys.require_witnesses(checkpoint)
         entries = list(fetch(self.size, checkpoint.size))
         leaves = (*self.leaves, *map(leaf_hash, entries))
         if len(leaves) != checkpoint.size or root(leaves) != checkpoint.root:
@@ -195,9 +224,8 @@ class SavedLog:
                 f"the checkpoint is of {checkpoint.size} entries and {self.size} are kept: watch the log first"
             )
         if root(self.leaves[: checkpoint.size]) != checkpoint.root:
-            raise HistoryDiffers(
-                f"the log signed another tree of {checkpoint.size} entries than the one kept",
-                evidence=(self.checkpoint.text, checkpoint.text),
+            raise self._differs(
+                f"the log signed another tree of {checkpoint.size} entries than the one kept", checkpoint
             )
 
     def _require_extension(
@@ -212,20 +240,45 @@ class SavedLog:
         except CasemateError as error:
             if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise  # says nothing about the log
-            raise HistoryDiffers(
-                f"{checkpoint.size} entries do not begin with the {kept.size} that are kept",
-                evidence=(kept.text, checkpoint.text),
-            ) from error
+            text = f"{checkpoint.size} entries do not begin with the {kept.size} that are kept"
+            raise self._differs(text, checkpoint) from error
+
+    def _differs(self, text: str, shown: VerifiedCheckpoint) -> HistoryDiffers:
+        return differing(self.keys, text, ("kept", self.checkpoint), ("shown", shown))
 
 
-def verify_file(text: str, keys: LogKeys) -> VerifiedCheckpoint | VerifiedEntry:
-    """A receipt or a checkpoint, verified by keys alone.
+def differing(keys: LogKeys, text: str, *faces: tuple[str, VerifiedCheckpoint | None]) -> HistoryDiffers:
+    """What says that these cannot all be true: each by its size, its root, and whether it is cosigned."""
+    shown = [
+        f"{name}: {checkpoint.size} entries, root {checkpoint.root.hex()[:16]}…{keys.said_of(checkpoint)}"
+        for name, checkpoint in faces
+        if checkpoint is not None
+    ]
+    evidence = tuple(checkpoint.text for _, checkpoint in faces if checkpoint is not None)
+    return HistoryDiffers("; ".join((text, *shown)), evidence=evidence)
+
+
+def verify_file(
+    text: str, keys: LogKeys, *, judge: Callable[[VerifiedCheckpoint], None] | None = None
+) -> VerifiedCheckpoint | VerifiedEntry:
+    """A receipt or a checkpoint, verified by keys.
+
+    Args:
+        text: the file.
+        keys: whose signatures count.
+        judge: raises if a checkpoint that the log signed belongs to another history; asked before the witnesses are.
 
     Raises:
         SignatureInvalid, InvalidRequest, DigestMismatch: it is neither, or not of this log.
+        HistoryDiffers: by `judge`.
     """
-    if not text.startswith(HEADER):
-        return keys.verify(text)
-    found = verify_log_proof(text, origin=keys.origin, public_key=keys.log)
-    keys.cosignatures(found.checkpoint)
+    found: VerifiedCheckpoint | VerifiedEntry
+    if text.startswith(HEADER):
+        found = verify_log_proof(text, origin=keys.origin, public_key=keys.log)
+        checkpoint = found.checkpoint
+    else:
+        found = checkpoint = keys.signed(text)
+    if judge is not None:
+        judge(checkpoint)
+    keys.require_witnesses(checkpoint)
     return found
