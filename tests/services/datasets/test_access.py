@@ -96,15 +96,18 @@ async def test_without_a_token_with_anothers_or_a_dead_one_nothing_is_had(house,
     owner = house.actor()
     thief = house.leaf("client", tenant="acme", name="thief")
     dead = (("authorization", owner.metadata[0][1][:-8] + "AAAAAAAA"),)
+    before = await state(house)
     for metadata, directory in ((), owner.directory), (owner.metadata, thief), (dead, owner.directory):
         assert await refusal(house, service, name, metadata, directory) is grpc.StatusCode.UNAUTHENTICATED
+    assert await state(house) == before
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("service", "name"), TOKENS)
 async def test_a_token_without_the_scope_is_not_enough(house, service, name):
-    actor = house.actor(scopes="models.infer")
+    actor, before = house.actor(scopes="models.infer"), await state(house)
     assert await refusal(house, service, name, actor.metadata, actor.directory) is grpc.StatusCode.PERMISSION_DENIED
+    assert await state(house) == before
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -147,8 +150,9 @@ async def state(world: World) -> list[tuple[object, ...]]:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("service", "name"), PEERS)
 async def test_what_services_call_no_client_calls(house, service, name):
-    actor = house.actor()
+    actor, before = house.actor(), await state(house)
     assert await refusal(house, service, name, actor.metadata, actor.directory) is grpc.StatusCode.PERMISSION_DENIED
+    assert await state(house) == before
 
 
 def test_every_rpc_about_a_dataset_has_its_request_here():

@@ -8,6 +8,7 @@ import pytest
 
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import CasemateError, Code, Conflict, InvalidRequest, NotFound, OutOfRange, Unavailable
+from tests.services.datasets.pushing import nothing_changes, uploads
 from tests.services.datasets.reading import logged
 from tests.services.datasets.world import CHUNKS, FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
@@ -18,12 +19,7 @@ TRAILING = messages.PushDatasetRequest(chunk=messages.Chunk(offset=40, data=b"7,
 
 async def progress(world) -> list[tuple[str, int, int]]:
     """State, offset and stored rows of every upload."""
-    async with world.sql() as sql:
-        found = await sql.fetch(
-            "SELECT state, next_offset, (SELECT count(*) FROM sealed_rows WHERE upload = u.id) AS rows "
-            "FROM uploads u ORDER BY started_at"
-        )
-    return [tuple(row.values()) for row in found]
+    return [upload[1:] for upload in await uploads(world)]
 
 
 async def until_pushed(actor, envelope: bytes) -> None:
@@ -202,15 +198,14 @@ async def test_a_hostile_name_is_not_found_or_refused_and_does_nothing(world, ca
             "GetLineage": messages.GetLineageRequest(dataset=name, version=1),
             "GetCroissant": messages.GetCroissantRequest(dataset=name),
         }
-        for method, request in requests.items():
-            with pytest.raises((NotFound, InvalidRequest)), our_errors():
-                await getattr(actor.datasets, method)(request, metadata=actor.metadata)
-        with pytest.raises((NotFound, InvalidRequest)):
-            await actor.pull(name)
-        with pytest.raises((NotFound, InvalidRequest)):
-            await actor.push([manifest_message(world.signed(), name)])
-        async with world.sql() as sql:
-            assert await sql.fetchval("SELECT count(*) FROM uploads") == 1
+        async with nothing_changes(world):
+            for method, request in requests.items():
+                with pytest.raises((NotFound, InvalidRequest)), our_errors():
+                    await getattr(actor.datasets, method)(request, metadata=actor.metadata)
+            with pytest.raises((NotFound, InvalidRequest)):
+                await actor.pull(name)
+            with pytest.raises((NotFound, InvalidRequest)):
+                await actor.push([manifest_message(world.signed(), name)])
         assert len((await actor.pull())[1]) == 3
         assert all("\n" not in record.getMessage() for record in caplog.records if record.name.startswith("services"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -80,6 +81,24 @@ async def test_a_version_names_the_models_that_were_trained_on_it_and_its_predec
     stranger = world.actor(tenant="globex")
     with pytest.raises(NotFound):
         await lineage(stranger, 1)
+
+
+async def test_a_release_that_is_sent_again_is_in_the_log_once_and_another_one_beside_it(world):
+    _, roots = await versions(world, 1)
+    first, none = await release(world, roots), await release(world, [], model="theirs")
+    again = await asyncio.gather(*(release(world, roots) for _ in range(4)), release(world, [], model="theirs"))
+    assert again == [first] * 4 + [none]
+    assert await release(world, roots, number=2) == none + 1  # nothing was appended between
+    assert await release(world, roots, manifest_sha256="ef" * 32) == none + 2
+
+
+async def test_a_release_whose_row_sql_changed_is_no_reason_to_leave_it_out_of_the_log(world):
+    _, roots = await versions(world, 1)
+    await release(world, roots)
+    async with world.sql() as sql:
+        await sql.execute("UPDATE trained_models SET manifest_sha256 = $1", bytes.fromhex("ef" * 32))
+    with pytest.raises(StoredDataUnreadable):
+        await release(world, roots, manifest_sha256="ef" * 32)
 
 
 BAD_ENTRIES = (

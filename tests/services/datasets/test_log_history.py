@@ -2,140 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-
 import pytest
 
-from casemate.cli.log import _look
 from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, verify_file
 from casemate.datasets.v1 import log_service_pb2 as messages
-from casemate.errors import CasemateError, Conflict, OutOfRange, PermissionDenied, Reason, StoredDataUnreadable
-from casemate.sealing.authority_rows import AuthorityKey
-from casemate.sealing.local import LocalKeyRing
+from casemate.errors import OutOfRange, PermissionDenied, StoredDataUnreadable
 from casemate.signing import merkle, tiles
-from casemate.signing.checkpoint import ED25519_COSIGNATURE, sign_checkpoint, verification_key, verify_checkpoint
-from casemate.signing.cosignature import cosign, verify_cosignature
+from casemate.signing.checkpoint import sign_checkpoint, verify_checkpoint
 from casemate.signing.keys import SigningKey
-from casemate.signing.log_proof import verify_log_proof
-from services.datasets.checkpoints import WitnessAnswer
-from services.datasets.log import LogHead
+from tests.services.datasets.logs import (
+    ALARMS,
+    ORIGIN,
+    append,
+    copied,
+    look,
+    receipt,
+    rewritten,
+    superuser,
+    unseen,
+)
 from tests.services.datasets.world import our_errors
-
-ORIGIN, WITNESS = "datasets.casemate.internal/log", "auth.casemate.internal/witness"
-LOG_TABLES = ("log_entries", "log_nodes", "log_head", "log_cosigned")
-SEEN_AT = datetime(2026, 5, 6, tzinfo=UTC)
-ALARMS = "authority_alarms_total"
-
-
-class OneWitness:
-    """A witness by the rules of c2sp.org/tlog-witness, without auth around it."""
-
-    def __init__(self, log_key) -> None:
-        self.key = SigningKey.generate()
-        self.log_key, self.size, self.root = log_key, 0, b""
-        self.asked = 0
-
-    async def cosign(self, *, checkpoint, old_size, proof, log_key):
-        self.asked += 1
-        seen = verify_checkpoint(checkpoint, ORIGIN, self.log_key())
-        assert log_key == verification_key(ORIGIN, self.log_key())
-        name = verification_key(WITNESS, self.key.public, ED25519_COSIGNATURE)
-        if old_size != self.size:
-            return WitnessAnswer("", self.size, name)
-        if self.size:
-            try:
-                merkle.verify_consistency(self.size, seen.size, self.root, seen.root, proof)
-            except CasemateError:
-                raise Conflict("another history", reason=Reason.EQUIVOCATION) from None
-        self.size, self.root = seen.size, seen.root
-        return WitnessAnswer(cosign(seen, name=WITNESS, key=self.key, at=SEEN_AT), self.size, name)
-
-
-async def append(actor, number: int) -> None:
-    with our_errors():
-        await actor.log.AppendEntry(messages.AppendEntryRequest(kind="release", body=b'{"number":%d}' % number))
-
-
-async def look(actor, kept: SavedLog) -> SavedLog:
-    """What `casemate log watch` does, over this test's stubs."""
-    with our_errors():
-        note = (await actor.log.GetCheckpoint(messages.GetCheckpointRequest(), metadata=actor.metadata)).checkpoint
-    size = int(note.split("\n")[1])
-    proof: list[bytes] | CasemateError = []
-    if 0 < kept.size < size:
-        try:
-            with our_errors():
-                request = messages.GetConsistencyProofRequest(first_size=kept.size, second_size=size)
-                answer = await actor.log.GetConsistencyProof(request, metadata=actor.metadata)
-            proof = list(answer.consistency_proof)
-        except CasemateError as error:
-            proof = error
-    entries, first = [], kept.size
-    while first < size:
-        answer = await actor.log.ListEntries(messages.ListEntriesRequest(first=first), metadata=actor.metadata)
-        entries += answer.entries
-        first += len(answer.entries)
-
-    def prove(_first, _second):
-        if isinstance(proof, CasemateError):
-            raise proof
-        return proof
-
-    return kept.advanced(note, prove=prove, fetch=lambda _first, _end: entries)[0]
-
-
-async def receipt(actor, index: int) -> str:
-    with our_errors():
-        return (await actor.log.GetReceipt(messages.GetReceiptRequest(index=index), metadata=actor.metadata)).receipt
-
-
-def unseen(world) -> SavedLog:
-    return SavedLog(keys=LogKeys(ORIGIN, world.running.log_key))
-
-
-@asynccontextmanager
-async def superuser(world):
-    """A superuser for whom no trigger counts."""
-    async with world.sql() as sql:
-        await sql.execute("SET session_replication_role = replica")
-        yield sql
-
-
-async def rewritten(world, *, sign: bool) -> None:
-    """Writes another first entry, and every hash that follows from it, as SQL; with the MAC's key, its MAC too."""
-    async with superuser(world) as sql:
-        entries = [row["entry"] for row in await sql.fetch("SELECT entry FROM log_entries ORDER BY index")]
-        entries[0] = entries[0].replace(b'"number":0', b'"number":9')
-        head, nodes = LogHead(), []
-        for entry in entries:
-            completed = head.completed(merkle.leaf_hash(entry))
-            nodes += completed[1:]
-            head = head.after(completed)
-        await sql.execute("TRUNCATE log_entries, log_nodes, log_cosigned")
-        await sql.executemany(
-            "INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)",
-            [(index, entry, merkle.leaf_hash(entry)) for index, entry in enumerate(entries)],
-        )
-        await sql.executemany("INSERT INTO log_nodes (level, index, hash) VALUES ($1, $2, $3)", nodes)
-        await sql.execute("UPDATE log_head SET size = $1, frontier = $2", head.size, head.to_bytes())
-        if sign:
-            key = await AuthorityKey.load_or_create(
-                LocalKeyRing.load(world.settings.kek.kek_file), world.settings.authority_key
-            )
-            mac = key.mac("log_head", "log", {"size": head.size, "frontier": head.to_bytes()})
-            await sql.execute("UPDATE log_head SET mac = $1", mac)
-
-
-async def copied(world, *, back: bool) -> None:
-    """Keeps a copy of the log's tables, or puts it back: what an old backup does."""
-    async with superuser(world) as sql:
-        for table in LOG_TABLES:
-            if back:
-                await sql.execute(f"TRUNCATE {table}")
-                await sql.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")  # noqa: S608  # names above
-            else:
-                await sql.execute(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")  # noqa: S608  # as above
 
 
 async def test_watching_takes_in_what_was_appended(world):
@@ -313,112 +199,6 @@ async def test_a_log_from_before_its_nodes_gets_them_by_the_migration(stopped_wo
         async with world.sql() as sql:
             assert await sql.fetch("SELECT level, index, hash FROM log_nodes ORDER BY level, index") == grown
         assert (await look(world.actor(), unseen(world))).size == 13
-
-
-async def test_checkpoints_and_receipts_carry_the_witness(stopped_world):
-    stopped_world.witness = witness = OneWitness(lambda: stopped_world.running.log_key)
-    async with stopped_world.serve() as world:
-        auditor, auth = world.actor(), world.service("auth")
-        for number in range(3):
-            await append(auth, number)
-            with our_errors():
-                shown = await auditor.log.GetCheckpoint(messages.GetCheckpointRequest(), metadata=auditor.metadata)
-        found = verify_log_proof(await receipt(auditor, 1), origin=ORIGIN, public_key=world.running.log_key)
-
-        for checkpoint in (verify_checkpoint(shown.checkpoint, ORIGIN, world.running.log_key), found.checkpoint):
-            assert verify_cosignature(checkpoint, name=WITNESS, public_key=witness.key.public).at == SEEN_AT
-        keys = LogKeys.parse(shown.log_key, [shown.witness_key])
-        assert (await look(auditor, SavedLog(keys=keys))).size == 3
-        assert witness.asked == 3, "each head is cosigned once"
-
-
-async def test_a_service_that_starts_again_learns_where_the_witness_stands(stopped_world):
-    stopped_world.witness = witness = OneWitness(lambda: stopped_world.running.log_key)
-    for _ in range(2):
-        async with stopped_world.serve() as world:
-            await append(world.service("auth"), 0)
-            found = verify_log_proof(await receipt(world.actor(), 0), origin=ORIGIN, public_key=world.running.log_key)
-            verify_cosignature(found.checkpoint, name=WITNESS, public_key=witness.key.public)
-    assert witness.size == 2
-
-
-async def test_a_rewritten_history_is_not_cosigned_and_alarms(stopped_world):
-    stopped_world.witness = OneWitness(lambda: stopped_world.running.log_key)
-    async with stopped_world.serve() as world:
-        auditor, auth = world.actor(), world.service("auth")
-        for number in range(5):
-            await append(auth, number)
-        await receipt(auditor, 0)
-
-        await rewritten(world, sign=True)
-
-        with pytest.raises(StoredDataUnreadable):
-            await receipt(auditor, 0)
-        assert world.running.metrics.value(ALARMS) == 1
-
-
-async def test_a_log_that_its_witness_saw_longer_takes_no_entry_whose_index_was_given_out_before(
-    stopped_world, tmp_path
-):
-    stopped_world.witness = OneWitness(lambda: stopped_world.running.log_key)
-    async with stopped_world.serve() as world:
-        auditor, auth = world.actor(), world.service("auth")
-        await append(auth, 0)
-        await receipt(auditor, 0)
-        async with superuser(world) as sql:
-            old = await sql.fetchrow("SELECT size, frontier, mac FROM log_head")
-            await append(auth, 1)
-            with our_errors():
-                shown = await auditor.log.GetCheckpoint(messages.GetCheckpointRequest(), metadata=auditor.metadata)
-            keys = LogKeys.parse(shown.log_key, [shown.witness_key])
-            (await look(auditor, SavedLog(keys=keys))).save(tmp_path)
-            new = await sql.fetchrow("SELECT size, frontier, mac FROM log_head")
-            entry = await sql.fetchrow("SELECT * FROM log_entries WHERE index = 1")
-            nodes = await sql.fetch("DELETE FROM log_nodes WHERE level > 0 RETURNING level, index, hash")
-            await sql.execute("DELETE FROM log_entries WHERE index = 1")
-            put = "UPDATE log_head SET size = $1, frontier = $2, mac = $3"
-            await sql.execute(put, *old.values())
-
-            with pytest.raises(StoredDataUnreadable) as caught:
-                await receipt(auditor, 0)
-            with pytest.raises(StoredDataUnreadable):
-                await append(auth, 2)
-            assert await sql.fetchval("SELECT size FROM log_head") == 1
-            with pytest.raises(HistoryDiffers) as found:
-                _look(_Refusing(caught.value), tmp_path, None, ())
-            assert found.value.evidence == ((tmp_path / "checkpoint").read_text(),)
-
-            places = ", ".join(f"${place}" for place in range(1, len(entry) + 1))
-            await sql.execute(f"INSERT INTO log_entries VALUES ({places})", *entry.values())  # noqa: S608  # places alone
-            await sql.executemany("INSERT INTO log_nodes (level, index, hash) VALUES ($1, $2, $3)", nodes)
-            await sql.execute(put, *new.values())
-        await receipt(auditor, 1)
-        await append(auth, 2)
-
-
-class _Refusing:
-    """Reads a log whose service answers by this error."""
-
-    def __init__(self, error: CasemateError) -> None:
-        self._error = error
-
-    def checkpoint(self):
-        raise self._error
-
-
-async def test_a_witness_that_does_not_answer_holds_nothing_up_and_is_missed(stopped_world):
-    class Absent:
-        async def cosign(self, **_):
-            raise OutOfRange("not there")
-
-    stopped_world.witness = Absent()
-    async with stopped_world.serve() as world:
-        await append(world.service("auth"), 0)
-        keys = LogKeys(ORIGIN, world.running.log_key)
-        text = await receipt(world.actor(), 0)
-        assert verify_file(text, keys)
-        with pytest.raises(CasemateError):
-            verify_file(text, LogKeys(ORIGIN, keys.log, ((WITNESS, SigningKey.generate().public),)))
 
 
 def test_two_checkpoints_of_one_size_by_one_key_are_a_fork(tmp_path):

@@ -17,7 +17,7 @@ from casemate.errors import (
     SignatureInvalid,
 )
 from casemate.signing.keys import SigningKey
-from tests.services.datasets.pushing import OTHER_BYTES, forged, unsigned
+from tests.services.datasets.pushing import OTHER_BYTES, forged, nothing_changes, unsigned
 from tests.services.datasets.world import (
     FINISH,
     RECORDS,
@@ -64,11 +64,9 @@ async def test_a_manifest_without_a_valid_signature_is_refused_and_leaves_nothin
     trainer = world.actor()
     envelope = world.signed()
 
-    with pytest.raises(SignatureInvalid):
-        await trainer.push([manifest_message(damage(envelope))])
-
-    async with world.sql() as sql:
-        assert await sql.fetchval("SELECT count(*) FROM uploads") == 0
+    async with nothing_changes(world):
+        with pytest.raises(SignatureInvalid):
+            await trainer.push([manifest_message(damage(envelope))])
     assert (await trainer.push_all(envelope)).version == 1
 
 
@@ -83,10 +81,11 @@ async def test_a_key_that_may_not_sign_for_the_tenant_is_refused(world):
     ]
     world.tell()
 
-    for key in (stranger, publisher, foreigner, late):
-        with pytest.raises(PermissionDenied) as caught:
-            await trainer.push([manifest_message(world.signed(key=key))])
-        assert caught.value.reason is Reason.SIGNER_UNTRUSTED
+    async with nothing_changes(world):
+        for key in (stranger, publisher, foreigner, late):
+            with pytest.raises(PermissionDenied) as caught:
+                await trainer.push([manifest_message(world.signed(key=key))])
+            assert caught.value.reason is Reason.SIGNER_UNTRUSTED
     assert (await trainer.push_all(world.signed())).version == 1
 
 
@@ -102,11 +101,14 @@ async def test_a_key_that_may_not_sign_for_the_tenant_is_refused(world):
     ],
     ids=["dataset", "tenant", "service", "deployment", "expiry", "version"],
 )
-async def test_a_manifest_about_something_else_is_refused(world, change):
-    with pytest.raises(InvalidRequest) as caught:
-        await world.actor().push([manifest_message(world.signed(manifest_of(**change)))])
+async def test_a_manifest_about_something_else_is_refused_and_leaves_nothing(world, change):
+    trainer = world.actor()
+    async with nothing_changes(world):
+        with pytest.raises(InvalidRequest) as caught:
+            await trainer.push([manifest_message(world.signed(manifest_of(**change)))])
 
     assert caught.value.reason is Reason.MANIFEST_INVALID
+    assert (await trainer.push_all(world.signed())).version == 1
 
 
 async def test_one_changed_byte_is_refused_and_the_right_bytes_are_still_taken(world):
@@ -195,8 +197,9 @@ async def test_other_bytes_for_a_promoted_version_are_refused_and_change_nothing
     envelope = world.signed()
     await trainer.push_all(envelope)
 
-    with pytest.raises(Conflict) as caught:
-        await trainer.push([manifest_message(envelope), *chunk_messages([OTHER_BYTES])])
+    async with nothing_changes(world):
+        with pytest.raises(Conflict) as caught:
+            await trainer.push([manifest_message(envelope), *chunk_messages([OTHER_BYTES])])
 
     assert caught.value.reason is Reason.EQUIVOCATION
     assert (await trainer.version()).rows == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +20,9 @@ from casemate.errors import (
     Reason,
     Unauthenticated,
 )
-from tests.services.datasets.pushing import NEVER, refusal
+from casemate.signing import dsse
+from casemate.signing.statements import DATASET_MANIFEST_TYPE
+from tests.services.datasets.pushing import NEVER, nothing_changes, refusal, uploads
 from tests.services.datasets.world import (
     CHUNKS,
     FINISH,
@@ -37,10 +40,12 @@ async def test_another_manifest_under_the_same_upload_id_is_equivocation(world):
     await trainer.push([manifest_message(world.signed(manifest)), *chunk_messages()[:1]])
 
     other = replace(manifest, expires_at=manifest.expires_at + timedelta(hours=1))
-    with pytest.raises(Conflict) as caught:
-        await trainer.push([manifest_message(world.signed(other))])
+    async with nothing_changes(world):
+        with pytest.raises(Conflict) as caught:
+            await trainer.push([manifest_message(world.signed(other))])
 
     assert caught.value.reason is Reason.EQUIVOCATION
+    assert (await trainer.push_all(world.signed(manifest))).rows == 6, "what was begun goes on"
 
 
 @pytest.mark.parametrize(
@@ -66,11 +71,13 @@ async def test_an_offset_that_is_not_wanted_is_out_of_range_and_harms_nothing(wo
     assert (await trainer.push_all(envelope)).rows == 6
 
 
-async def test_the_first_records_that_break_the_schema_are_named(world):
+async def test_the_first_records_that_break_the_schema_are_named_and_none_of_their_chunk_is_stored(world):
     chunks = (b"1,one\n2,two\n", b"3,three\n-4,four\nfive,five\n")
 
     with pytest.raises(InvalidRequest) as caught:
         await world.actor().push_all(world.signed(manifest_of(chunks)), chunks)
+
+    assert await uploads(world) == [(1, "receiving", 12, 2)]
 
     assert caught.value.reason is Reason.RECORD_INVALID
     named = [violation.field for violation in caught.value.violations]
@@ -86,6 +93,25 @@ async def test_a_manifest_that_miscounts_its_rows_is_refused(world):
         await trainer.push([manifest_message(world.signed(replace(honest, chunks=chunks, rows=5))), *chunk_messages()])
 
     assert caught.value.reason is Reason.MANIFEST_INVALID
+    assert await uploads(world) == [(1, "receiving", 0, 0)]
+    assert (await trainer.push_all(world.signed(manifest_of()))).rows == 6
+
+
+@pytest.mark.parametrize("lie", [-1, 1])
+@pytest.mark.parametrize("field", ["rows", "bytes"])
+async def test_totals_that_are_not_those_of_the_chunks_are_refused_before_anything_is_stored(world, field, lie):
+    """E6: the manifest's own sums."""
+    trainer, honest = world.actor(), manifest_of()
+    statement = json.loads(honest.to_statement())
+    statement["predicate"][field] += lie
+    envelope = dsse.sign_envelope(DATASET_MANIFEST_TYPE, json.dumps(statement).encode(), world.supplier)
+
+    async with nothing_changes(world):
+        with pytest.raises(InvalidRequest) as caught:
+            await trainer.push([manifest_message(envelope), *chunk_messages(), FINISH])
+
+    assert caught.value.reason is Reason.MANIFEST_INVALID
+    assert (await trainer.push_all(world.signed(honest))).rows == 6
 
 
 async def test_a_signer_revoked_during_the_upload_is_refused_at_the_end(world):
@@ -149,10 +175,16 @@ async def test_of_two_uploads_of_one_version_one_is_promoted(world):
     await trainer.push([manifest_message(late), *chunk_messages()])
     await trainer.push_all(early)
 
-    with pytest.raises(AlreadyExists):
-        await trainer.push([manifest_message(late), FINISH])
-    with pytest.raises(AlreadyExists):
-        await trainer.push([manifest_message(world.signed())])
+    async with nothing_changes(world):
+        with pytest.raises(AlreadyExists):
+            await trainer.push([manifest_message(late), FINISH])
+        with pytest.raises(AlreadyExists):
+            await trainer.push([manifest_message(world.signed())])
+
+    assert await uploads(world) == [(1, "receiving", 40, 6), (1, "promoted", 40, 6)]
+    async with world.sql() as sql:
+        assert await sql.fetchval(PROMOTIONS) == 1
+    assert (await trainer.push([manifest_message(early), FINISH]))[-1].promoted.version == 1
 
 
 async def test_a_version_names_the_root_of_the_one_before(world):
@@ -160,10 +192,11 @@ async def test_a_version_names_the_root_of_the_one_before(world):
     root = (await trainer.push_all(world.signed())).root
     more = (b"7,seven\n",)
 
-    with pytest.raises(InvalidRequest):
-        await trainer.push_all(world.signed(manifest_of(more, version=2, previous_root=bytes(32))), more)
-    with pytest.raises(InvalidRequest):
-        await trainer.push_all(world.signed(manifest_of(more, version=3, previous_root=root)), more)
+    async with nothing_changes(world):
+        with pytest.raises(InvalidRequest):
+            await trainer.push_all(world.signed(manifest_of(more, version=2, previous_root=bytes(32))), more)
+        with pytest.raises(InvalidRequest):
+            await trainer.push_all(world.signed(manifest_of(more, version=3, previous_root=root)), more)
     assert (await trainer.push_all(world.signed(manifest_of(more, version=2, previous_root=root)), more)).version == 2
 
     assert (await trainer.version()).version == 2
@@ -183,8 +216,9 @@ async def test_the_manifest_comes_first(world, first):
     first = messages.PushDatasetRequest.FromString(first.SerializeToString())
     first.dataset = "digits"
 
-    with pytest.raises(InvalidRequest):
-        await world.actor().push([first])
+    async with nothing_changes(world):
+        with pytest.raises(InvalidRequest):
+            await world.actor().push([first])
 
 
 async def test_a_later_message_may_not_name_another_dataset(world):
@@ -194,6 +228,7 @@ async def test_a_later_message_may_not_name_another_dataset(world):
 
     with pytest.raises((InvalidRequest, NotFound)):
         await trainer.push([manifest_message(world.signed()), chunk])
+    assert await uploads(world) == [(1, "receiving", 0, 0)]
     chunk.dataset = "digits"
     assert len(await trainer.push([manifest_message(world.signed()), chunk])) == 2
 
@@ -204,14 +239,19 @@ async def test_whoever_may_not_push_is_refused_before_anything_is_looked_at(worl
     thief = replace(world.actor("mallory"), metadata=world.actor().metadata)
     envelope = world.signed()
 
-    assert isinstance(await refusal(reader, envelope), PermissionDenied)
-    assert (await refusal(anonymous, envelope)).reason is Reason.TOKEN_MISSING
-    stolen = await refusal(thief, envelope)
-    assert isinstance(stolen, Unauthenticated)
-    assert stolen.reason is Reason.CERTIFICATE_MISMATCH
-    world.grants = [grant for grant in world.grants if grant.verb != "push"]
+    async with nothing_changes(world):
+        assert isinstance(await refusal(reader, envelope), PermissionDenied)
+        assert (await refusal(anonymous, envelope)).reason is Reason.TOKEN_MISSING
+        stolen = await refusal(thief, envelope)
+        assert isinstance(stolen, Unauthenticated)
+        assert stolen.reason is Reason.CERTIFICATE_MISMATCH
+        granted = world.grants
+        world.grants = [grant for grant in granted if grant.verb != "push"]
+        world.tell()
+        assert isinstance(await refusal(world.actor(), envelope), NotFound)
+    world.grants = granted
     world.tell()
-    assert isinstance(await refusal(world.actor(), envelope), NotFound)
+    assert (await world.actor().push_all(envelope)).version == 1
 
 
 async def test_what_is_acknowledged_is_in_the_database(world):
