@@ -106,6 +106,8 @@ class Administration:
         checks = FieldChecks(known=self._audiences)
         checks.identifier("client.client_id", client.client_id)
         checks.tenant("client.tenant", client.tenant)
+        confined = reach_of(admin) is not None
+        checks.named_inside("client.client_id", client.client_id, tenant=client.tenant, required=confined)
         checks.spiffe_id_within(
             "client.spiffe_id", client.spiffe_id, trust_domain=self._trust_domain, tenant=client.tenant
         )

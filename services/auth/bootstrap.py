@@ -76,6 +76,7 @@ async def replace_operator(store: AuthorityStore, place: OperatorPlace, *, reaso
 def _checked(place: OperatorPlace) -> FieldChecks:
     checks = FieldChecks()
     checks.identifier("client_id", place.client_id)
+    checks.named_inside("client_id", place.client_id, tenant=HOUSE_TENANT, required=False)
     checks.spiffe_id_within("spiffe_id", place.spiffe_id, trust_domain=place.trust_domain, tenant=HOUSE_TENANT)
     return checks
 

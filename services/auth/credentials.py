@@ -94,7 +94,8 @@ class Credentials:
             InvalidRequest: names the fields, or `WEAK_KEY`; NotFound: the tenant; AlreadyExists.
         """
         checks = FieldChecks()
-        checks.tenant("issuer.name", name)
+        checks.issuer("issuer.name", name)
+        checks.named_inside("issuer.name", name, tenant=tenant, required=reach_of(admin) is not None)
         checks.that("issuer.name", "is taken by this service", holds=name != OUR_OWN)
         checks.tenant("issuer.tenant", tenant)
         for field, value in (("issuer.url", url), ("issuer.audience", audience)):
@@ -127,7 +128,7 @@ class Credentials:
         checks = FieldChecks(known=self._audiences)
         checks.tenant("grant.tenant", grant.tenant)
         checks.identifier("grant.client_id", grant.client_id)
-        checks.tenant("grant.source", grant.source)
+        checks.issuer("grant.source", grant.source)
         checks.identifier("grant.audience", grant.audience)
         checks.scopes("grant.scopes", grant.scopes)
         ahead = grant.expires_at is None or grant.expires_at > now

@@ -16,6 +16,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_MAX_ISSUER_LENGTH: Final = 63
 _MAX_SPIFFE_ID_BYTES: Final = 2048
 _MAX_SEGMENTS: Final = 16
 
@@ -51,6 +52,21 @@ class FieldChecks:
             "must be 1 to 128 letters, digits, '.', '_', '@' or '-'",
             holds=is_identifier(value),
         )
+
+    def issuer(self, field: str, value: str) -> None:
+        """The name of an external issuer: one like a tenant's, after `<tenant>.` or by itself."""
+        holds = len(value) <= _MAX_ISSUER_LENGTH and all(_NAME.fullmatch(part) for part in value.split(".", 1))
+        self.that(field, "must match [a-z][a-z0-9-]*, also after <tenant>., 63 characters at most", holds=holds)
+
+    def named_inside(self, field: str, value: str, *, tenant: str, required: bool) -> None:
+        """A name that is unique in the whole house, without saying who else has one.
+
+        `<tenant>.` before it is that tenant's alone: whoever may act on one tenant only has to name things so
+        (`required`), and so learns of names of its own tenant alone.
+        """
+        head, dotted, _ = value.partition(".")
+        own = head == tenant if dotted and _NAME.fullmatch(head) else not required
+        self.that(field, "must begin with the tenant's name and a dot, and with no other's", holds=own)
 
     def segment(self, field: str, value: str) -> None:
         """The name of a model."""

@@ -108,7 +108,10 @@ def create_client(
     scopes: tuple[str, ...],
     authentication: Authentication,
 ) -> None:
-    """Registers CLIENT_ID: its certificate's SPIFFE ID, and what its tokens may be for."""
+    """Registers CLIENT_ID: its certificate's SPIFFE ID, and what its tokens may be for.
+
+    `TENANT.` before it is that tenant's alone; an administrator of one tenant only has to begin with it.
+    """
     Administration(session).create_client(
         client_id=client_id,
         tenant=tenant,

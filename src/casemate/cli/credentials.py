@@ -88,7 +88,10 @@ issuer_command.add_command(list_issuers)
 @click.option("--key", "keys", multiple=True, required=True, metavar="KID=FILE", help="A pinned key, PEM.")
 @with_session
 def register_issuer(session: Session, name: str, tenant: str, url: str, audience: str, keys: tuple[str, ...]) -> None:
-    """Registers an issuer as NAME: its subjects are NAME:SUB. Its keys are pinned; nothing is fetched."""
+    """Registers an issuer as NAME: its subjects are NAME:SUB. Its keys are pinned; nothing is fetched.
+
+    `TENANT.` before it is that tenant's alone; an administrator of one tenant only has to begin with it.
+    """
     pinned = {}
     for key in keys:
         kid, _, file = key.partition("=")

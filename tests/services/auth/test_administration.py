@@ -11,10 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from casemate.auth.v1 import admin_service_pb2 as admin
+from casemate.auth.v1 import credential_service_pb2 as credentials
 from casemate.auth.v1 import trust_pb2
 from casemate.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, Reason, SignatureInvalid
 from casemate.signing.keys import SigningKey
 from casemate.signing.statements import sign_registration
+from tests.services.auth.identities import Signatory, issuer_message
 from tests.services.auth.world import client_message, failure, grant_message, spiffe_id
 from tests.support.authority import TRUST_DOMAIN
 
@@ -32,6 +34,21 @@ def _registration(key, *, tenant="acme", role="supplier", proof=None):
         public_key=key.public.der,
         proof=proof if proof is not None else sign_registration(tenant, role, key, AUDIENCE),
     )
+
+
+def _named(client_id, tenant, name):
+    message = client_message(tenant, name)
+    message.client_id = client_id
+    return message
+
+
+def _creation(client_id, tenant, name):
+    return admin.CreateClientRequest(client=_named(client_id, tenant, name))
+
+
+def _issuer(name, tenant):
+    issuer = issuer_message(Signatory(kid="k1"), name=name, tenant=tenant)
+    return credentials.RegisterIssuerRequest(issuer=issuer)
 
 
 def _fields(error):
@@ -122,7 +139,7 @@ async def test_an_administrator_reaches_its_own_tenant_and_no_other(world):
     key = SigningKey.generate()
     registered = await operator.administer("RegisterSigner", _registration(key, tenant="globex"))
     outside = {
-        "CreateClient": admin.CreateClientRequest(client=client_message("globex", "second")),
+        "CreateClient": admin.CreateClientRequest(client=_named("globex.second", "globex", "second")),
         "DisableClient": admin.DisableClientRequest(client_id="globex-caller"),
         "CreateGrant": foreign_grant,
         "DeleteGrant": admin.DeleteGrantRequest(id=granted.id),
@@ -141,7 +158,8 @@ async def test_an_administrator_reaches_its_own_tenant_and_no_other(world):
 
 async def test_an_administrator_does_in_its_own_tenant_what_it_may_not_elsewhere(world):
     administrator = await _tenant_admin(world, "acme")
-    await administrator.administer("CreateClient", admin.CreateClientRequest(client=client_message("acme", "caller")))
+    named = _named("acme.caller", "acme", "caller")
+    await administrator.administer("CreateClient", admin.CreateClientRequest(client=named))
     request = admin.CreateGrantRequest(grant=grant_message("acme", "t/acme/*", resource="model/*"))
     made = await administrator.administer("CreateGrant", request)
     listed = await administrator.administer("ListGrants", admin.ListGrantsRequest(tenant="acme"))
@@ -152,7 +170,46 @@ async def test_an_administrator_does_in_its_own_tenant_what_it_may_not_elsewhere
     await administrator.administer(
         "Revoke", admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=spiffe_id("acme", "caller"))
     )
-    await administrator.administer("DisableClient", admin.DisableClientRequest(client_id="acme-caller"))
+    await administrator.administer("DisableClient", admin.DisableClientRequest(client_id="acme.caller"))
+
+
+async def test_nobody_learns_of_another_tenants_names_by_trying_them(world):
+    """What is taken and what is free is refused alike, by its form; in one's own names "taken" is said."""
+    operator = world.operator()
+    administrator = await _tenant_admin(world, "acme")
+    await world.enlist(operator, "globex", "caller", audiences=("inference",), scopes=("models.infer",))
+    await operator.administer("CreateClient", _creation("globex.batch", "globex", "batch"))
+    idp = issuer_message(Signatory(kid="k1"), name="globex.idp", tenant="globex")
+    await operator.administer("RegisterIssuer", credentials.RegisterIssuerRequest(issuer=idp))
+    tried = ("globex-caller", "globex-nobody", "globex.batch", "globex.nobody", "operator", "nobody", "nobody.x")
+    refusals = []
+    for name in tried:
+        error = await failure(administrator.administer("CreateClient", _creation(name, "acme", "caller")))
+        refusals.append((type(error), error.reason, error.public_message, error.violations))
+        refused = await failure(administrator.administer("RegisterIssuer", _issuer(name, "acme")))
+        assert isinstance(refused, InvalidRequest), name
+    assert len(set(refusals)) == 1
+    assert refusals[0][0] is InvalidRequest
+    for create, request in (
+        ("CreateClient", _creation("acme.caller", "acme", "caller")),
+        ("RegisterIssuer", _issuer("acme.idp", "acme")),
+    ):
+        await administrator.administer(create, request)
+        assert isinstance(await failure(administrator.administer(create, request)), AlreadyExists), create
+
+
+async def test_a_tenants_prefix_is_nobody_elses_not_even_by_an_operator(world):
+    operator = world.operator()
+    await _tenant_admin(world, "acme")
+    await operator.administer("CreateTenant", admin.CreateTenantRequest(tenant="globex"))
+    for name in ("acme.caller", "later.caller"):
+        error = await failure(operator.administer("CreateClient", _creation(name, "globex", "caller")))
+        assert _fields(error) == {"client.client_id"}, name
+        error = await failure(operator.administer("RegisterIssuer", _issuer(name, "globex")))
+        assert _fields(error) == {"issuer.name"}, name
+    for name in ("globex.caller", "globex-second", "Later.third"):
+        await operator.administer("CreateClient", _creation(name, "globex", name.lower()))
+    await operator.administer("RegisterIssuer", _issuer("globex.idp", "globex"))
 
 
 async def test_what_names_no_tenant_is_revoked_by_operators_alone(world):
