@@ -49,11 +49,12 @@ from services.inference.opening import open_channel, open_kek, open_repository
 from services.inference.predictions import Predictions
 from services.inference.preparation import Preparation, available_cores
 from services.inference.publishing import Publishing, PublishLimits
-from services.inference.seat import share_out
+from services.inference.seat import Announcement, share_out
 from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
 from services.inference.settings import InferenceSettings, ServingSettings
 from services.inference.streams import Streams
 from services.inference.tracing import Sampler
+from services.inference.training_data import TrainingData
 from services.inference.triton_metrics import TritonMetrics
 from services.inference.trust_view import TrustView
 from services.inference.validation import Limits
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 
     from casemate.gate.core.audit import AuditSink
     from casemate.sealing.kek import KeyEncryptionKey
+    from services.inference.building import Build
     from services.inference.repository import Store
     from services.inference.seat import Seat, Tell
 
@@ -81,9 +83,8 @@ _CALL_TIMEOUT = timedelta(seconds=10)
 _LOOK_EVERY = timedelta(milliseconds=500)
 _KEK_TIMEOUT = timedelta(seconds=10)
 _REWRAP_TIMEOUT = timedelta(seconds=120)  # for one page of keys
+_JUDGE_TIMEOUT = timedelta(seconds=2)  # every load waits for it
 _LOGGER = logging.getLogger(__name__)
-
-READY = "ready: rpcs on port %d, metrics on port %d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,40 +141,24 @@ class Service:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._kek = BlockingKek(dependencies.kek, timeout=_KEK_TIMEOUT, thread=dependencies.kek_thread)
         self._key_operations = KeyOperations(kek=dependencies.kek, stores=[ModelKeyWraps(repository)])
-        vault = Vault(repository=repository, keys=self._kek)
-        self.catalogue = Catalogue(trust)
         self._backends = Backends(
             backends or {}, source=dependencies.source, max_message_bytes=serving.max_message_bytes
         )
-        build = Building(self._backends)
         prepare = Preparation(
             instances=max(1, available_cores() // workers), board=seat.board if seat is not None else None
         )
         self.oldest_run = prepare.oldest_run
-        loader = Loader(
-            vault=vault,
+        supply = build_supply(
+            dependencies,
             trust=trust,
-            audience=f"{AUDIENCE}.{trust_domain}",
-            build=build,
-            prepare=prepare,
-            integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
-        )
-        self.watcher = self._watcher(trust, loader, serving)
-        # All files of an upload are held in memory, so there are few places: the last is kept for another tenant.
-        self.uploads = Streams(limit=serving.uploads, kept=int(serving.uploads > 1), idle=serving.upload_idle)
-        self.publishing = Publishing(
-            trust=trust,
-            releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
-            datasets=Datasets(dependencies.datasets, timeout=_CALL_TIMEOUT),
-            vault=vault,
-            watcher=self.watcher,
-            build=build,
+            vault=Vault(repository=repository, keys=self._kek),
+            build=Building(self._backends),
             prepare=prepare,
             audience=f"{AUDIENCE}.{trust_domain}",
-            clock=dependencies.clock,
-            limits=PublishLimits(version_bytes=serving.max_model_bytes),
-            uploads=self.uploads,
+            serving=serving,
         )
+        self.catalogue, self.watcher = supply.catalogue, supply.watcher
+        self.uploads, self.publishing = supply.uploads, supply.publishing
         self.models = self._models(trust, serving)
         places = max(1, serving.threads * 3 // 4)  # the gate's: it keeps a quarter of them for other tenants
         self.streams = Streams(limit=places, idle=serving.stream_idle)
@@ -197,15 +182,6 @@ class Service:
             clock=self._clock,
             version=version("casemate"),
             policies=serving.versions,
-        )
-
-    def _watcher(self, trust: TrustView, loader: Loader, serving: ServingSettings) -> Watcher:
-        return Watcher(
-            trust=trust,
-            loader=loader,
-            catalogue=self.catalogue,
-            policies=serving.versions,
-            retry=serving.reload_retry,
         )
 
     @property
@@ -274,6 +250,64 @@ class Service:
             lame_duck=lame_duck,
             share_port=shared,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """The way of models into this process: from publishers and from the repository."""
+
+    catalogue: Catalogue
+    watcher: Watcher
+    uploads: Streams
+    publishing: Publishing
+
+
+def build_supply(
+    dependencies: Dependencies,
+    *,
+    trust: TrustView,
+    vault: Vault,
+    build: Build,
+    prepare: Preparation,
+    audience: str,
+    serving: ServingSettings,
+) -> Supply:
+    """What takes models in, and what keeps those loaded that the feed names."""
+    catalogue = Catalogue(trust)
+    training = TrainingData(Datasets(dependencies.datasets, timeout=_JUDGE_TIMEOUT))
+    loader = Loader(
+        vault=vault,
+        trust=trust,
+        training=training,
+        audience=audience,
+        build=build,
+        prepare=prepare,
+        integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
+    )
+    watcher = Watcher(
+        trust=trust,
+        loader=loader,
+        training=training,
+        catalogue=catalogue,
+        policies=serving.versions,
+        retry=serving.reload_retry,
+    )
+    # All files of an upload are held in memory, so there are few places: the last is kept for another tenant.
+    uploads = Streams(limit=serving.uploads, kept=int(serving.uploads > 1), idle=serving.upload_idle)
+    publishing = Publishing(
+        trust=trust,
+        releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
+        datasets=Datasets(dependencies.datasets, timeout=_CALL_TIMEOUT),
+        vault=vault,
+        watcher=watcher,
+        build=build,
+        prepare=prepare,
+        audience=audience,
+        clock=dependencies.clock,
+        limits=PublishLimits(version_bytes=serving.max_model_bytes),
+        uploads=uploads,
+    )
+    return Supply(catalogue, watcher, uploads, publishing)
 
 
 def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: bool = False, workers: int = 1) -> Gate:
@@ -345,7 +379,7 @@ def run(
         page = MetricsServer(metrics, source, settings.listen.metrics_address)
         stack.callback(page.stop)
         page.start()
-        tell: Tell = _Announcement(service.port, page.port)
+        tell: Tell = Announcement(service.port, page.port)
     else:
         tell = seat.link(metrics.exposition, ended.set)
     service.start()
@@ -360,15 +394,3 @@ def _tell_heads(heads: AuditHeads, log: Datasets, ended: threading.Event) -> Non
     """Tells the transparency log where the audit stands, until `ended`."""
     told = (ended, lambda body: log.log_entry(AUDIT_HEAD, body))
     threading.Thread(target=heads.run_until, args=told, name="audit-heads", daemon=True).start()
-
-
-class _Announcement:
-    """Says once that the service is ready."""
-
-    def __init__(self, port: int, metrics_port: int) -> None:
-        self._ports: tuple[int, int] | None = (port, metrics_port)
-
-    def __call__(self, *, ready: bool, oldest_run: float) -> None:  # noqa: ARG002  # a lone process has no supervisor
-        if ready and self._ports is not None:
-            _LOGGER.info(READY, *self._ports)
-            self._ports = None

@@ -73,10 +73,22 @@ class Datasets:
         if refused:
             raise FailedPrecondition(f"{len(refused)} dataset roots are refused", reason=Reason.DATASET_UNKNOWN)
 
+    def quarantined(self, tenant: str, roots: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of the roots that no signature vouches for any more, at most 1,000.
+
+        Raises:
+            Unavailable: datasets does not answer.
+        """
+        request = dataset_service_pb2.CheckRootsRequest(tenant=tenant, roots=roots)
+        try:
+            return frozenset(self._datasets.CheckRoots(request, timeout=self._timeout).quarantined)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
     def log_release(
         self, slot: Slot, *, manifest_sha256: bytes, signer_key_id: str, dataset_roots: Sequence[bytes]
     ) -> int:
-        """Appends the release to the log, with the roots that it was trained on; its index there.
+        """Has the release in the log, once, with the roots that it was trained on; its index there.
 
         Raises:
             Unavailable: datasets does not answer.

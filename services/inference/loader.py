@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from services.inference.instance import Instance
     from services.inference.preparation import Prepared
     from services.inference.serving import Serving
+    from services.inference.training_data import TrainingData
     from services.inference.trust_view import TrustView
     from services.inference.vault import OpenedVersion, Vault
 
@@ -62,6 +63,7 @@ class LoadedModel:
     slot: Slot
     manifest_sha256: bytes
     signer_key_id: str
+    dataset_roots: tuple[bytes, ...]
     instance: Instance
     serving: Serving
     batcher: Batcher
@@ -74,6 +76,7 @@ class Loader:
     Args:
         vault: where the sealed files are.
         trust: what may be served.
+        training: what is known of the data that models were trained on.
         audience: the audience that manifests must name.
         build: makes an instance of a version's files.
         prepare: warms an instance up as its version's files say.
@@ -85,6 +88,7 @@ class Loader:
         *,
         vault: Vault,
         trust: TrustView,
+        training: TrainingData,
         audience: str,
         build: Build,
         prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
@@ -92,6 +96,7 @@ class Loader:
     ) -> None:
         self._vault = vault
         self._trust = trust
+        self._training = training
         self._audience = audience
         self._build = build
         self._prepare = prepare
@@ -103,7 +108,8 @@ class Loader:
 
         Raises:
             NotFound: the feed names no such version.
-            FailedPrecondition: reason MODEL_REFUSED: anything is not as signed and released.
+            FailedPrecondition: reason MODEL_REFUSED: anything is not as signed and released; reason
+                DATASET_UNKNOWN: it was trained on a dataset that is quarantined.
             Unavailable: the key-encryption key does not answer.
         """
         return self._flights.call(slot, lambda: self._load(slot))
@@ -119,14 +125,20 @@ class Loader:
         except (NotFound, Unavailable):
             raise
         except CasemateError as error:
-            if error.reason is Reason.KEY_NOT_ACTIVE:
-                raise
+            if error.reason in (Reason.KEY_NOT_ACTIVE, Reason.DATASET_UNKNOWN):
+                raise  # its bytes are those that were signed
             # Whatever is wrong, it was right when it was published: somebody changed it, or trust in it ended.
             self._integrity_failed()
             _LOGGER.error("refused to load %s: %s", slot, error)  # noqa: TRY400  # its text says all
             raise FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED) from error
         return LoadedModel(
-            slot, model.manifest_sha256, model.signer_key_id, instance, prepared.serving, prepared.batcher
+            slot,
+            model.manifest_sha256,
+            model.signer_key_id,
+            model.manifest.dataset_roots,
+            instance,
+            prepared.serving,
+            prepared.batcher,
         )
 
     def _verify(self, slot: Slot, released: ReleasedVersion) -> VerifiedModel:
@@ -147,6 +159,7 @@ class Loader:
                 raise StoredDataUnreadable("the manifest is not the released one")
             if verified.signer_key_id != released.signer_key_id:
                 raise StoredDataUnreadable("the manifest was signed by another key than the released one")
+            self._training.require_sound(slot.tenant, verified.manifest.dataset_roots)
             files = _read_files(stored, verified.manifest)
         return VerifiedModel(
             slot, verified.manifest, verified.payload_sha256, verified.signer_key_id, files, seal=_SEAL

@@ -19,9 +19,9 @@ from casemate.json_log import log_to_stderr
 from casemate.settings import load_settings
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.metrics import MetricsServer
-from services.inference.app import COMPONENT, READY, run
+from services.inference.app import COMPONENT, run
 from services.inference.board import WorkerBoard
-from services.inference.seat import Seat
+from services.inference.seat import READY, Seat
 from services.inference.settings import InferenceSettings
 from services.inference.worker_metrics import WorkerMetrics
 from services.inference.workers import Supervisor, WorkerLimits, reserve, worker_command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
     from casemate.gate.core.quota import Shares
     from services.inference.board import WorkerBoard
+
+
+READY = "ready: rpcs on port %d, metrics on port %d"
+_LOGGER = logging.getLogger(__name__)
 
 
 class Tell(Protocol):
@@ -51,6 +56,19 @@ class Seat:
             ended: called when the supervisor is gone.
         """
         return WorkerLink(self.descriptor, metrics=metrics, ended=ended).beat
+
+
+class Announcement:
+    """What a lone process tells: once, to its log, that the service is ready."""
+
+    def __init__(self, port: int, metrics_port: int) -> None:
+        self._ports: tuple[int, int] | None = (port, metrics_port)
+
+    def __call__(self, *, ready: bool, oldest_run: float) -> None:  # noqa: ARG002  # nobody watches a lone process
+        """Says it when it is `ready` for the first time."""
+        if ready and self._ports is not None:
+            _LOGGER.info(READY, *self._ports)
+            self._ports = None
 
 
 def share_out(shares: Shares, among: int) -> Shares:

@@ -1,8 +1,8 @@
 """What Triton's dashboards ask Prometheus for, under Triton's names, read from the counts at each scrape.
 
 Nothing is added to a call: the counts are those of ModelStatistics. What ends
-in `_us` is microseconds; a version that is loaded again counts from zero again,
-as after a restart. Labels are those of loaded versions, so no client can
+in `_us` is microseconds; a version that was taken out and comes back counts from
+zero again, as after a restart. Labels are those of loaded versions, so no client can
 make new ones; `tenant` stands beside Triton's own two.
 
 If this fails: dashboards are silent about models. ModelStatistics says the same.

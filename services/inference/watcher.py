@@ -2,10 +2,11 @@
 
 One thread wakes after each change of trust, and now and then to try again what
 could not be loaded. For every release it loads what the operator's policy asks
-for and what has a label, and takes out what is no longer released or no longer
-trusted. A request without a version gets the one labelled `stable`, or else the
-newest: only an operator's signed label leads back to an older number, so when
-the newest was withdrawn such a request gets none.
+for and what has a label, and takes out what is no longer released or trusted,
+or was trained on a dataset that is quarantined since. A request without a
+version gets the one labelled `stable`, or else the newest: only an operator's
+signed label leads back to an older number, so when the newest was withdrawn
+such a request gets none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.records import Release, ReleasedVersion
     from services.inference.catalogue import Catalogue, ModelKey
     from services.inference.loader import LoadedModel, Loader
+    from services.inference.training_data import TrainingData
     from services.inference.trust_view import TrustView
     from services.inference.version_policy import VersionPolicies
 
@@ -39,16 +41,25 @@ class Watcher:
     Args:
         trust: what may be served.
         loader: loads a version.
+        training: what is known of the data that models were trained on.
         catalogue: what is loaded.
         policies: which versions stay loaded; labelled ones come on top.
         retry: how long until a version that could not be loaded is tried again.
     """
 
     def __init__(
-        self, *, trust: TrustView, loader: Loader, catalogue: Catalogue, policies: VersionPolicies, retry: timedelta
+        self,
+        *,
+        trust: TrustView,
+        loader: Loader,
+        training: TrainingData,
+        catalogue: Catalogue,
+        policies: VersionPolicies,
+        retry: timedelta,
     ) -> None:
         self._trust = trust
         self._loader = loader
+        self._training = training
         self._catalogue = catalogue
         self._policies = policies
         self._retry = retry.total_seconds()
@@ -127,6 +138,7 @@ class Watcher:
         """One round: afterwards what is loaded is what is named, but for what refused to load."""
         complete = heard = self._trust.known
         self._drop()
+        self._drop_doubtful()
         for release in self._trust.releases():
             key = (release.tenant, release.model)
             if not self._catalogue.entry(key).unloaded:
@@ -155,7 +167,8 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            self._wake.wait(self._retry)
+            silent = self._training.ask_again_in
+            self._wake.wait(self._retry if silent is None else min(self._retry, silent))
             self._wake.clear()
             if self._closed.is_set():
                 return
@@ -174,6 +187,23 @@ class Watcher:
                     if version is None or version.manifest_sha256 != loaded.manifest_sha256:
                         _LOGGER.warning("unloaded, withdrawn: %s", loaded.slot)
                         self._catalogue.remove(key, number)
+
+    def _drop_doubtful(self) -> None:
+        """Takes out what was trained on a dataset that is quarantined by now."""
+        roots: dict[str, set[bytes]] = {}
+        for loaded in self._loaded():
+            roots.setdefault(loaded.slot.tenant, set()).update(loaded.dataset_roots)
+        doubtful = {tenant: self._training.quarantined(tenant, asked) for tenant, asked in roots.items()}
+        with self._round:
+            for loaded in self._loaded():
+                if not doubtful.get(loaded.slot.tenant, frozenset()).isdisjoint(loaded.dataset_roots):
+                    _LOGGER.warning("unloaded, trained on a dataset that is quarantined: %s", loaded.slot)
+                    self._catalogue.remove((loaded.slot.tenant, loaded.slot.model), loaded.slot.number)
+
+    def _loaded(self) -> tuple[LoadedModel, ...]:
+        return tuple(
+            loaded for key in self._catalogue.models() for loaded in self._catalogue.entry(key).versions.values()
+        )
 
     def _bring_in(self, key: ModelKey, release: Release) -> bool:
         complete = True

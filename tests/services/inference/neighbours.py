@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import grpc
+
 from casemate.auth.v1 import release_service_pb2, release_service_pb2_grpc
 from casemate.clock import SystemClock
 from casemate.datasets.v1 import (
@@ -82,22 +84,30 @@ class Auth(release_service_pb2_grpc.ReleaseServiceServicer):
 
 @dataclass
 class Roots(dataset_service_pb2_grpc.DatasetServiceServicer):
-    """Knows some dataset roots."""
+    """Knows some dataset roots, of which some are quarantined; or does not answer."""
 
     promoted: set[bytes] = field(default_factory=set)
+    quarantined: set[bytes] = field(default_factory=set)
+    silent: bool = False
 
-    def CheckRoots(self, request, _context):  # noqa: N802
+    def CheckRoots(self, request, context):  # noqa: N802
+        if self.silent:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "out")
         return dataset_service_pb2.CheckRootsResponse(
-            refused=[root for root in request.roots if root not in self.promoted]
+            refused=[root for root in request.roots if root not in self.promoted - self.quarantined],
+            quarantined=[root for root in request.roots if root in self.quarantined],
         )
 
 
 @dataclass
 class Log(log_service_pb2_grpc.LogServiceServicer):
-    """Keeps what is appended."""
+    """Keeps what is appended, a release once, as datasets does."""
 
     entries: list[dict[str, object]] = field(default_factory=list)
 
     def AppendEntry(self, request, _context):  # noqa: N802
-        self.entries.append({"kind": request.kind, **json.loads(request.body)})
-        return log_service_pb2.AppendEntryResponse(index=len(self.entries) - 1)
+        entry = {"kind": request.kind, **json.loads(request.body)}
+        if request.kind != "release" or entry not in self.entries:
+            self.entries.append(entry)
+            return log_service_pb2.AppendEntryResponse(index=len(self.entries) - 1)
+        return log_service_pb2.AppendEntryResponse(index=self.entries.index(entry))
