@@ -44,7 +44,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """One version of a model, and one root that it names. `log_index` is that of the release entry."""
+    """One version of a model, and one root that it names, empty where it names none.
+
+    `log_index` is that of the release entry.
+    """
 
     number: int
     tenant: str
@@ -98,11 +101,17 @@ class Lineage:
     async def append_release(self, body: Mapping[str, object]) -> int:
         """Appends a release entry, and the models that it names, in one transaction; gives the entry's index.
 
+        A release that is in the log is not logged again, whichever replica sends it and however
+        much later: its entry's index is given.
+
         Raises:
             InvalidRequest: the body does not say what a release entry must.
         """
         named = list(_named(body, index=0)) if _ROOTS in body else []
         async with transaction(self._pool) as connection:
+            await self._log.lock(connection)  # of two that say the same at once, the second finds the first
+            if named and (known := await self._logged(connection, named)) is not None:
+                return known
             index = await self._log.append(connection, RELEASE, body, by="inference")
             if named:
                 head = await self._head(connection, lock=True)
@@ -128,6 +137,17 @@ class Lineage:
             self._known = head.size
             return list(self._by_root.get((tenant, root), ()))
 
+    async def _logged(self, connection: Connection, named: list[Trained]) -> int | None:
+        """Index of the entry that said just this, if there is one. Rows count that verify alone."""
+        of = named[0]
+        rows = await self._rows.select(
+            connection,
+            "WHERE tenant = $1 AND model = $2 AND model_number = $3 AND manifest_sha256 = $4 AND signer_key_id = $5 "
+            "ORDER BY log_index",
+            *(of.tenant, of.model, of.model_number, of.manifest_sha256, of.signer_key_id),
+        )
+        return rows[0].log_index if {row.root for row in named} <= {row.root for row in rows} else None
+
     async def _head(self, connection: Connection, *, lock: bool = False) -> _Head:
         head = await self._heads.get(connection, _HEAD, lock=lock)
         with self._alarms.on_authority():
@@ -142,7 +162,7 @@ class Lineage:
                 "AND model_number = $4 AND manifest_sha256 = $5)",
                 *(row.tenant, row.root, row.model, row.model_number, row.manifest_sha256),
             )
-            if not known:  # a publication that is repeated is logged again
+            if not known:  # a root may stand twice in a manifest, and an older log may hold an entry twice
                 await self._rows.put(connection, _numbered(row, size))
                 size += 1
         return size
@@ -162,7 +182,7 @@ def _numbered(row: Trained, number: int) -> Trained:
 
 
 def _named(body: Mapping[str, object], *, index: int) -> Iterator[Trained]:
-    """One row for each root of a release entry, as they will be numbered."""
+    """One row for each root of a release entry, as they will be numbered; for a model that names none, one row."""
     roots = body[_ROOTS]
     number = body.get("number")
     texts = [body.get(name) for name in ("tenant", "model", "signer_key_id", "manifest_sha256")]
@@ -173,7 +193,7 @@ def _named(body: Mapping[str, object], *, index: int) -> Iterator[Trained]:
     if not all(isinstance(text, str) and text and "\x00" not in text for text in texts) or not _is_digest(texts[3]):
         raise _invalid("body", "tenant, model, signer_key_id or manifest_sha256 is missing")
     tenant, model, signer, manifest = map(str, texts)
-    for root in roots:
+    for root in roots or ("",):
         yield Trained(
             number=0,
             tenant=tenant,

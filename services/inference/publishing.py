@@ -52,9 +52,6 @@ MAX_PIECE_BYTES = 1024 * 1024
 _EXPIRY_MARGIN = timedelta(seconds=30)
 """A manifest must outlive the recording by this much: the loader judges it by the time that auth writes."""
 
-_REMEMBERED = 4096
-"""Releases whose log entries this process knows; one that another process logged is logged again when sent again."""
-
 
 @dataclass(frozen=True, slots=True)
 class PublishLimits:
@@ -114,7 +111,6 @@ class Publishing:
         self._clock = clock
         self._limits = limits
         self._uploads = uploads
-        self._logged: dict[bytes, int] = {}
 
     def publish(
         self, caller: Caller, requests: Iterator[Request], *, cancel: Callable[[], object] = lambda: None
@@ -145,7 +141,10 @@ class Publishing:
                 self._vault.store(slot, manifest=envelope, files=files)
         digest, signer = verified.payload_sha256, verified.signer_key_id
         self._releases.record(slot, manifest_sha256=digest, signer_key_id=signer)
-        index = self._log(slot, verified)
+        # The log has each release once: of what is sent again after an answer was lost, it gives the same index.
+        index = self._datasets.log_release(
+            slot, manifest_sha256=digest, signer_key_id=signer, dataset_roots=verified.manifest.dataset_roots
+        )
         self._trust.wait_for(slot.tenant, slot.model, slot.number, timeout=self._limits.feed_wait)
         self._watcher.load(slot)
         return model_service_pb2.PublishModelResponse(
@@ -170,22 +169,6 @@ class Publishing:
             number = self._watcher.meant(tenant, model)
         self._watcher.load_and_keep(Slot(tenant, model, number))
         return number
-
-    def _log(self, slot: Slot, verified: VerifiedModelManifest) -> int:
-        """Has the release logged, once: an answer that was lost is asked for again, and its entry is there."""
-        digest = verified.payload_sha256
-        index = self._logged.get(digest)
-        if index is None:
-            index = self._datasets.log_release(
-                slot,
-                manifest_sha256=digest,
-                signer_key_id=verified.signer_key_id,
-                dataset_roots=verified.manifest.dataset_roots,
-            )
-            if len(self._logged) >= _REMEMBERED:
-                self._logged.pop(next(iter(self._logged)), None)
-            self._logged[digest] = index
-        return index
 
     def _awaited(self, requests: Iterator[Request], upload: Stream) -> Iterator[Request]:
         """The messages; while one is awaited, the upload counts as idle."""
