@@ -21,11 +21,11 @@ def served(leaf):
 def test_the_short_way_says_of_a_connection_what_grpcio_says(served, leaf, monkeypatch):
     said = []
 
-    def both(context):
-        said.append((calls.auth_context(context), context.auth_context()))
-        return said[-1][0]
+    def both(gate, admission, context):
+        said.append((calls.connection_of(context._rpc_event), context.auth_context()))
+        return calls.proven_caller(gate, admission, context)
 
-    monkeypatch.setattr(unary, "auth_context", both)
+    monkeypatch.setattr(unary, "proven_caller", both)
     trainer = leaf("client", tenant="acme", name="trainer")
     with served.channel(trainer) as channel:
         assert served.call(channel, token=served.world.token(trainer)).version == PARSED

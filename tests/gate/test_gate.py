@@ -300,16 +300,35 @@ def test_a_caller_has_its_share_of_running_calls_and_no_more(trainer):
     clock = SetClock()
     world = World(quota=LocalQuota(clock=clock, shares=Shares(caller_concurrency=2)))
     token = bearer(world.token(trainer))
-    running = [world.gate.at_headers(ECHO + "Open", token, request_id="r") for _ in range(2)]
+    running = [begun(world, trainer, token) for _ in range(2)]
     with pytest.raises(Exhausted):
-        world.gate.at_headers(ECHO + "Open", token, request_id="r")
-    other = bearer(world.token(trainer, client_id="another"))
-    world.gate.at_headers(ECHO + "Open", other, request_id="r")
+        begun(world, trainer, token)
+    begun(world, trainer, bearer(world.token(trainer, client_id="another")))
     world.gate.finish(running.pop(), "OK")
     call(world, trainer, token, method="Open")
     running.clear()  # a server dropped the call without a word: its place comes back all the same
-    again = [world.gate.at_headers(ECHO + "Open", token, request_id="r") for _ in range(2)]
+    again = [begun(world, trainer, token) for _ in range(2)]
     assert len(again) == 2
+
+
+def begun(world, leaf, metadata):
+    admission = world.gate.at_headers(ECHO + "Open", metadata, request_id="r")
+    world.gate.at_message(admission, auth_context(leaf))
+    return admission
+
+
+def test_a_token_in_a_thiefs_hands_takes_no_place_of_its_owner(trainer, mallory):
+    world = World(quota=LocalQuota(clock=SetClock(), shares=Shares(caller_concurrency=1)))
+    token = bearer(world.token(trainer))
+    kept = [world.gate.at_headers(ECHO + "Open", token, request_id="r") for _ in range(5)]
+    for admission in kept:
+        with pytest.raises(Unauthenticated):
+            world.gate.at_message(admission, auth_context(mallory))
+    assert world.gate._quota.running == 0  # although none of them was finished
+    admission = begun(world, trainer, token)
+    with pytest.raises(Exhausted):
+        begun(world, trainer, token)  # the owner's own does take it
+    world.gate.finish(admission, "OK")
 
 
 def test_a_caller_that_is_too_fast_is_told_when_to_come_again(trainer):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar
 from typing import Any, ParamSpec, TypeVar
@@ -21,8 +21,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _Work = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-SHARE: ContextVar[str] = ContextVar("casemate_share", default="")
-"""Whose line a call waits in; an interceptor sets it in the call's own context. Empty: that of all strangers."""
+SHARE: ContextVar[str | Callable[[Sequence[object]], str]] = ContextVar("casemate_share", default="")
+"""Whose line a call waits in; an interceptor sets it in the call's own context. Empty: that of all strangers.
+
+An interceptor does not see the connection of a call. Where the line depends on it, this is
+a function: it is asked once, with what grpcio submits, and must neither block nor raise."""
 
 
 class FairThreadPool(ThreadPoolExecutor):
@@ -60,6 +63,8 @@ class FairThreadPool(ThreadPoolExecutor):
         """
         context = getattr(fn, "__self__", None)
         share = context.get(SHARE, "") if isinstance(context, Context) else ""
+        if not isinstance(share, str):
+            share = share(args)
         future: Future[T] = Future()
         with self._turn:
             if self._ended:

@@ -67,6 +67,18 @@ def parse_request(raw: bytes, deserializer: Callable[[bytes], Any] | None) -> An
         raise InvalidRequest("bytes are not the method's message") from error
 
 
+def proven_caller(gate: Gate, admission: Admission, context: Any) -> Caller:  # noqa: ANN401  # either server's context
+    """The caller, as it was proven while its call waited in line, or else now.
+
+    Raises:
+        CasemateError: as `Gate.at_message`.
+    """
+    refusal, admission.refusal = admission.refusal, None
+    if refusal is not None:
+        raise refusal
+    return admission.caller or gate.at_message(admission, auth_context(context))
+
+
 def authorize_message(gate: Gate, admission: Admission, caller: Caller, message: Any) -> None:  # noqa: ANN401
     """Requires the grant for what this message names, if it is the first or names another resource.
 
@@ -94,11 +106,18 @@ def auth_context(context: Any) -> Mapping[str, Sequence[bytes]]:  # noqa: ANN401
     beneath it lies the same answer by bytes, for half the time. Where a release of
     grpcio has it no more, the public one serves.
     """
-    event = getattr(context, "_rpc_event", None)
-    if event is None or _known_of is None:
-        known: Mapping[str, Sequence[bytes]] = context.auth_context()
-        return known
-    found = _known_of(event.call) or _NOTHING
+    known = connection_of(getattr(context, "_rpc_event", None))
+    if known is None:
+        known = context.auth_context()
+    return known
+
+
+def connection_of(event: Any) -> Mapping[str, Sequence[bytes]] | None:  # noqa: ANN401  # grpcio's own, without a type
+    """Likewise, of what the synchronous server knows a call by; None where a release of grpcio does not tell."""
+    call = getattr(event, "call", None)
+    if call is None or _known_of is None:
+        return None
+    found = _known_of(call) or _NOTHING
     # A value that is missing is an empty one: the verifier refuses it.
     return {
         "ssl_tls_version": found.get(b"ssl_tls_version", ()),

@@ -1,8 +1,9 @@
 """The gate in front of grpcio's synchronous server.
 
-Every method is shown to grpcio as one that takes a stream of raw bytes. Its
-handler then begins as soon as headers are in, so the peer and the binding are
-judged before any body has arrived, and nothing is parsed for a stranger.
+Every method is shown to grpcio as one that takes a stream of raw bytes. Its call
+is then put in line as soon as headers are in. There, before it waits for a thread, the
+peer and the binding are judged: so it waits in its own tenant's line, and nothing of an
+owner's share is taken by a stolen token. Nothing is read or parsed for a stranger.
 
 If this fails: handlers run for calls that the gate refused. Data stays sealed.
 """
@@ -10,6 +11,7 @@ If this fails: handlers run for calls that the gate refused. Data stays sealed.
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -20,9 +22,10 @@ from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
     RequestIds,
-    auth_context,
     authorize_message,
+    connection_of,
     parse_request,
+    proven_caller,
 )
 from casemate.gate.adapters.early_end import end_early
 from casemate.gate.adapters.incoming import Incoming
@@ -33,7 +36,7 @@ from casemate.transport.fair_pool import SHARE
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from casemate.gate.core.admission import Admission
@@ -49,7 +52,8 @@ STREAMS = 12
 """Three quarters of the threads that a server has if nothing else is said."""
 _CANCEL_AFTER_S = 0.5
 _STREAM_AGAIN = timedelta(seconds=1)
-_PEERS = "a peer without a token"  # no tenant: their names hold no spaces
+_STRANGERS = ""
+"""The line of calls that are refused, and of all where grpcio does not show the connection of a call in line."""
 
 
 class GateInterceptor(grpc.ServerInterceptor):
@@ -112,7 +116,7 @@ class GateInterceptor(grpc.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
-        SHARE.set(admission.token.tenant if admission.token is not None else _PEERS)
+        SHARE.set(partial(self._line_of, admission))
         if not self._bodies_watched:
             self._bodies_watched = True  # a thread begins with the first call, and not when a server is made
             self._body_watchdog.add(self._bodies)
@@ -132,6 +136,18 @@ class GateInterceptor(grpc.ServerInterceptor):
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
         return grpc.stream_unary_rpc_method_handler(call.answer_one, None, serializer)
+
+    def _line_of(self, admission: Admission, submitted: Sequence[object]) -> str:
+        """Whose line a call waits in: the pool asks, once, with what grpcio submits."""
+        known = connection_of(submitted[1]) if len(submitted) > 1 else None
+        if known is None:
+            return _STRANGERS  # another grpcio: the peer is proven when the call's turn has come
+        try:
+            caller = admission.caller = self._gate.at_message(admission, known)
+        except Exception as error:  # noqa: BLE001  # raised when its turn has come, where a status can be sent
+            admission.refusal = error.with_traceback(None)  # its frames hold the admission: they would be a ring
+            return _STRANGERS
+        return share_of(caller)
 
     def _unary_method(self, method: str, handler: Handler) -> Handler:
         """What serves a unary method, made once for as long as its handler stays the same."""
@@ -193,6 +209,7 @@ class _Call:
         """Serves a method with one response."""
         try:
             response = self._behavior("unary")(self._admit(requests, context), context)
+            self._judge_again()  # a handler that swallowed its end has not succeeded
             self._code = succeed(context, self._trailing)
         except Exception as error:  # noqa: BLE001  # errors outermost
             self._fail(error, context)
@@ -207,6 +224,7 @@ class _Call:
             for response in self._behavior("stream")(self._admit(requests, context), context):
                 self._judge_again()
                 yield response
+            self._judge_again()
             self._code = succeed(context, self._trailing)
         except Exception as error:  # noqa: BLE001  # errors outermost
             self._fail(error, context)
@@ -262,7 +280,7 @@ class _Call:
         """Proves the peer; what the handler gets is the parsed request, or an iterator that judges each message."""
         context.set_trailing_metadata(self._trailing)
         self._context = context
-        caller = self._caller = self._gate.at_message(self._admission, auth_context(context))
+        caller = self._caller = proven_caller(self._gate, self._admission, context)
         bind_caller(caller)
         handler = self._handler
         if handler is None:

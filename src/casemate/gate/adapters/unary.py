@@ -17,10 +17,10 @@ from casemate.errors import CasemateError
 from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
-    auth_context,
     authorize_message,
     no_message,
     parse_request,
+    proven_caller,
     status_name,
 )
 from casemate.transport.status import to_status
@@ -72,7 +72,7 @@ class UnaryMethod:
         code, judged = "CANCELLED", False
         try:
             context.set_trailing_metadata(trailing)
-            caller = self._gate.at_message(admission, auth_context(context))
+            caller = proven_caller(self._gate, admission, context)
             bind_caller(caller)
             raw = await_body(self._bodies, requests, context, caller, admission)
             message = parse_request(raw, self._deserializer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from casemate.gate.core.caller import Caller
     from casemate.gate.core.method_policy import MethodPolicy
     from casemate.gate.core.peer import Peer
     from casemate.gate.core.quota import Lease
@@ -18,15 +19,20 @@ class Admission:
     Not a proof: handlers see a `Caller`. A place among the running calls is given
     back when the call is finished, and at the latest when this object goes: a
     server may drop a call after its headers without telling anybody.
+
+    A server whose calls wait in line may prove the peer before that: the outcome is
+    kept here as `caller` or `refusal` until the call's turn has come.
     """
 
     __slots__ = (
+        "caller",
         "denied",
         "judged_by",
         "lease",
         "method",
         "peer",
         "policy",
+        "refusal",
         "request_id",
         "resource",
         "served",
@@ -45,6 +51,8 @@ class Admission:
         self.peer: Peer | None = None
         self.resource: str | None = None
         self.denied = False
+        self.caller: Caller | None = None
+        self.refusal: Exception | None = None
         self.started = started
 
     def release(self) -> None:

@@ -1,8 +1,9 @@
 """The decision, step by step, in the order that lets nothing unproven cost much.
 
-At headers: token, expiry, revocation, scope, and a place among the running
-calls. With the connection, before anything is parsed: peer, binding, rate. After
-parsing: the grant for the resource that the request names. All on every call.
+At headers: token, expiry, revocation, scope. With the connection, before any of the
+body is read: peer, binding, and then, of the share of who is proven, a place among the
+running calls and the rate. After parsing: the grant for the resource that the request
+names. All on every call.
 
 If this fails: whoever gets past it reaches a handler with a `Caller` that is not
 theirs. Handlers look names up inside the caller's tenant only, and data stays
@@ -115,7 +116,6 @@ class Gate:
         Raises:
             Unauthenticated: no token, or one that does not verify, expired or is revoked.
             PermissionDenied: INSUFFICIENT_SCOPE.
-            Exhausted: the caller has all of its share running.
             Unavailable: TRUST_STALE, or the method is audited and the audit cannot be written.
         """
         policy = self.policies.find(method) if served else None
@@ -128,7 +128,9 @@ class Gate:
         return admission
 
     def at_message(self, admission: Admission, auth_context: Mapping[str, Sequence[bytes]]) -> Caller:
-        """Proves the peer, and that the token is its own. Needs no message: call it as early as possible.
+        """Proves the peer, and that the token is its own; only then is anything taken of its owner's share.
+
+        Needs no message: call it as early as possible.
 
         Args:
             admission: from `at_headers`.
@@ -137,12 +139,13 @@ class Gate:
         Raises:
             Unauthenticated: PEER_REFUSED, CERTIFICATE_MISMATCH.
             PermissionDenied: CALLER_NOT_ALLOWED.
-            Exhausted: too fast.
+            Exhausted: the caller has all of its share running, or is too fast.
             NotServed: the caller is proven, and there is no such method.
         """
         try:
             return self._bind(admission, auth_context)
         except CasemateError as error:
+            admission.release()  # now, and not when its peer has read why
             raise self._deny(admission, error) from None
 
     def authorize(self, admission: Admission, caller: Caller, resource: str | None) -> None:
@@ -244,7 +247,6 @@ class Gate:
             raise PermissionDenied(f"{admission.method} needs scope {access.scope}")
         if policy.audit_allowed:
             self._audit.require_writable(may_wait=policy.only_revokes)
-        admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
 
     def _verified(
         self, text: str, key: bytes, *, now: datetime, monotonic: float, key_epoch: int, trust: TrustSnapshot
@@ -265,6 +267,7 @@ class Gate:
             return self._bind_peer(admission, peer)
         if token.certificate_thumbprint != peer.thumbprint:
             raise Unauthenticated("token is bound to another certificate", reason=Reason.CERTIFICATE_MISMATCH)
+        admission.lease = self._quota.enter(tenant=token.tenant, caller=token.client_id)
         self._quota.spend(tenant=token.tenant, caller=token.client_id)
         if not admission.served:
             raise NotServed(f"no method {admission.method}")

@@ -1,9 +1,9 @@
 """How much one tenant, one caller and one resource may have at once, and how fast.
 
-Places among the running calls are taken at headers; rates are counted before a
-request is parsed, first the tenant's and then the caller's; the resource's when
-the request has named it. A tenant alone may fill the server. As soon as another
-one calls, each has its share of the places, and so a flood of one finds the
+Places among the running calls are taken, and rates counted, once the caller is
+proven and before its request is read: first the tenant's and then the caller's; the
+resource's when the request has named it. A tenant alone may fill the server. As soon as
+another one calls, each has its share of the places, and so a flood of one finds the
 other's places free.
 
 If this fails: one caller takes the server's threads from the others until their
@@ -43,7 +43,7 @@ class Quota(Protocol):
     """Shares what a server has among tenants, their callers and their resources."""
 
     def enter(self, *, tenant: str, caller: str) -> Lease:
-        """Takes a place among the running calls, at headers.
+        """Takes a place among the running calls, once the caller is proven.
 
         Raises:
             Exhausted: the caller or its tenant has all of its share.
