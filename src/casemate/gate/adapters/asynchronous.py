@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -150,6 +151,7 @@ class _Call:
         try:
             argument = await self._admit(requests, context)
             response = await self._behavior("unary")(argument, self._for_handler(argument, context))
+            self._judge_again()
             self._succeed(context)
         except (Exception, asyncio.CancelledError) as error:
             await self._fail(error, context)
@@ -172,6 +174,7 @@ class _Call:
                 await self._write_all(answer, context)
             else:
                 await answer  # the handler writes by its context
+            self._judge_again()
             self._succeed(context)
         except (Exception, asyncio.CancelledError) as error:
             await self._fail(error, context)
@@ -188,6 +191,11 @@ class _Call:
                 self._guard.judge_again()
                 with self._guard.uninterrupted():
                     await context.write(response)
+
+    def _judge_again(self) -> None:
+        """A handler that swallowed its interruption has not succeeded."""
+        if self._guard is not None:
+            self._guard.judge_again()
 
     def _behavior(self, responses: str) -> Callable[[Any, Context], Any]:
         handler = self._handler
@@ -218,7 +226,9 @@ class _Call:
         if handler is None:
             return None
         if handler.request_streaming or handler.response_streaming:
-            self._guard = StreamGuard(self._gate, self._admission, caller, every_s=self._recheck_every_s)
+            self._guard = StreamGuard(
+                self._gate, self._admission, caller, every_s=self._recheck_every_s, tell=partial(self._tell, context)
+            )
         if handler.request_streaming:
             return _Messages(aiter(requests), self._take, bodies=self._bodies, refused=self._refused)
         return self._take(await self._await_body(requests))
@@ -233,8 +243,7 @@ class _Call:
             raise no_message() from None
 
     def _take(self, raw: bytes) -> Any:  # noqa: ANN401
-        if self._guard is not None:
-            self._guard.judge_again()
+        self._judge_again()
         message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
         authorize_message(self._gate, self._admission, current_caller(), message)
         return message
@@ -245,10 +254,11 @@ class _Call:
         self._share = share
 
     def _for_handler(self, argument: Any, context: Context) -> Context:  # noqa: ANN401
-        """The context that a handler gets: one that reads judged messages, for those that read by it."""
-        if self._handler is not None and self._handler.request_streaming:
-            return _ReadingContext(context, argument)
-        return context
+        """The context that a handler gets: one by which it reads and writes nothing that was not judged."""
+        if self._guard is None:
+            return context
+        streaming = self._handler is not None and self._handler.request_streaming
+        return _StreamContext(context, argument if streaming else None, self._guard)
 
     def _succeed(self, context: Context) -> None:
         trailing = context.trailing_metadata()
@@ -258,15 +268,23 @@ class _Call:
 
     async def _fail(self, error: BaseException, context: Context) -> None:
         """Ends the call by a status; returns only when the error itself has to go on."""
-        denial = self._guard.denial if self._guard is not None else None
-        if isinstance(error, asyncio.CancelledError):
-            if denial is None or self._guard is None:
-                return
-            self._guard.forgive_cancellation()
-        elif isinstance(error, grpc.aio.AbortError):
+        guard = self._guard
+        denial = guard.denial if guard is not None else None
+        if isinstance(error, grpc.aio.AbortError):
             self._code = status_name(context)
             return
-        status = to_status(denial or error, request_id=self._admission.request_id)
+        if guard is not None and denial is not None:
+            guard.forgive_cancellation()
+            await guard.told()
+            with guard.uninterrupted():
+                await self._tell(context, denial)
+        if isinstance(error, asyncio.CancelledError):
+            return
+        await self._tell(context, error)
+
+    async def _tell(self, context: Context, error: BaseException) -> None:
+        """Sends the status of an error; raises grpcio's own when that is done."""
+        status = to_status(error, request_id=self._admission.request_id)
         self._code = status.code.name
         status = status.with_trailing(*self._trailing)
         await context.abort(status.code, status.details, status.trailing)
@@ -307,15 +325,23 @@ class _Messages:
             raise
 
 
-class _ReadingContext:
-    """A call's context whose `read` gives parsed and authorized messages, not the raw ones beneath."""
+class _StreamContext:
+    """The context of a guarded call: `read` gives judged messages, and `write` says nothing once the call must end."""
 
-    def __init__(self, context: Context, messages: AsyncIterator[Any]) -> None:
+    def __init__(self, context: Context, messages: AsyncIterator[Any] | None, guard: StreamGuard) -> None:
         self._context = context
         self._messages = messages
+        self._guard = guard
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the context has
         return getattr(self._context, name)
 
     async def read(self) -> Any:  # noqa: ANN401  # a message, or grpcio's mark of the end
+        if self._messages is None:
+            return await self._context.read()
         return await anext(self._messages, grpc.aio.EOF)
+
+    async def write(self, message: Any) -> None:  # noqa: ANN401  # any message
+        self._guard.judge_again()
+        with self._guard.uninterrupted():
+            await self._context.write(message)
