@@ -10,6 +10,7 @@ from pathlib import Path
 
 from casemate.backup.create import create
 from casemate.backup.manifest import BackupClass
+from casemate.backup.models import Bucket
 from casemate.backup.places import AUTH, DATAKEYS, DATASETS, Places, open_keks
 from casemate.backup.restore import Judged, Request, judge, put_back, staged_key
 from casemate.clock import SystemClock
@@ -58,6 +59,7 @@ class House:
     datasets: DatasetsSettings
     inference_kek: Path
     repository: Path
+    bucket: Bucket | None = None
 
     @property
     def places(self) -> Places:
@@ -70,7 +72,7 @@ class House:
                 "inference": FileKek(path=self.inference_kek),
             },
             authority_keys={"auth": self.auth.authority_key, "datasets": self.datasets.authority_key},
-            repository=self.repository,
+            repository=self.bucket or self.repository,
             authority=None,
             retention=timedelta(days=30),
         )
@@ -88,6 +90,10 @@ class House:
             inference_kek=self.inference_kek,
             repository=folder / "repository",
         )
+
+    def at(self, bucket: Bucket) -> House:
+        """The same house, its models in a bucket."""
+        return replace(self, bucket=bucket)
 
     @asynccontextmanager
     async def authority(self):

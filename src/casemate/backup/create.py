@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casemate.backup import log_file, programs
-from casemate.backup.folder import WritingFolder, finish, write_backup
+from casemate.backup.folder import WritingFolder, finish, reader, write_backup
 from casemate.backup.manifest import BackupClass, KekName, LogState, Manifest, seal
+from casemate.backup.models import Models, open_models
 from casemate.backup.places import AUTH, DATAKEYS, DATASETS, Places, open_keks
 from casemate.backup.snapshots import Snapshot, one_moment
-from casemate.errors import ConfigurationError
+from casemate.errors import ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +32,8 @@ SEALED_BY: Final = {
 
 MODELS: Final = "models"
 AUTHORITY: Final = "pki"
-_HIDDEN: Final = "."  # versions that inference is writing or discarding
+_ATTEMPTS: Final = 3
+"""How often a version that is replaced while it is copied is begun anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ async def _create(moment: _Moment, kind: BackupClass, target: Path) -> Created:
             for name in names:
                 await _dump(writing, moment, name)
             _copy_keys(writing, moment.places)
-            _copy_models(writing, moment.places.repository)
+            _copy_models(writing, open_models(moment.places.repository))
         manifest = Manifest(
             id=moment.id,
             kind=kind,
@@ -135,28 +137,28 @@ def _copy_keys(writing: WritingFolder, places: Places) -> None:
     """Keys that are sealed under the key-encryption keys, and the certificate authority's certificate."""
     for service, path in places.authority_keys.items():
         try:
-            writing.copy(authority_key_part(service), path)
+            writing.copy(authority_key_part(service), reader(path))
         except FileNotFoundError as error:
             raise ConfigurationError(f"{path} is gone: rows of authority are verified by it alone") from error
     if places.authority is not None:
         for file in sorted(path for path in places.authority.iterdir() if path.is_file()):
-            writing.copy(f"{AUTHORITY}/{file.name}", file)
+            writing.copy(f"{AUTHORITY}/{file.name}", reader(file))
 
 
-def _copy_models(writing: WritingFolder, repository: Path | None) -> None:
+def _copy_models(writing: WritingFolder, models: Models) -> None:
     """Every version that is whole; one that is discarded meanwhile is left out."""
-    if repository is None or not repository.is_dir():
-        return
-    for version in sorted(repository.glob("[!.]*/[!.]*/[!.]*")):
-        name = f"{MODELS}/{version.relative_to(repository).as_posix()}"
-        try:
-            for file in sorted(path for path in version.rglob("*") if path.is_file() and not path.is_symlink()):
-                if not any(part.startswith(_HIDDEN) for part in file.relative_to(version).parts):
-                    writing.copy(f"{name}/{file.relative_to(version).as_posix()}", file)
-        except FileNotFoundError:
-            if version.exists():
-                raise
-            writing.forget(name)
+    for version in models.versions():
+        for _ in range(_ATTEMPTS):
+            try:
+                for name, source in models.files(version):
+                    writing.copy(f"{MODELS}/{version}/{name}", source)
+                break
+            except FileNotFoundError:
+                writing.forget(f"{MODELS}/{version}")
+                if not models.has(version):
+                    break
+        else:
+            raise Unavailable(f"model {version} changes while it is copied")
 
 
 def authority_key_part(service: str) -> str:

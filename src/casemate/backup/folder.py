@@ -52,13 +52,13 @@ class WritingFolder:
             os.fsync(stream.fileno())
         self.parts.append(Part(path=name, size=size, sha256=digest.hexdigest()))
 
-    def copy(self, name: str, source: Path) -> None:
-        """Copies a file as a part.
+    def copy(self, name: str, source: Callable[[], IO[bytes]]) -> None:
+        """Copies what `source` opens as a part.
 
         Raises:
             FileNotFoundError: it is gone.
         """
-        with source.open("rb") as stream, self.part(name) as write:
+        with source() as stream, self.part(name) as write:
             while piece := stream.read(PIECE_BYTES):
                 write(piece)
 
@@ -72,6 +72,11 @@ class WritingFolder:
         """Drops the parts below a prefix: what they were copied from went away meanwhile."""
         shutil.rmtree(self._path / prefix, ignore_errors=True)
         self.parts = [part for part in self.parts if not part.path.startswith(f"{prefix}/")]
+
+
+def reader(path: Path) -> Callable[[], IO[bytes]]:
+    """What opens a file for reading."""
+    return lambda: path.open("rb")
 
 
 @contextmanager

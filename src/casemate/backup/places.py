@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from casemate.backup.models import SCHEME, Bucket
 from casemate.clock import Clock
 from casemate.errors import ConfigurationError
 from casemate.sealing.kek import KeyEncryptionKey
@@ -50,6 +51,16 @@ class InferencePlaces:
 
     kek: KekSettings
     repository: str = setting("REPOSITORY_DIR", parse=str, help="folder of the sealed models, or s3://bucket/path")
+    repository_endpoint: str | None = setting(
+        "REPOSITORY_ENDPOINT", parse=str, default=None, help="the S3 server, where it is not AWS's own"
+    )
+
+    @property
+    def models(self) -> Path | Bucket:
+        """Where the sealed models lie."""
+        if self.repository.startswith(SCHEME):
+            return Bucket(url=self.repository, endpoint=self.repository_endpoint)
+        return Path(self.repository)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +72,7 @@ class Places:
         databases: by the names of `DATABASES`.
         keks: location by service.
         authority_keys: the sealed MAC keys, by service.
-        repository: the sealed models; None where an object store keeps them.
+        repository: the sealed models, in a folder or in a bucket.
         authority: folder of the development certificate authority, where there is one.
         retention: how long data keys may live in a backup.
     """
@@ -70,7 +81,7 @@ class Places:
     databases: Mapping[str, DatabaseSettings]
     keks: Mapping[str, KekLocation]
     authority_keys: Mapping[str, Path]
-    repository: Path | None
+    repository: Path | Bucket
     authority: Path | None
     retention: timedelta
 
@@ -102,7 +113,7 @@ class Places:
                 "auth": _authority_key(auth.authority_key_file, auth.kek, "AUTH"),
                 "datasets": _authority_key(datasets.authority_key_file, datasets.kek, "DATASETS"),
             },
-            repository=None if inference.repository.startswith("s3://") else Path(inference.repository),
+            repository=inference.models,
             authority=authority,
             retention=datasets.retention,
         )
@@ -137,7 +148,7 @@ def _authority_key(file: Path | None, kek: KekSettings, component: str) -> Path:
 def _known(environment: Mapping[str, str], component: str) -> dict[str, str]:
     """What of an environment these settings read: the services judge the rest."""
     prefix = f"CASEMATE_{component}_"
-    wanted = ("DATABASE_", "DATAKEYS_", "KEK", "AUTHORITY_KEY_FILE", "REPOSITORY_DIR")
+    wanted = ("DATABASE_", "DATAKEYS_", "KEK", "AUTHORITY_KEY_FILE", "REPOSITORY_")
     return {
         name: value for name, value in environment.items() if name.startswith(tuple(prefix + part for part in wanted))
     }

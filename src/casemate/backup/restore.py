@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from casemate.backup import log_file, programs
 from casemate.backup.create import AUTHORITY, MODELS, authority_key_part
 from casemate.backup.folder import read_part
 from casemate.backup.manifest import BackupClass, Manifest, require_kek
+from casemate.backup.models import Models, open_models
 from casemate.backup.places import AUTH, DATAKEYS, DATASETS, Places
 from casemate.backup.verify import VerifiedBackup, verify
 from casemate.errors import ConfigurationError, StoredDataUnreadable
@@ -143,8 +145,9 @@ async def require_empty(places: Places) -> None:
             await connection.close()
         if tables:
             raise ConfigurationError(f"database {database.name} ({name}) is not empty: nothing was restored")
-    files = [*places.authority_keys.values(), *(() if places.authority is None else (places.authority,))]
-    for path in (*files, *(() if places.repository is None else (places.repository,))):
+    if not open_models(places.repository).is_empty():
+        raise ConfigurationError(f"{places.repository} is there already: nothing was restored")
+    for path in (*places.authority_keys.values(), *(() if places.authority is None else (places.authority,))):
         if path.is_dir() and not any(path.iterdir()):
             continue
         if path.exists():
@@ -178,8 +181,7 @@ async def put_back(
         await programs.restore(places.databases[name], read_part(backup.folder, part, passed=passed))
     for service in places.authority_keys:
         _write(rows, authority_key_part(service), staged_key(staging, service), passed)
-    if places.repository is not None:
-        _write_models(rows, places.repository, passed)
+    _write_models(rows, open_models(places.repository), passed)
     arguments = [] if judged.newest_log is None else judged.newest_log.arguments()
     done = {
         "auth": await after("auth", arguments),
@@ -276,16 +278,12 @@ def _write(backup: VerifiedBackup, name: str, target: Path, passed: Callable[[in
     write_file(target, b"".join(read_part(backup.folder, backup.manifest.part(name), passed=passed)), replace=True)
 
 
-def _write_models(backup: VerifiedBackup, repository: Path, passed: Callable[[int], None]) -> None:
+def _write_models(backup: VerifiedBackup, models: Models, passed: Callable[[int], None]) -> None:
+    versions: dict[str, list[tuple[str, Callable[[], Iterable[bytes]]]]] = {}
     for part in backup.manifest.parts:
         if part.path.startswith(f"{MODELS}/"):
-            target = repository / part.path.removeprefix(f"{MODELS}/")
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _stream(read_part(backup.folder, part, passed=passed), target)
-
-
-def _stream(pieces: Iterable[bytes], target: Path) -> None:
-    with target.open("xb") as stream:
-        target.chmod(0o600)
-        for piece in pieces:
-            stream.write(piece)
+            tenant, model, number, name = part.path.removeprefix(f"{MODELS}/").split("/", 3)
+            read = partial(read_part, backup.folder, part, passed=passed)
+            versions.setdefault(f"{tenant}/{model}/{number}", []).append((name, read))
+    for version, files in versions.items():
+        models.write(version, files)
