@@ -63,7 +63,8 @@ if TYPE_CHECKING:
 AUDIENCE: Final = "auth"
 _GRACE: Final = timedelta(seconds=5)
 _LOG_TOLD_EVERY: Final = timedelta(seconds=1)
-_PLACES: Final = 128  # calls at once; shared out as soon as two tenants call
+SHARES: Final = Shares(places=128)
+"""Calls at once; shared out as soon as two tenants call."""
 _DESCRIPTORS: Final = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     credential_service_pb2.DESCRIPTOR.services_by_name["CredentialService"],
@@ -149,7 +150,7 @@ async def run(environment: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def serving(
-    settings: AuthSettings, *, clock: Clock | None = None, pace: Pace | None = None
+    settings: AuthSettings, *, clock: Clock | None = None, pace: Pace | None = None, shares: Shares = SHARES
 ) -> AsyncIterator[Running]:
     """The running service; drains and closes everything at the end.
 
@@ -157,6 +158,7 @@ async def serving(
         settings: where everything is.
         clock: time; the machine's own if not given.
         pace: how often it looks, and how it ends.
+        shares: how much one caller and one tenant may ask for.
     """
     clock, pace = clock or SystemClock(), pace or Pace()
     metrics = Metrics("auth")
@@ -196,7 +198,7 @@ async def serving(
         )
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
-        gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts)
+        gate = _gate(settings, services, trust=trust, clock=clock, audit=audit, counts=counts, shares=shares)
         server = build_aio_server(
             source=source,
             services=services,
@@ -274,6 +276,7 @@ def _gate(
     clock: Clock,
     audit: AuditSink,
     counts: GateCounts,
+    shares: Shares,
 ) -> Gate:
     policies = PolicyTable.from_descriptors(_DESCRIPTORS, FOREIGN).admitting(
         "/casemate.auth.v1.TrustService/WatchTrust", settings.audiences.others
@@ -285,7 +288,7 @@ def _gate(
         cache=TokenCache(observe=counts.looked_up),
         trust=trust,
         peers=PeerVerifier(trust_domain=settings.identity.trust_domain, post_quantum=settings.trust.post_quantum),
-        quota=LocalQuota(clock=clock, shares=Shares(places=_PLACES)),
+        quota=LocalQuota(clock=clock, shares=shares),
         audit=audit,
         clock=clock,
         observer=counts,

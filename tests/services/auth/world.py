@@ -19,8 +19,9 @@ from casemate.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceStub
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
 from casemate.auth.v1.trust_service_pb2_grpc import TrustServiceStub
-from casemate.clock import SystemClock
+from casemate.clock import Clock, SystemClock
 from casemate.errors import CasemateError
+from casemate.gate.core.quota import Shares
 from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
 from casemate.sealing.authority_rows import AuthorityKey
 from casemate.sealing.local import LocalKeyRing
@@ -250,13 +251,15 @@ async def build_world(
     *,
     heartbeat: timedelta = timedelta(milliseconds=200),
     sweep: timedelta = timedelta(hours=1),
+    clock: Clock | None = None,
+    shares: Shares = app.SHARES,
     **pace: Any,
 ) -> AsyncIterator[World]:
     async with open_shelf(database, state) as shelf:
         await bootstrap_operator(shelf.store, place("operator"), clock=SystemClock())
     settings = build_settings(database, leaf("service", service="auth"), state)
     paced = app.Pace(heartbeat=heartbeat, sweep=sweep, lame_duck=timedelta(0), **pace)
-    async with app.serving(settings, pace=paced) as running:
+    async with app.serving(settings, clock=clock, pace=paced, shares=shares) as running:
         world = World(settings, running, leaf)
         try:
             yield world
