@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime  # this module gives it the types it lacks
 
-from casemate.errors import FieldViolation, InternalError, InvalidRequest, Reason
+from casemate.errors import FieldViolation, InvalidRequest, Reason
 from services.inference.brain_floats import has_brain_floats, run_with_brain_floats
 from services.inference.onnx_wire import GraphLimits, check_onnx
+from services.inference.run_failures import failure_of
 from services.inference.tensors import BY_ONNX, TensorSpec
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Instance(Protocol):
 
         Raises:
             InvalidRequest: the values do not fit the model.
+            Exhausted: they ask for too much memory.
             InternalError: the model failed.
         """
         ...
@@ -95,17 +97,14 @@ class OnnxInstance:
         """Runs the model once in the calling thread, the GIL released.
 
         Raises:
-            InvalidRequest: ONNX Runtime did not take the inputs.
-            InternalError: it failed on them.
+            InvalidRequest: the model does not take these values.
+            Exhausted: reason REQUEST_TOO_LARGE: they ask for more memory than there is.
+            InternalError: it failed, whatever it was given.
         """
         try:
             results = self._run(inputs)
         except Exception as error:
-            if type(error).__name__ == "InvalidArgument":
-                raise InvalidRequest(
-                    str(error), violations=(FieldViolation("inputs", "the model does not take these values"),)
-                ) from error
-            raise InternalError(f"ONNX Runtime: {error}") from error
+            raise failure_of(error) from error
         return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
 
     def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
