@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from casemate.errors import FieldViolation, InvalidRequest
+from casemate.gate.core.records import VERBS as GRANTABLE
 from services.auth.scopes import OURS, Audiences
 
-VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "label", "*")
+VERBS: Final = (*GRANTABLE, "*")
 """What a grant may give or take; `*` is all of them."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")

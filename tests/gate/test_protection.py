@@ -7,7 +7,7 @@ import pytest
 
 from casemate.errors import ConfigurationError
 from casemate.gate.adapters.protection import Protection
-from casemate.gate.core.policy import MethodPolicy, TokenAccess
+from casemate.gate.core.policy import MethodPolicy, ResourceSelector, TokenAccess
 from casemate.transport.registry import RegisteredService
 
 AUDITED = MethodPolicy(method="/test.Echo/Open", access=TokenAccess("x"), audit_allowed=True)
@@ -19,8 +19,24 @@ def identity(leaf):
     return leaf("service", service="greeter")
 
 
-def protect(identity, **settings):
-    return Protection(identity=identity, auth="127.0.0.1:1", audience="greeter", policies=[AUDITED], **settings)
+def protect(identity, policy=AUDITED, **settings):
+    return Protection(identity=identity, auth="127.0.0.1:1", audience="greeter", policies=[policy], **settings)
+
+
+def test_a_resource_that_no_grant_can_name_is_refused_before_anything_is_served(identity):
+    def about(kind):
+        return MethodPolicy(
+            method="/test.Echo/Open",
+            access=TokenAccess("greetings.read", "read"),
+            resource=ResourceSelector(type=kind, field="name"),
+        )
+
+    odd = r"/test\.Echo/Open: the resource is a 'greeting'.*greeter/NAME"
+    with protect(identity, about("greeting")) as protection, pytest.raises(ConfigurationError, match=odd):
+        protection.server([SERVICE], address="127.0.0.1:0")
+    for kind in ("greeter", "model"):
+        with protect(identity, about(kind)) as protection:
+            protection.server([SERVICE], address="127.0.0.1:0").stop()
 
 
 def test_methods_that_are_to_be_audited_need_an_audit_file_or_a_word_that_they_do_not(identity, tmp_path):

@@ -17,7 +17,8 @@ from casemate.auth.v1 import (
 )
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import ConfigurationError, InvalidRequest, NotServed
-from casemate.gate.core.policy import FOREIGN, PolicyTable, ResourceSelector, TokenAccess
+from casemate.gate.core.policy import FOREIGN, MethodPolicy, PolicyTable, ResourceSelector, TokenAccess
+from casemate.gate.core.records import VERBS
 from casemate.inference.v1 import model_service_pb2
 from casemate.keys.v1 import key_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2
@@ -132,6 +133,20 @@ def test_a_policy_that_contradicts_itself_is_refused(odd):
     with pytest.raises(ConfigurationError, match=r"/odd\.Service/Do"):
         compiled(**odd)
     assert compiled(token={"scope": "s", "verb": "read"}, marked=("first",)).of("/odd.Service/Do")
+
+
+def test_a_verb_that_no_grant_can_give_is_refused_by_method_and_field():
+    with pytest.raises(ConfigurationError, match=r"/odd\.Service/Do: token\.verb is 'raed'.*describe"):
+        compiled(token={"scope": "s", "verb": "raed"}, marked=("first",))
+    with pytest.raises(ConfigurationError, match=r"/odd\.Service/Do: token\.verb is '\*'"):
+        compiled(token={"scope": "s", "verb": "*"}, marked=("first",))
+    for verb in VERBS:
+        assert compiled(token={"scope": "s", "verb": verb}, marked=("first",)).of("/odd.Service/Do").access.verb == verb
+    foreign = MethodPolicy(
+        method="/odd.Service/Do", access=TokenAccess("s", "raed"), resource=ResourceSelector(type="odd", field="first")
+    )
+    with pytest.raises(ConfigurationError, match="raed"):
+        PolicyTable([foreign])
 
 
 @pytest.mark.parametrize("odd", [{"options": False}, {}], ids=["no option", "an option without access"])

@@ -19,11 +19,12 @@ from casemate.cli.listing import list_clients, list_grants, list_operators, list
 from casemate.client.admin import Administration, Authentication
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
+from casemate.gate.core.records import VERBS as GRANTABLE
 from casemate.signing.keys import SigningKey
 from casemate.signing.registration import sign_registration
 from casemate.signing.signers import Role
 
-VERBS = ("push", "read", "publish", "infer", "describe", "shred", "label", "*")
+VERBS = (*GRANTABLE, "*")
 
 MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 

@@ -42,6 +42,7 @@ __all__ = ["Protection", "registered"]
 
 _PLACES = 128
 _FEWEST_THREADS = 4
+_OUR_KINDS = ("dataset", "model")
 
 
 class Protection:
@@ -75,6 +76,7 @@ class Protection:
     ) -> None:
         clock = SystemClock()
         table = PolicyTable.from_descriptors(services, {**FOREIGN, **{policy.method: policy for policy in policies}})
+        self._audience = audience
         self._audited_or_waived = audit_file is not None or unsafe_without_audit
         self._source = CertificateSource(identity)
         domain = self._source.current.spiffe_id.split("/")[2]
@@ -106,8 +108,9 @@ class Protection:
                 and never the last two, so that single calls go on whoever streams.
 
         Raises:
-            ConfigurationError: too few threads, a method has no policy or is to be audited without a file,
-                grpc was imported before the TLS floor was raised, or the address cannot be bound.
+            ConfigurationError: too few threads, a method has no policy, asks for a grant that cannot be made
+                or is to be audited without a file, grpc was imported before the TLS floor was raised, or the
+                address cannot be bound.
         """
         self._require_policies(services)
         if threads < _FEWEST_THREADS:
@@ -135,6 +138,14 @@ class Protection:
         audited = sorted(method for method in methods if self.gate.policies.of(method).audit_allowed)
         if audited and not self._audited_or_waived:
             raise ConfigurationError(f"audit_file is not set, and these are to be audited: {', '.join(audited)}")
+        kinds = {self._audience, *_OUR_KINDS}
+        odd = [
+            f"{method}: the resource is a {selector.type!r}"
+            for method in sorted(methods)
+            if (selector := self.gate.policies.of(method).resource) is not None and selector.type not in kinds
+        ]
+        if odd:
+            raise ConfigurationError(f"{'; '.join(odd)}: auth makes grants on {self._audience}/NAME")
 
     def close(self) -> None:
         """Ends the feed and the watchers of running calls, and writes what is left of the audit."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from casemate.errors import ConfigurationError, NotServed
 from casemate.gate.core.foreign import FOREIGN
 from casemate.gate.core.method_policy import MethodPolicy, PeerAccess, ResourceSelector, TokenAccess
+from casemate.gate.core.records import VERBS
 from casemate.policy.v1 import policy_pb2
 
 if TYPE_CHECKING:
@@ -28,10 +29,15 @@ _VERSION: Any = policy_pb2.resource_version
 
 
 class PolicyTable:
-    """The policies of all methods that a server may register."""
+    """The policies of all methods that a server may register.
+
+    Raises:
+        ConfigurationError: a method asks for a verb that no grant can give; names each, and the field.
+    """
 
     def __init__(self, policies: Iterable[MethodPolicy]) -> None:
         self._by_method = {policy.method: policy for policy in policies}
+        _require_grantable(self._by_method.values())
         # Every call asks twice, so it asks the map itself.
         self.find: Callable[[str], MethodPolicy | None] = self._by_method.get
         """The policy of a method, or None: for the gate, which must not tell strangers which methods exist."""
@@ -105,6 +111,17 @@ class PolicyTable:
 
     def __iter__(self) -> Iterator[MethodPolicy]:
         return iter(sorted(self._by_method.values(), key=lambda policy: policy.method))
+
+
+def _require_grantable(policies: Iterable[MethodPolicy]) -> None:
+    """A verb that is misspelt would refuse everybody, as NOT_FOUND, and nobody could see why."""
+    odd = sorted(
+        f"{policy.method}: token.verb is {policy.access.verb!r}"
+        for policy in policies
+        if isinstance(policy.access, TokenAccess) and policy.access.verb not in (None, *VERBS)
+    )
+    if odd:
+        raise ConfigurationError(f"{'; '.join(odd)}: grants can give {', '.join(VERBS)}")
 
 
 def _compile(method: MethodDescriptor) -> MethodPolicy | None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 EDDSA: Final = "EdDSA"
 ES256: Final = "ES256"
+VERBS: Final = ("push", "read", "publish", "infer", "describe", "shred", "label")
+"""What grants are about. A policy that asks for another verb could be met by nobody."""
 
 
 class RevocationKind(StrEnum):
