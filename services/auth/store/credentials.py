@@ -33,7 +33,10 @@ _MAX_KEYS: Final = 8
 
 
 class CredentialStore:
-    """Reads and changes how clients prove themselves, and for whom they may speak."""
+    """Reads and changes how clients prove themselves, and for whom they may speak.
+
+    What is read of a client costs the same whether or not there is one.
+    """
 
     def __init__(self, *, pool: Pool, tables: AuthorityTables) -> None:
         self._pool = pool
@@ -53,24 +56,26 @@ class CredentialStore:
     async def client_by_certificate(self, spiffe_id: str) -> Client | None:
         """The client whose certificate alone proves it. One read."""
         async with self._reading() as connection:
-            found = await self._tables.clients.matching(connection, spiffe_id=spiffe_id, authentication="certificate")
+            found = await self._tables.clients.matching(
+                connection, as_many_as=1, spiffe_id=spiffe_id, authentication="certificate"
+            )
         return found[0] if found else None
 
     async def client(self, client_id: str) -> Client | None:
         """The client with this identifier, if its row verifies. One read."""
         async with self._reading() as connection:
-            found = await self._tables.clients.matching(connection, client_id=client_id)
+            found = await self._tables.clients.matching(connection, as_many_as=1, client_id=client_id)
         return found[0] if found else None
 
     async def secrets_of(self, client_id: str) -> list[ClientSecret]:
         """The live secrets of a client that may not even exist. One read."""
         async with self._reading() as connection:
-            return await self._tables.client_secrets.matching(connection, client_id=client_id)
+            return await self._tables.client_secrets.matching(connection, as_many_as=MAX_SECRETS, client_id=client_id)
 
     async def keys_of(self, client_id: str) -> list[ClientKey]:
         """The keys of a client that may not even exist. One read."""
         async with self._reading() as connection:
-            return await self._tables.client_keys.matching(connection, client_id=client_id)
+            return await self._tables.client_keys.matching(connection, as_many_as=_MAX_KEYS, client_id=client_id)
 
     async def use_assertion(self, client_id: str, jti: str, *, expires_at: datetime) -> None:
         """Notes that an assertion was accepted. One insert.

@@ -82,6 +82,8 @@ class FamilyStore:
                 seen = self._ended.is_seen(family_id)
                 ended = await self._tables.ended_families.get(connection, family_id)
                 family = await self._tables.families.get(connection, family_id)
+        if family is None:
+            self._tables.families.spend(1)
         if (seen or ended is not None) and family is not None and family.ended_at is None:
             self._tables.sound("a family that was ended lives", table="refresh_family", key=family_id)
             raise StoredDataUnreadable(f"family {family_id} was put back")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_FILLER = "-" * 32
+"""About as long as what columns hold."""
 _AT_ONCE = 128
 """Rows that are verified without letting others go on: a few milliseconds' worth."""
 
@@ -138,16 +140,26 @@ class AuthorityTable(Generic[R]):
         row = await connection.fetchrow(self._by_key, *key)
         return None if row is None else self._read(row)
 
-    async def matching(self, connection: Connection, *, lock: bool = False, **equal: str) -> list[R]:
+    async def matching(
+        self, connection: Connection, *, lock: bool = False, as_many_as: int = 0, **equal: str
+    ) -> list[R]:
         """All records whose columns have these values. A row that does not verify is as if absent.
 
-        With `lock`, nobody else changes them before the transaction ends.
+        With `lock`, nobody else changes them before the transaction ends. With `as_many_as`, fewer rows cost
+        as much as so many, so that nobody learns by time whether there are any.
         """
         if not equal.keys() <= set(self._layout.columns):
             raise ValueError(f"{self._layout.table} has no such columns")
         condition = " AND ".join(f"{name} = ${n}" for n, name in enumerate(equal, start=1))
         suffix = f"{self._order} FOR UPDATE" if lock else self._order
-        return self._readable(await connection.fetch(f"{self._select} WHERE {condition}{suffix}", *equal.values()))
+        rows = await connection.fetch(f"{self._select} WHERE {condition}{suffix}", *equal.values())
+        self.spend(as_many_as - len(rows))
+        return self._readable(rows)
+
+    def spend(self, rows: int) -> None:
+        """Does the work of verifying so many rows, for nothing."""
+        for _ in range(rows):
+            self._key.mac(self._layout.table, "", dict.fromkeys(self._layout.columns, _FILLER))
 
     async def page(self, connection: Connection, *, after: tuple[str, ...] | None, limit: int, **equal: str) -> Page[R]:
         """At most `limit` records whose columns have these values, by key, after a key.

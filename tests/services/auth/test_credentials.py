@@ -12,6 +12,7 @@ import pytest
 from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import credential_service_pb2 as credentials
 from casemate.errors import AlreadyExists, Exhausted, InvalidRequest, NotFound, Reason, Unauthenticated
+from casemate.sealing.authority_rows import AuthorityKey
 from casemate.secret import Secret
 from services.auth.client_authentication import ClientAuthenticator, Credential
 from services.auth.client_secrets import SecretDigests, generate_secret
@@ -252,7 +253,8 @@ class _Counting:
         self.statements.append(query.query)
 
 
-async def test_unknown_and_wrong_cost_the_same_work(shelf):
+async def test_unknown_and_wrong_cost_the_same_work(shelf, monkeypatch):
+    """The same statements, and as many hashes: of rows that are read, and of rows that are not there."""
     clock = HandClock()
     await shelf.store.add_tenant(Tenant(name="acme", created_at=clock.now()))
     client = Client(
@@ -273,13 +275,14 @@ async def test_unknown_and_wrong_cost_the_same_work(shelf):
         record = ClientSecret(id=name, client_id=name, digest=digests.digest(name, secret), created_at=clock.now())
         await store.add_secret(record, within=None)
     macs = []
+    counted = AuthorityKey.mac
 
-    class CountedDigests(SecretDigests):
-        def digest(self, client_id, presented):
-            macs.append(len(presented.reveal()))
-            return super().digest(client_id, presented)
+    def mac(self, table, primary_key, columns):
+        macs.append(table)
+        return counted(self, table, primary_key, columns)
 
-    authenticator = ClientAuthenticator(store=store, digests=CountedDigests(key=shelf.key), issuer=ISSUER, clock=clock)
+    monkeypatch.setattr(AuthorityKey, "mac", mac)
+    authenticator = ClientAuthenticator(store=store, digests=digests, issuer=ISSUER, clock=clock)
     work = []
     wrong = Secret("x" * len(secret.reveal()))
     for client_id, shown in (("nobody", secret), ("acme-batch", wrong), ("acme-off", secret), ("acme-batch", secret)):
@@ -298,4 +301,5 @@ async def test_unknown_and_wrong_cost_the_same_work(shelf):
         async with shelf.pool.acquire() as connection:
             connection.remove_query_logger(counting)
     assert len(set(work)) == 1
+    assert sorted(work[0][1]) == ["client", "client_secret", "client_secret", "client_secret"]
     assert len(work[0][0]) >= 2

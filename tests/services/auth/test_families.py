@@ -136,6 +136,25 @@ async def test_r4_what_was_not_derived_here_changes_nothing(line, shelf):
     await line.refresh(line.first)
 
 
+async def test_a_family_that_does_not_exist_costs_what_a_wrong_token_of_one_costs(line, shelf, monkeypatch):
+    macs = []
+    counted = AuthorityKey.mac
+
+    def mac(self, table, primary_key, columns):
+        macs.append(table)
+        return counted(self, table, primary_key, columns)
+
+    monkeypatch.setattr(AuthorityKey, "mac", mac)
+    prefix, family, generation, proof = line.first.split(".")
+    work = []
+    for name in (family, "A" * 22):
+        macs.clear()
+        await _refused(line.refresh(f"{prefix}.{name}.{generation}.{proof[::-1]}"))
+        work.append(tuple(macs))
+    assert work[0] == work[1] == ("refresh_family", "refresh_token")
+    await line.refresh(line.first)
+
+
 async def _race(line, text, generator):
     """One refresh and one revocation of the same family, started together; then nothing of it may work."""
     steps = [line.refresh(text), line.families.end_own(text, client=GATEWAY)]
