@@ -119,7 +119,7 @@ async def end_families(tables: AuthorityTables, change: Change, *, now: datetime
     """Ends every family whose columns have these values, as a part of a change; tells how many."""
     living = [
         family
-        for family in await tables.families.matching(change.connection, lock=True, **equal)
+        for family in await tables.families.matching(change.connection, lock=True, as_many_as=0, **equal)
         if family.ended_at is None
     ]
     for family in living:
