@@ -15,6 +15,7 @@ from services.datasets.croissant import croissant
 from services.datasets.labels import Move
 from services.datasets.retention import Schedule
 from services.datasets.upload import UploadState
+from services.keys.operations import HOUSE_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -115,12 +116,13 @@ class CatalogueCalls(stubs.DatasetServiceServicer):
         self, request: messages.ReportSignerRequest, _context: object
     ) -> AsyncIterator[messages.ReportSignerResponse]:
         """What a key signed since a date, version by version."""
-        here = self._catalogue
+        here, tenant = self._catalogue, callers_tenant()
         try:
             since = request.since.ToDatetime(tzinfo=UTC) if request.HasField("since") else None
         except (ValueError, OverflowError):
             raise invalid("since", "not a moment") from None
-        async for affected in here.reports.report(request.key_id, since):
+        whose = None if tenant == HOUSE_TENANT else tenant
+        async for affected in here.reports.report(request.key_id, since, tenant=whose):
             yield messages.ReportSignerResponse(
                 tenant=affected.tenant,
                 dataset=affected.dataset,

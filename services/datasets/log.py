@@ -96,9 +96,18 @@ def parse_body(kind: str, body: bytes) -> Mapping[str, object]:
     return dict(found)
 
 
-def entry_bytes(kind: str, body: Mapping[str, object], *, by: str, at: datetime) -> bytes:
-    """The bytes of an entry: who said what when, as canonical JSON."""
-    return canonical_json({"at": at.isoformat(), "body": dict(body), "by": by, "kind": kind})
+def entry_bytes(kind: str, body: Mapping[str, object], *, by: str, at: datetime, salt: bytes) -> bytes:
+    """The bytes of an entry: who said what when, as canonical JSON.
+
+    Its hash is shown to all tenants, and what it says could be guessed: `salt`, random each time, is what keeps a
+    guess from being confirmed.
+    """
+    return canonical_json({"at": at.isoformat(), "body": dict(body), "by": by, "kind": kind, "salt": salt.hex()})
+
+
+def is_readable_by(tenant: str | None, entry: bytes, *, house: str) -> bool:
+    """Whether an entry is for callers of a tenant: it names theirs, or they are of the house tenant."""
+    return tenant is not None and (tenant == house or json.loads(entry)["body"].get("tenant") == tenant)
 
 
 def canonical_json(value: Mapping[str, object]) -> bytes:

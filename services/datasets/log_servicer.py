@@ -1,4 +1,7 @@
-"""`casemate.datasets.v1.LogService`: the transparency log over the wire."""
+"""`casemate.datasets.v1.LogService`: the transparency log over the wire.
+
+If this fails: callers of one tenant read names, counts and digests of another's. Entries hold no row.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.datasets.v1 import log_service_pb2_grpc as stubs
-from casemate.errors import OutOfRange, PermissionDenied, Reason
+from casemate.errors import NotFound, OutOfRange, PermissionDenied, Reason
 from casemate.gate.adapters.caller_context import current_caller
 from casemate.signing.log_proof import write_log_proof
 from services.datasets.lineage import RELEASE
-from services.datasets.log import parse_body
+from services.datasets.log import is_readable_by, parse_body
+from services.keys.operations import HOUSE_TENANT
 
 if TYPE_CHECKING:
     from services.datasets.checkpoints import Checkpoints
@@ -55,6 +59,7 @@ class LogServicer(stubs.LogServiceServicer):
         """One entry and its proof."""
         _require_possible(request.index, request.tree_size)
         entry, proof, size = await self._log.entry(request.index, request.tree_size)
+        _require_readable(entry, request.index)
         return messages.GetEntryResponse(entry=entry, inclusion_proof=proof, tree_size=size)
 
     async def GetReceipt(  # noqa: N802
@@ -66,6 +71,7 @@ class LogServicer(stubs.LogServiceServicer):
         if request.index >= shown.size:
             raise OutOfRange(f"entry {request.index} of a tree of {shown.size}")
         entry, proof, _ = await self._log.entry(request.index, shown.size)
+        _require_readable(entry, request.index)
         return messages.GetReceiptResponse(receipt=write_log_proof(request.index, entry, proof, shown.note))
 
     async def GetConsistencyProof(  # noqa: N802
@@ -84,9 +90,19 @@ class LogServicer(stubs.LogServiceServicer):
     async def ListEntries(  # noqa: N802
         self, request: messages.ListEntriesRequest, _context: object
     ) -> messages.ListEntriesResponse:
-        """Entries in order."""
+        """Entries in order; of another tenant's, the hash alone."""
         _require_possible(request.first)
-        return messages.ListEntriesResponse(entries=await self._log.entries(request.first))
+        tenant = current_caller().tenant
+        found = await self._log.entries(request.first)
+        return messages.ListEntriesResponse(
+            entries=[entry if is_readable_by(tenant, entry, house=HOUSE_TENANT) else b"" for entry, _ in found],
+            leaf_hashes=[leaf_hash for _, leaf_hash in found],
+        )
+
+
+def _require_readable(entry: bytes, index: int) -> None:
+    if not is_readable_by(current_caller().tenant, entry, house=HOUSE_TENANT):
+        raise NotFound(f"entry {index} is another tenant's")
 
 
 def _require_possible(*numbers: int) -> None:

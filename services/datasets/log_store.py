@@ -11,6 +11,7 @@ cosign it, and a kept checkpoint shows it.
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import DigestMismatch, OutOfRange, StoredDataUnreadable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HEAD = "SELECT size, frontier, mac FROM log_head WHERE name = 'log'"
 _SCANNED: Final = 256
+_SALT_BYTES: Final = 16
 _ENTRIES_BYTES: Final = 3 << 20
 """Most bytes of entries in one answer: a message has 4 MiB."""
 
@@ -84,7 +86,7 @@ class LogStore:
         if self._disputed:
             raise StoredDataUnreadable("the log was rolled back or rewritten; nothing is appended to it")
         head = self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
-        entry = entry_bytes(kind, body, by=by, at=self._clock.now())
+        entry = entry_bytes(kind, body, by=by, at=self._clock.now(), salt=secrets.token_bytes(_SALT_BYTES))
         leaf, *nodes = completed = head.completed(merkle.leaf_hash(entry))
         await connection.execute(
             "INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)", head.size, entry, leaf[2]
@@ -236,25 +238,26 @@ class LogStore:
         with self._alarms.on_integrity():
             return b"".join(tiles.range_hash(found, (at << height, at + 1 << height)) for height, at in wanted)
 
-    async def entries(self, first: int) -> list[bytes]:
-        """Entries in order from one on: at least one, at most 256, no more than a message holds.
+    async def entries(self, first: int) -> list[tuple[bytes, bytes]]:
+        """Entries and their leaf hashes, in order from one on: at least one, at most 256, no more than a message holds.
 
         Raises:
             OutOfRange: the log does not reach that far.
         """
         async with connected(self._pool) as connection:
             rows = await connection.fetch(
-                "SELECT entry FROM log_entries WHERE index >= $1 ORDER BY index LIMIT $2", first, tiles.TILE_WIDTH
+                "SELECT entry, leaf_hash FROM log_entries WHERE index >= $1 ORDER BY index LIMIT $2",
+                *(first, tiles.TILE_WIDTH),
             )
         if not rows:
             raise OutOfRange(f"no entry {first}")
-        found: list[bytes] = []
+        found: list[tuple[bytes, bytes]] = []
         total = 0
         for row in rows:
             total += len(row["entry"])
             if found and total > _ENTRIES_BYTES:
                 break
-            found.append(row["entry"])
+            found.append((row["entry"], row["leaf_hash"]))
         return found
 
     async def keep_cosigned(self, size: int, note: str) -> None:

@@ -66,12 +66,13 @@ class SignerReport:
         self._lineage = lineage
         self._resolve = resolve
 
-    async def report(self, key_id: str, since: datetime | None) -> AsyncIterator[Affected]:
+    async def report(self, key_id: str, since: datetime | None, *, tenant: str | None) -> AsyncIterator[Affected]:
         """The versions in the order of their promotion. Reads the whole log: about 10 µs an entry.
 
         Args:
             key_id: of the supplier's key.
             since: from when on; none: the declared date of its compromise.
+            tenant: whose suppliers are looked for; none: everybody's.
 
         Raises:
             NotFound: no supplier has that key.
@@ -79,7 +80,7 @@ class SignerReport:
             StoredDataUnreadable: the log's entries are not those of its head.
         """
         signer = self._resolve(key_id)
-        if signer is None or signer.role != "supplier":
+        if signer is None or signer.role != "supplier" or tenant not in {None, signer.tenant}:
             raise NotFound("no supplier has this key")
         since = since or signer.compromised_since
         if since is None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from casemate.cli.log import DIFFERS, log_command, look
-from casemate.client.saved_log import SavedLog
+from casemate.client.saved_log import SavedLog, ShownEntry
 from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.errors import SignatureInvalid
 from casemate.signing import merkle
@@ -70,8 +70,8 @@ class Log:
     def consistency(self, first_size: int, second_size: int) -> list[bytes]:
         return merkle.consistency_proof(self.leaves[:second_size], first_size)
 
-    def read(self, first: int, end: int) -> list[bytes]:
-        return self.entries[first:end]
+    def read(self, first: int, end: int) -> list[ShownEntry]:
+        return [ShownEntry(merkle.leaf_hash(entry), entry) for entry in self.entries[first:end]]
 
 
 class Reader:

@@ -43,7 +43,7 @@ def log_command() -> None:
 @click.option("--every", type=float, default=None, metavar="SECONDS", help="Look again and again; once if not given.")
 @with_session
 def watch(session: Session, save: Path, log_key: str | None, witness_keys: Sequence[str], every: float | None) -> None:
-    """Checks that the log extends what was kept, prints the new entries, and keeps more.
+    """Checks that the log extends what was kept, prints the caller's new entries, and keeps more.
 
     Exits 3 and leaves `evidence-…` files in the folder when the log was rewritten or
     shows another history; 1 when nothing can be said.
@@ -162,8 +162,11 @@ def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequ
     kept, entries = kept.advanced(shown.checkpoint, prove=reader.consistency, fetch=reader.entries)
     kept.save(save)
     for index, entry in enumerate(entries, known):
-        click.echo(json.dumps({"index": index, **json.loads(entry)}))
-    click.echo(f"{kept.size} entries, {len(entries)} new; one history", err=True)
+        if entry is not None:
+            click.echo(json.dumps({"index": index, **json.loads(entry)}))
+    others = entries.count(None)
+    of_others = f", {others} of them other tenants'" if others else ""
+    click.echo(f"{kept.size} entries, {len(entries)} new{of_others}; one history", err=True)
 
 
 def _keep_evidence(error: HistoryDiffers, save: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from casemate.client.saved_log import ShownEntry
 from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
 from casemate.errors import StoredDataUnreadable
@@ -53,14 +54,18 @@ class LogReader:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
-    def entries(self, first: int, end: int) -> Iterator[bytes]:
+    def entries(self, first: int, end: int) -> Iterator[ShownEntry]:
         """The entries from `first` to before `end`, in order."""
         while first < end:
             try:
-                found = self._stub.ListEntries(messages.ListEntriesRequest(first=first)).entries
+                found = self._stub.ListEntries(messages.ListEntriesRequest(first=first))
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
-            if not found:
+            if not found.entries or len(found.entries) != len(found.leaf_hashes):
                 raise StoredDataUnreadable("the log ended before its checkpoint says")
-            yield from found[: end - first]
-            first += len(found)
+            shown = [
+                ShownEntry(leaf_hash, entry or None)
+                for entry, leaf_hash in zip(found.entries, found.leaf_hashes, strict=True)
+            ]
+            yield from shown[: end - first]
+            first += len(shown)

@@ -49,6 +49,14 @@ class HistoryDiffers(StoredDataUnreadable):
 
 
 @dataclass(frozen=True, slots=True)
+class ShownEntry:
+    """What a service shows of an entry; none of it is believed yet. `entry` is None where it is another tenant's."""
+
+    leaf_hash: bytes
+    entry: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class LogKeys:
     """Whose signatures count.
 
@@ -179,9 +187,9 @@ class SavedLog:
         note: str,
         *,
         prove: Callable[[int, int], Sequence[bytes]],
-        fetch: Callable[[int, int], Iterable[bytes]],
-    ) -> tuple[SavedLog, list[bytes]]:
-        """What is known after a newer checkpoint, and the new entries.
+        fetch: Callable[[int, int], Iterable[ShownEntry]],
+    ) -> tuple[SavedLog, list[bytes | None]]:
+        """What is known after a newer checkpoint, and the new entries; None where one is another tenant's.
 
         Args:
             note: the checkpoint, from wherever.
@@ -206,11 +214,14 @@ class SavedLog:
         if self.checkpoint is not None and self.size:
             self._require_extension(self.checkpoint, checkpoint, prove)
         self.keys.require_witnesses(checkpoint)
-        entries = list(fetch(self.size, checkpoint.size))
-        leaves = (*self.leaves, *map(leaf_hash, entries))
+        shown = list(fetch(self.size, checkpoint.size))
+        leaves = (
+            *self.leaves,
+            *(each.leaf_hash if each.entry is None else leaf_hash(each.entry) for each in shown),
+        )
         if len(leaves) != checkpoint.size or root(leaves) != checkpoint.root:
             raise StoredDataUnreadable("the entries that the log shows are not those that it signed")
-        return SavedLog(keys=self.keys, checkpoint=checkpoint, leaves=leaves), entries
+        return SavedLog(keys=self.keys, checkpoint=checkpoint, leaves=leaves), [each.entry for each in shown]
 
     def require_same_history(self, checkpoint: VerifiedCheckpoint) -> None:
         """Returns if a checkpoint no larger than what is kept is one of the same history. Offline.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from casemate.client.saved_log import LogKeys, SavedLog
+from casemate.client.saved_log import LogKeys, SavedLog, ShownEntry
 from casemate.datasets.v1 import log_service_pb2 as messages
 from casemate.errors import CasemateError, Conflict, Reason
 from casemate.sealing.authority_rows import AuthorityKey
@@ -50,7 +50,8 @@ class OneWitness:
 
 async def append(actor, number: int) -> None:
     with our_errors():
-        await actor.log.AppendEntry(messages.AppendEntryRequest(kind="release", body=b'{"number":%d}' % number))
+        body = b'{"number":%d,"tenant":"acme"}' % number
+        await actor.log.AppendEntry(messages.AppendEntryRequest(kind="release", body=body))
 
 
 async def look(actor, kept: SavedLog) -> SavedLog:
@@ -70,7 +71,7 @@ async def look(actor, kept: SavedLog) -> SavedLog:
     entries, first = [], kept.size
     while first < size:
         answer = await actor.log.ListEntries(messages.ListEntriesRequest(first=first), metadata=actor.metadata)
-        entries += answer.entries
+        entries += map(ShownEntry, answer.leaf_hashes, [entry or None for entry in answer.entries])
         first += len(answer.entries)
 
     def prove(_first, _second):

@@ -159,6 +159,16 @@ async def test_a_compromise_date_quarantines_and_the_report_names_what_was_train
         await report(world.actor(scopes="datasets.read"), key_id)
 
 
+async def test_a_key_is_reported_to_its_own_tenant_and_to_the_house(world):
+    actor, roots = await versions(world, 1)
+    since = datetime.now(UTC) - timedelta(hours=1)
+    house = world.actor("auditor", tenant="casemate", scopes="log.read")
+    for reader in (actor, house):
+        assert [found.root for found in await report(reader, world.supplier.public.key_id, since)] == roots
+    with pytest.raises(NotFound):
+        await report(world.actor(tenant="globex"), world.supplier.public.key_id, since)
+
+
 async def test_a_version_whose_row_sql_deleted_is_in_the_report(world):
     actor, roots = await versions(world, 2)
     await release(world, roots[:1], model="exposed")

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from casemate.datasets.v1 import log_service_pb2 as messages
-from casemate.errors import InvalidRequest, OutOfRange, PermissionDenied
+from casemate.errors import InvalidRequest, NotFound, OutOfRange, PermissionDenied
 from casemate.signing import merkle
 from casemate.signing.checkpoint import verify_checkpoint
 from tests.services.datasets.world import RECORDS, manifest_message, manifest_of, our_errors
@@ -16,7 +16,7 @@ from tests.services.datasets.world import RECORDS, manifest_message, manifest_of
 ORIGIN = "datasets.casemate.internal/log"
 
 
-async def _append(actor, kind: str = "release", body: bytes = b'{"model":"digits"}') -> int:
+async def _append(actor, kind: str = "release", body: bytes = b'{"model":"digits","tenant":"acme"}') -> int:
     with our_errors():
         return (await actor.log.AppendEntry(messages.AppendEntryRequest(kind=kind, body=body))).index
 
@@ -147,3 +147,48 @@ async def test_the_log_goes_on_under_the_same_key_after_a_restart(stopped_world)
         assert await _append(world.service("auth")) == 1
         assert world.running.log_key == key
         assert (await _checkpoint(world.actor(), world)).size == 2
+
+
+async def test_an_entry_is_for_the_tenant_that_it_names_and_for_the_house(world):
+    """Checkpoint, hashes and proofs are everybody's; the rest of another tenant's entry is as if it were not there."""
+    auth, acme, globex = world.service("auth"), world.actor(), world.actor(tenant="globex")
+    house = world.actor("auditor", tenant="casemate", scopes="log.read")
+    bodies = (b'{"dataset":"secret-plans","tenant":"acme"}', b'{"tenant":"globex"}', b'{"kid":"of-the-house"}')
+    for body in bodies:
+        await _append(auth, body=body)
+
+    async def seen(actor) -> list[bytes]:
+        answer = await actor.log.ListEntries(messages.ListEntriesRequest(), metadata=actor.metadata)
+        leaves = list(answer.leaf_hashes)
+        assert merkle.root(leaves) == (await _checkpoint(actor, world)).root, "whoever sees nothing proves all the same"
+        for entry, leaf in zip(answer.entries, leaves, strict=True):
+            assert entry == b"" or merkle.leaf_hash(entry) == leaf
+        return [json.loads(entry)["body"] if entry else None for entry in answer.entries]
+
+    said = [json.loads(body) for body in bodies]
+    assert await seen(acme) == [said[0], None, None]
+    assert await seen(globex) == [None, said[1], None]
+    assert await seen(house) == said
+
+    for actor, mine in ((acme, {0}), (globex, {1}), (house, {0, 1, 2})):
+        for index in range(3):
+            for method, request in (
+                (actor.log.GetEntry, messages.GetEntryRequest(index=index)),
+                (actor.log.GetReceipt, messages.GetReceiptRequest(index=index)),
+            ):
+                if index in mine:
+                    await method(request, metadata=actor.metadata)
+                    continue
+                with pytest.raises(NotFound) as caught, our_errors():
+                    await method(request, metadata=actor.metadata)
+                assert "globex" not in str(caught.value)
+
+
+async def test_a_hash_that_another_tenant_sees_confirms_no_guess(world):
+    """Of an entry everything else can be known or tried: who says what of whom, and when to the microsecond."""
+    auth, house = world.service("auth"), world.actor("auditor", tenant="casemate", scopes="log.read")
+    for _ in range(2):
+        await _append(auth, body=b'{"tenant":"acme"}')
+    stored = [json.loads((await _entry(house, index)).entry) for index in range(2)]
+    assert len({entry["salt"] for entry in stored}) == 2
+    assert all(len(bytes.fromhex(entry["salt"])) == 16 for entry in stored)

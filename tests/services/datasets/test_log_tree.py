@@ -61,6 +61,9 @@ def test_a_body_with_a_second_spelling_or_too_much_is_refused(kind, body):
 def test_an_entry_says_who_said_what_when():
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
-    entry = entry_bytes("release", {"model": "digits"}, by="inference", at=at)
+    entry = entry_bytes("release", {"model": "digits"}, by="inference", at=at, salt=bytes(2))
 
-    assert entry == b'{"at":"2026-01-02T03:04:05+00:00","body":{"model":"digits"},"by":"inference","kind":"release"}'
+    said = (
+        b'{"at":"2026-01-02T03:04:05+00:00","body":{"model":"digits"},"by":"inference","kind":"release","salt":"0000"}'
+    )
+    assert entry == said

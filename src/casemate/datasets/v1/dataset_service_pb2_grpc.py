@@ -170,8 +170,9 @@ class DatasetServiceServicer(object):
 
     def ReportSigner(self, request, context):
         """Streams what a supplier's key signed from a date on, and the models trained on
-        each of it. All of it is in the log, so whoever may read that may ask. Errors:
-        NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+        each of it. All of it is in the log, so whoever may read that may ask: callers
+        of the key's tenant, and of the house tenant. Errors: NOT_FOUND (no such
+        supplier, or another tenant's), INVALID_ARGUMENT (no date, where none is declared).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,8 +78,9 @@ class DatasetServiceStub:
     """
     ReportSigner: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.ReportSignerRequest, _dataset_service_pb2.ReportSignerResponse]
     """Streams what a supplier's key signed from a date on, and the models trained on
-    each of it. All of it is in the log, so whoever may read that may ask. Errors:
-    NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+    each of it. All of it is in the log, so whoever may read that may ask: callers
+    of the key's tenant, and of the house tenant. Errors: NOT_FOUND (no such
+    supplier, or another tenant's), INVALID_ARGUMENT (no date, where none is declared).
     """
     GetCroissant: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetCroissantRequest, _dataset_service_pb2.GetCroissantResponse]
     """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
@@ -145,8 +146,9 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """
     ReportSigner: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.ReportSignerRequest, _dataset_service_pb2.ReportSignerResponse]  # type: ignore[assignment]
     """Streams what a supplier's key signed from a date on, and the models trained on
-    each of it. All of it is in the log, so whoever may read that may ask. Errors:
-    NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+    each of it. All of it is in the log, so whoever may read that may ask: callers
+    of the key's tenant, and of the house tenant. Errors: NOT_FOUND (no such
+    supplier, or another tenant's), INVALID_ARGUMENT (no date, where none is declared).
     """
     GetCroissant: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetCroissantRequest, _dataset_service_pb2.GetCroissantResponse]  # type: ignore[assignment]
     """Gives the description of a version as Croissant 1.1 JSON-LD. Errors:
@@ -257,8 +259,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.ReportSignerResponse], _abc.AsyncIterator[_dataset_service_pb2.ReportSignerResponse]]:
         """Streams what a supplier's key signed from a date on, and the models trained on
-        each of it. All of it is in the log, so whoever may read that may ask. Errors:
-        NOT_FOUND (no such supplier), INVALID_ARGUMENT (no date, where none is declared).
+        each of it. All of it is in the log, so whoever may read that may ask: callers
+        of the key's tenant, and of the house tenant. Errors: NOT_FOUND (no such
+        supplier, or another tenant's), INVALID_ARGUMENT (no date, where none is declared).
         """
 
     @_abc_1.abstractmethod

@@ -102,7 +102,9 @@ class ListEntriesRequest(_message.Message):
     def __init__(self, first: _Optional[int] = ...) -> None: ...
 
 class ListEntriesResponse(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "leaf_hashes")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    LEAF_HASHES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    leaf_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, entries: _Optional[_Iterable[bytes]] = ..., leaf_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -28,6 +28,11 @@ if _version_not_supported:
 class LogServiceStub(object):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     def __init__(self, channel):
@@ -76,6 +81,11 @@ class LogServiceStub(object):
 class LogServiceServicer(object):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     def AppendEntry(self, request, context):
@@ -94,14 +104,16 @@ class LogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetEntry(self, request, context):
-        """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE.
+        """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE, NOT_FOUND (it
+        is another tenant's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReceipt(self, request, context):
-        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE.
+        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE,
+        NOT_FOUND (it is another tenant's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +136,8 @@ class LogServiceServicer(object):
 
     def ListEntries(self, request, context):
         """Gives entries in order, from one on: at least that one, at most 256, and no
-        more than a message holds. Errors: OUT_OF_RANGE.
+        more than a message holds; of another tenant's, the hash alone. Errors:
+        OUT_OF_RANGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +192,11 @@ def add_LogServiceServicer_to_server(servicer, server):
 class LogService(object):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     @staticmethod

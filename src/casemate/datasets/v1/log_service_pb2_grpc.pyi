@@ -29,6 +29,11 @@ GRPC_VERSION: str
 class LogServiceStub:
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     @_typing.overload
@@ -42,9 +47,13 @@ class LogServiceStub:
     and the witness's cosignature where the witness could be asked.
     """
     GetEntry: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetEntryRequest, _log_service_pb2.GetEntryResponse]
-    """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+    """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE, NOT_FOUND (it
+    is another tenant's).
+    """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetReceiptRequest, _log_service_pb2.GetReceiptResponse]
-    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE,
+    NOT_FOUND (it is another tenant's).
+    """
     GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetConsistencyProofRequest, _log_service_pb2.GetConsistencyProofResponse]
     """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE."""
     GetTile: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.GetTileRequest, _log_service_pb2.GetTileResponse]
@@ -53,13 +62,19 @@ class LogServiceStub:
     """
     ListEntries: _grpc.UnaryUnaryMultiCallable[_log_service_pb2.ListEntriesRequest, _log_service_pb2.ListEntriesResponse]
     """Gives entries in order, from one on: at least that one, at most 256, and no
-    more than a message holds. Errors: OUT_OF_RANGE.
+    more than a message holds; of another tenant's, the hash alone. Errors:
+    OUT_OF_RANGE.
     """
 
 @_typing.type_check_only
 class LogServiceAsyncStub(LogServiceStub):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,9 +85,13 @@ class LogServiceAsyncStub(LogServiceStub):
     and the witness's cosignature where the witness could be asked.
     """
     GetEntry: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetEntryRequest, _log_service_pb2.GetEntryResponse]  # type: ignore[assignment]
-    """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+    """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE, NOT_FOUND (it
+    is another tenant's).
+    """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetReceiptRequest, _log_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
-    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+    """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE,
+    NOT_FOUND (it is another tenant's).
+    """
     GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetConsistencyProofRequest, _log_service_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
     """Proves that one tree is the beginning of a later one. Errors: OUT_OF_RANGE."""
     GetTile: _aio.UnaryUnaryMultiCallable[_log_service_pb2.GetTileRequest, _log_service_pb2.GetTileResponse]  # type: ignore[assignment]
@@ -81,12 +100,18 @@ class LogServiceAsyncStub(LogServiceStub):
     """
     ListEntries: _aio.UnaryUnaryMultiCallable[_log_service_pb2.ListEntriesRequest, _log_service_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Gives entries in order, from one on: at least that one, at most 256, and no
-    more than a message holds. Errors: OUT_OF_RANGE.
+    more than a message holds; of another tenant's, the hash alone. Errors:
+    OUT_OF_RANGE.
     """
 
 class LogServiceServicer(metaclass=_abc_1.ABCMeta):
     """LogService keeps the transparency log: an append-only Merkle tree (RFC 9162)
     over what happened to manifests, signers, grants and releases.
+
+    The tree is one for all tenants, and so are checkpoints, hashes and proofs. An
+    entry itself is given to callers of the tenant that it names, and to those of
+    the house tenant; to others it is as if it were not there. Each entry holds
+    sixteen random bytes, so that its hash confirms no guess.
     """
 
     @_abc_1.abstractmethod
@@ -113,7 +138,9 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _log_service_pb2.GetEntryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_log_service_pb2.GetEntryResponse, _abc.Awaitable[_log_service_pb2.GetEntryResponse]]:
-        """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE."""
+        """Gives one entry and its inclusion proof. Errors: OUT_OF_RANGE, NOT_FOUND (it
+        is another tenant's).
+        """
 
     @_abc_1.abstractmethod
     def GetReceipt(
@@ -121,7 +148,9 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _log_service_pb2.GetReceiptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_log_service_pb2.GetReceiptResponse, _abc.Awaitable[_log_service_pb2.GetReceiptResponse]]:
-        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE."""
+        """Gives one entry with a receipt that verifies offline. Errors: OUT_OF_RANGE,
+        NOT_FOUND (it is another tenant's).
+        """
 
     @_abc_1.abstractmethod
     def GetConsistencyProof(
@@ -148,7 +177,8 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_log_service_pb2.ListEntriesResponse, _abc.Awaitable[_log_service_pb2.ListEntriesResponse]]:
         """Gives entries in order, from one on: at least that one, at most 256, and no
-        more than a message holds. Errors: OUT_OF_RANGE.
+        more than a message holds; of another tenant's, the hash alone. Errors:
+        OUT_OF_RANGE.
         """
 
 def add_LogServiceServicer_to_server(servicer: LogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
