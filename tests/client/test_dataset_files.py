@@ -22,7 +22,7 @@ from casemate.errors import ConfigurationError, InvalidRequest, Reason
 from casemate.signing.arrow_form import arrow_stream
 from casemate.signing.columns import Column
 from casemate.signing.framing import MAXIMUM_LONE_ROW_BYTES, MAXIMUM_RECORD_BYTES, MAXIMUM_ROW_BYTES, join_rows
-from services.datasets.records import split_records
+from services.datasets.records import record_check, split_records
 
 
 def written(tmp_path, name: str, data: bytes):
@@ -135,6 +135,40 @@ def test_parquet_and_arrow_hold_the_same_rows_in_widths_of_their_own(tmp_path):
         assert read[name].to_pylist() == table[name].to_pylist()
     assert read["day"].to_pylist()[0] == datetime(2026, 1, 1, tzinfo=UTC)
     assert read["nested"].to_pylist() == ['{"x":[1]}', '{"x":[]}', None]
+
+
+def test_a_column_of_several_types_is_named_with_the_first_record_that_differs(tmp_path):
+    lines = "1,1,1,true,2026-11-23T10:00:00Z", "2,1.5,true,1,x", "3,x,y,,", "n/a,z,false,true,y"
+    file = open_dataset_file(written(tmp_path, "a.csv", "\n".join(["a,b,c,d,e", *lines]).encode()))
+    assert types(file) == dict.fromkeys("abcde", "text")
+    assert sorted(file.remarks) == [
+        "columns.a is taken as text: records[3] is not integer, as those before it are",
+        "columns.b is taken as text: records[2] is not number, as those before it are",
+        "columns.c is taken as text: records[1] is not integer, as those before it are",
+        "columns.d is taken as text: records[1] is not boolean, as those before it are",
+        "columns.e is taken as text: records[1] is not timestamp, as those before it are",
+    ]
+    records = {"a": 1, "b": 1, "c": [1]}, {"a": "x", "b": 2.5, "c": ["x"]}, {"a": {}, "b": None, "c": 1}
+    file = open_dataset_file(written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, records)).encode()))
+    assert types(file) == {"a": "json", "b": "number?", "c": "json"}
+    assert sorted(file.remarks) == [
+        "columns.a is taken as json: records[1] is not integer, as those before it are",
+        "columns.c is taken as json: records[1] is not vector, as those before it are",
+    ]
+    declared = [{"name": "a", "type": "json"}, {"name": "c", "type": "json"}]
+    assert open_dataset_file(tmp_path / "a.jsonl", declared=declared).remarks == ()
+    plain = open_dataset_file(written(tmp_path, "b.csv", b"a,b,c\n1,x,\n2.5,1,true\n"))
+    assert (types(plain), plain.remarks) == ({"a": "number", "b": "text", "c": "boolean?"}, ())
+
+
+def test_quotes_around_nothing_are_a_text_and_no_missing_number(tmp_path):
+    quoted = open_dataset_file(written(tmp_path, "a.csv", b'a,b\n"1","2"\n"3",""\n'))
+    assert types(quoted) == {"a": "integer", "b": "text"}
+    assert quoted.remarks == ("columns.b is taken as text: records[1] is not integer, as those before it are",)
+    for file in (quoted, open_dataset_file(written(tmp_path, "b.csv", b'a,b\n"1","2"\n"3",\n'))):
+        checked = record_check("csv", file.schema)
+        assert checked.require(split_records(data_of(file), field="", encoding="csv"), first_record=0) == 2
+    assert types(open_dataset_file(tmp_path / "b.csv")) == {"a": "integer", "b": "integer?"}
 
 
 def test_what_is_declared_takes_the_place_of_what_was_read(tmp_path):

@@ -140,4 +140,7 @@ def _after(path: Path) -> NextVersion:
 
 
 def _opened(file: Path, schema: Path | None) -> DatasetFile:
-    return open_dataset_file(file, declared=load_declared(schema) if schema else ())
+    opened = open_dataset_file(file, declared=load_declared(schema) if schema else ())
+    for remark in opened.remarks:
+        click.echo(f"casemate: {remark}; --schema says otherwise", err=True)
+    return opened

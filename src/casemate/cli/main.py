@@ -104,6 +104,8 @@ def main() -> None:
         command(prog_name="casemate")
     except CasemateError as error:
         for violation in error.violations:
+            if f"{violation.field} {violation.description}" == str(error):
+                continue  # found on this machine: the error says it
             click.echo(f"casemate: {violation.field}: {violation.description}", err=True)
         said = "" if isinstance(error, ConfigurationError) else f"{error.code} / {error.reason}: "
         click.echo(f"casemate: {said}{error}", err=True)

@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from casemate.client.dataset_files import CutChunk, invalid_file, named_column
+from casemate.client.dataset_files import CutChunk, Inferred, invalid_file, mixed, named_column
 from casemate.client.text_files import begins, cut_text, lines_of
-from casemate.signing.columns import Column
 from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 
 _FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",\r\n]*+))(,|\Z)')
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _TIMESTAMP: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]{8}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
-_NARROW: Final = (("integer", _INTEGER), ("number", _NUMBER), ("boolean", re.compile("true|false")))
-_KINDS: Final = (*_NARROW, ("timestamp", _TIMESTAMP), ("text", re.compile(r"(?s:.*)")))
+_KINDS: Final = {
+    "integer": _INTEGER.fullmatch,
+    "number": _NUMBER.fullmatch,
+    "boolean": re.compile("true|false").fullmatch,
+    "timestamp": _TIMESTAMP.fullmatch,
+    "text": re.compile(r"(?s:.*)").fullmatch,
+}
+"""Types, the narrower first."""
 
 
 def csv_chunks(path: Path, *, chunk_bytes: int) -> Iterator[CutChunk]:
@@ -30,37 +35,46 @@ def csv_chunks(path: Path, *, chunk_bytes: int) -> Iterator[CutChunk]:
     return cut_text(path, chunk_bytes=chunk_bytes, start=start, split=_records, whole=_whole)
 
 
-def infer_csv(path: Path) -> list[Column]:
+def infer_csv(path: Path) -> Inferred:
     """The columns of the header line, each with the narrowest type that fits all records.
 
-    A column with nothing between two commas somewhere is nullable, unless it is of text.
+    A column with nothing between two commas somewhere is nullable, unless it is of text. Quotes around nothing are a
+    text. What fits no one type but text is remarked on, by the first record that differs.
 
     Raises:
         InvalidRequest: there is no header, a name cannot be a column's, or a record has other columns.
     """
     names, _ = _header(path)
-    kinds = [0] * len(names)
+    kinds: list[str] = [""] * len(names)
     empty = [False] * len(names)
-    filled = [False] * len(names)
+    remarks: dict[str, str] = {}
     count = 0
     for chunk in csv_chunks(path, chunk_bytes=1 << 20):
         for record in _records(chunk.data):
             values = _fields(record, count)
-            count += 1
             if len(values) != len(names):
-                raise invalid_file(f"records[{count - 1}]", f"has {len(values)} columns, the header {len(names)}")
+                raise invalid_file(f"records[{count}]", f"has {len(values)} columns, the header {len(names)}")
             for place, value in enumerate(values):
-                if value == "":
+                if value is None:
                     empty[place] = True
                     continue
-                filled[place] = True
-                while not _KINDS[kinds[place]][1].fullmatch(value):
-                    kinds[place] += 1
-    types = [_KINDS[kind][0] if some else "text" for kind, some in zip(kinds, filled, strict=True)]
-    return [
-        named_column(name, place, type=kind, nullable=empty[place] and kind != "text")
-        for place, (name, kind) in enumerate(zip(names, types, strict=True))
+                kind = kinds[place]
+                if not kind or not _KINDS[kind](value):
+                    kinds[place] = _wider(kind, value)
+                    if kind and kinds[place] == "text":
+                        remarks[names[place]] = mixed("text", kind, count)
+            count += 1
+    columns = [
+        named_column(name, place, type=kind or "text", nullable=empty[place] and kind not in {"", "text"})
+        for place, (name, kind) in enumerate(zip(names, kinds, strict=True))
     ]
+    return Inferred(columns, remarks)
+
+
+def _wider(kind: str, value: str) -> str:
+    """The type that holds what `kind` holds, and this value, which is none of it."""
+    narrowest = next(name for name, fits in _KINDS.items() if fits(value))
+    return narrowest if not kind or (kind, narrowest) == ("integer", "number") else "text"
 
 
 def _header(path: Path) -> tuple[list[str], int]:
@@ -73,31 +87,20 @@ def _header(path: Path) -> tuple[list[str], int]:
             line += piece
             if line.count(b'"') % 2 == 0:
                 break
-        names = _fields(line.rstrip(b"\r\n"), None)
-        if names in ([""], []):
+        names = [name or "" for name in _fields(line.rstrip(b"\r\n"), None)]
+        if names == [""]:
             raise invalid_file("file", "has no header line")
         return names, start + len(line)
 
 
-def _fields(record: bytes, number: int | None) -> list[str]:
+def _fields(record: bytes, number: int | None) -> list[str | None]:
     where = "header" if number is None else f"records[{number}]"
     try:
-        text = record.decode()
+        return read_fields(record)
     except UnicodeDecodeError:
         raise invalid_file(where, "is not UTF-8") from None
-    if '"' not in text:
-        return text.split(",")
-    fields: list[str] = []
-    position = 0
-    while True:
-        match = _FIELD.match(text, position)
-        if match is None:
-            raise invalid_file(where, "is not CSV: quotes stand around a whole field, and are doubled inside")
-        quoted, plain, comma = match.groups()
-        fields.append(plain if quoted is None else quoted.replace('""', '"'))
-        if not comma:
-            return fields
-        position = match.end()
+    except ValueError:
+        raise invalid_file(where, "is not CSV: quotes stand around a whole field, and are doubled inside") from None
 
 
 def read_fields(record: bytes) -> list[str | None]:

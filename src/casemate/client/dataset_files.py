@@ -38,12 +38,24 @@ ChunkSource = Callable[[], Iterator[CutChunk]]
 
 
 @dataclass(frozen=True, slots=True)
+class Inferred:
+    """The columns that were read off a file, and by name what is remarkable about them."""
+
+    columns: list[Column]
+    remarks: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetFile:
-    """A file that can be signed and pushed: how its records are written, what they hold, and its chunks."""
+    """A file that can be signed and pushed: how its records are written, what they hold, and its chunks.
+
+    `remarks` are sentences about columns that hold values of several types: worth a look before they are signed.
+    """
 
     format: Format
     schema: tuple[Column, ...]
     chunks: ChunkSource
+    remarks: tuple[str, ...] = ()
 
 
 def open_dataset_file(path: Path, *, declared: Iterable[Mapping[str, object]] = ()) -> DatasetFile:
@@ -160,18 +172,31 @@ def invalid_file(field: str, description: str) -> InvalidRequest:
     )
 
 
+def mixed(kind: str, before: str, record: int) -> str:
+    """That a column is of a type for one record's sake, which is counted from 0 as in the service's refusals."""
+    return f"is taken as {kind}: records[{record}] is not {before}, as those before it are"
+
+
+def _remarks(found: Inferred, declared: Iterable[Mapping[str, object]]) -> tuple[str, ...]:
+    """What is said of columns whose type nobody declared."""
+    typed = {each.get("name") for each in declared if "type" in each}
+    return tuple(f"columns.{name} {text}" for name, text in found.remarks.items() if name not in typed)
+
+
 def _open_csv(path: Path, declared: list[Mapping[str, object]], chunk_bytes: int) -> DatasetFile:
     from casemate.client.csv_files import csv_chunks, infer_csv  # noqa: PLC0415  # what is not read is not loaded
 
-    schema = declare(infer_csv(path), declared)
-    return DatasetFile("csv", schema, lambda: csv_chunks(path, chunk_bytes=chunk_bytes))
+    found = infer_csv(path)
+    schema = declare(found.columns, declared)
+    return DatasetFile("csv", schema, lambda: csv_chunks(path, chunk_bytes=chunk_bytes), _remarks(found, declared))
 
 
 def _open_jsonl(path: Path, declared: list[Mapping[str, object]], chunk_bytes: int) -> DatasetFile:
     from casemate.client.text_files import infer_jsonl, jsonl_chunks  # noqa: PLC0415  # as above
 
-    schema = declare(infer_jsonl(path), declared)
-    return DatasetFile("jsonl", schema, lambda: jsonl_chunks(path, chunk_bytes=chunk_bytes))
+    found = infer_jsonl(path)
+    schema = declare(found.columns, declared)
+    return DatasetFile("jsonl", schema, lambda: jsonl_chunks(path, chunk_bytes=chunk_bytes), _remarks(found, declared))
 
 
 def _open_arrow(path: Path, declared: list[Mapping[str, object]], chunk_bytes: int) -> DatasetFile:

@@ -8,9 +8,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.client.dataset_files import CutChunk, invalid_file, named_column
+from casemate.client.dataset_files import CutChunk, Inferred, invalid_file, mixed, named_column
 from casemate.errors import ConfigurationError
-from casemate.signing.columns import Column
 from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_ROWS
 from casemate.signing.framing import MAXIMUM_RECORD_BYTES
 
@@ -138,8 +137,10 @@ def jsonl_chunks(path: Path, *, chunk_bytes: int) -> Iterator[CutChunk]:
     return cut_text(path, chunk_bytes=chunk_bytes, start=begins(path))
 
 
-def infer_jsonl(path: Path) -> list[Column]:
+def infer_jsonl(path: Path) -> Inferred:
     """The columns of a file of JSON Lines, in the order they first appear, each with the narrowest type that fits.
+
+    What fits no one type but `json` is remarked on, by the first record that differs.
 
     Raises:
         InvalidRequest: a line is no JSON object, or a name cannot be a column's.
@@ -152,6 +153,7 @@ def infer_jsonl(path: Path) -> list[Column]:
     kinds: dict[str, str] = {}
     seen: dict[str, int] = {}
     empty: set[str] = set()
+    remarks: dict[str, str] = {}
     count = 0
     for chunk in jsonl_chunks(path, chunk_bytes=1 << 20):
         for line in chunk.data[:-1].split(b"\n"):
@@ -166,11 +168,14 @@ def infer_jsonl(path: Path) -> list[Column]:
                     empty.add(name)
                     kinds.setdefault(name, "")
                 else:
-                    kinds[name] = _wider(kinds.get(name, ""), value)
-    return [
+                    before, kinds[name] = kinds.get(name, ""), _wider(kinds.get(name, ""), value)
+                    if kinds[name] == "json" and before not in {"", "json"}:
+                        remarks[name] = mixed("json", before, count - 1)
+    columns = [
         named_column(name, place, type=kind or "text", nullable=name in empty or seen[name] < count)
         for place, (name, kind) in enumerate(kinds.items())
     ]
+    return Inferred(columns, remarks)
 
 
 def _wider(kind: str, value: object) -> str:
