@@ -6,6 +6,7 @@ import json
 import shlex
 from datetime import UTC, datetime
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -51,7 +52,7 @@ def test_why_says_the_true_reason_and_a_command_that_can_be_typed(state):
     typed = shlex.split(said.rpartition("to mend it:")[2])
     assert typed == [
         *("casemate", "grant", "create", "--tenant", "acme", "--caller", "t/acme/trainer"),
-        *("--verb", "read", "--resource", "dataset/my digits"),
+        *("--verb", "read", "--resource", "dataset/my digits", "--as", "casemate/operator"),
     ]
 
 
@@ -91,6 +92,44 @@ def test_every_reason_is_explained_in_whole_sentences(reason):
     assert "{" not in f"{told.meaning}{told.command}"
     bare = explain({"reason": reason, "method": "/x/y"}, own_policies())
     assert "{" not in f"{bare.meaning}{bare.command}"
+
+
+def parsed(arguments):
+    """The command that these words mean, its options and arguments taken apart and judged; nothing is run."""
+    context, words = command.make_context("casemate", list(arguments)), list(arguments)
+    while isinstance(context.command, click.Group):
+        name, inner, words = context.command.resolve_command(context, words)
+        context = inner.make_context(name, words, parent=context)
+    return context
+
+
+SAID = [(reason, how) for reason in sorted(_MEANINGS) if _MEANINGS[reason][1] is not None for how in ("known", "bare")]
+
+
+@pytest.mark.parametrize(("reason", "how"), SAID)
+def test_every_command_that_is_named_is_one(reason, how):
+    """Where all is known it parses as it stands; where not, every word in capitals can be filled in."""
+    record = (
+        {"reason": reason, "method": PULL, "resource": "dataset/x", **WHO} if how == "known" else {"method": "/x/y"}
+    )
+    told = explain({**record, "reason": reason}, own_policies()).command
+    words = ["read" if word == "VERB" else word for word in shlex.split(told)]
+    assert words[0] == "casemate"
+    assert parsed(words[1:]).params
+    if how == "known":
+        assert not any(word.isupper() for word in words)
+    with pytest.raises(click.UsageError):
+        parsed([*words[1:], "--no-such-option"])
+
+
+def test_a_scope_that_is_lacked_is_mended_by_a_client_that_does_not_exist_yet():
+    """A client's scopes do not change, and its name and its certificate's are taken."""
+    told = explain({"reason": "INSUFFICIENT_SCOPE", "method": PULL, **WHO}, own_policies()).command
+    typed = shlex.split(told)
+    assert typed[typed.index("create") + 1] == "acme-trainer-2"
+    assert typed[typed.index("--spiffe-id") + 1] == "spiffe://casemate.internal/t/acme/trainer-2"
+    at_headers = {"reason": "INSUFFICIENT_SCOPE", "method": PULL, "tenant": "acme", "client_id": "acme-trainer"}
+    assert "spiffe://DOMAIN/t/acme/NAME-2" in explain(at_headers, own_policies()).command
 
 
 def test_every_refusal_of_the_gate_has_its_explanation():

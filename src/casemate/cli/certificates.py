@@ -10,11 +10,14 @@ from casemate.clock import Clock, SystemClock
 from casemate.errors import ConfigurationError
 from casemate.pki.authority import CertificateAuthority
 from casemate.pki.leaves import needs_renewal, write_leaf
+from casemate.pki.names import ServiceName
 from casemate.pki.succession import give_roots
 from casemate.sealing.local import LocalKeyRing
 from casemate.transport.certificates import CertificateSource
 
 OPERATOR = ("casemate", "operator")
+SERVICE_PREFIX = "svc"
+"""What the path of a service's SPIFFE ID begins with, where a client's has its tenant."""
 
 
 class Certificates:
@@ -83,11 +86,22 @@ class Certificates:
             if (directory / "cert.pem").exists():
                 give_roots(directory, self._authority.ca_pem)
 
-    def require_client(self, tenant: str, name: str) -> CertificateSource:
-        """The identity of a client, issued now if it has none that is good."""
+    def require_client(self, tenant: str, name: str, *, anew: bool = False) -> CertificateSource:
+        """The identity of a client, issued now if it has none that is good, or if it is to have another."""
         directory = self._state.client_leaf(tenant, name)
-        if needs_renewal(directory, self._clock):
+        if anew or needs_renewal(directory, self._clock):
             self._issue_client(tenant, name)
+        return CertificateSource(directory)
+
+    def require_service(self, service: str, *, anew: bool = False) -> CertificateSource:
+        """Likewise of a service, ours or another team's.
+
+        Raises:
+            ConfigurationError: the name is not one.
+        """
+        directory = self._state.service_leaf(ServiceName(service=service).service)
+        if anew or needs_renewal(directory, self._clock):
+            self._issue_service(service)
         return CertificateSource(directory)
 
     def operator_source(self) -> CertificateSource:
@@ -95,7 +109,8 @@ class Certificates:
         return self.require_client(*OPERATOR)
 
     def _leaves(self) -> Iterator[tuple[Path, Callable[[], None]]]:
-        for service in SERVICES:
+        others = {directory.name for directory in (self._state.root / "pki" / "leaves" / SERVICE_PREFIX).glob("*")}
+        for service in (*SERVICES, *sorted(others - set(SERVICES))):
             yield self._state.service_leaf(service), lambda service=service: self._issue_service(service)  # type: ignore[misc]
         known = set((self._state.root / "pki" / "leaves" / "t").glob("*/*")) | {self._state.client_leaf(*OPERATOR)}
         for directory in sorted(known):

@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from casemate.cli.certificates import OPERATOR
 from casemate.gate.core.policy import TokenAccess
 
 if TYPE_CHECKING:
@@ -37,15 +38,22 @@ _MEANINGS = {
     ),
     "PEER_REFUSED": (
         "The certificate is outside its dates, revoked, or not one of a caller of this trust domain.",
-        "casemate pki issue {who}",
+        "casemate pki issue {who} --anew",
     ),
     "INSUFFICIENT_SCOPE": (
-        "The token lacks the scope {scope}. The client must be registered with it.",
-        "casemate client create {client} --tenant {tenant} --spiffe-id {spiffe} --audience {audience} --scope {scope}",
+        (
+            "The token lacks the scope {scope}: it was asked for fewer, or the client is not registered with it. "
+            "What a client is registered with does not change; another client, with a certificate of its own, "
+            "takes its place."
+        ),
+        (
+            "casemate client create {client}-2 --tenant {tenant} --spiffe-id {spiffe}-2 --audience {audience} "
+            "--scope {scope} --as {operator}"
+        ),
     ),
     "GRANT_MISSING": (
         "No grant gives {verb} on {resource}, or one takes it. The caller was told NOT_FOUND.",
-        "casemate grant create --tenant {tenant} --caller {path} --verb {verb} --resource {resource}",
+        "casemate grant create --tenant {tenant} --caller {path} --verb {verb} --resource {resource} --as {operator}",
     ),
     "CALLER_NOT_ALLOWED": (
         "The method is for services alone, and this certificate is none of theirs. There is nothing to mend.",
@@ -54,7 +62,7 @@ _MEANINGS = {
     "RATE_LIMITED": ("Too many calls at once or too fast: the caller, its tenant, or on this resource.", None),
     "TRUST_STALE": (
         "The service had no news from auth for too long, and would rather refuse than guess.",
-        "casemate health auth --address HOST:PORT --identity DIRECTORY",
+        "casemate health auth",
     ),
     "NOT_SERVED": ("The caller was proven; there is no such method here.", None),
     "DEPENDENCY_UNAVAILABLE": ("Something that the call needs was down; an audited call needs the audit.", None),
@@ -87,13 +95,16 @@ def explain(record: Mapping[str, Any], policies: PolicyTable) -> Explanation:
 
 def _words(record: Mapping[str, Any], policy: MethodPolicy | None) -> dict[str, str]:
     """What is known of the call; a name in capitals where something is not."""
-    spiffe_id = str(record.get("spiffe_id") or "SPIFFE-ID")
-    path = spiffe_id.split("/", 3)[3] if spiffe_id.count("/") > 3 else "t/TENANT/NAME"
+    tenant = str(record.get("tenant") or "TENANT")
+    # A call that lacks a scope is refused before its connection is looked at: of its name only the tenant is known.
+    spiffe_id = str(record.get("spiffe_id") or f"spiffe://DOMAIN/t/{tenant}/NAME")
+    path = spiffe_id.split("/", 3)[3]
     access = policy.access if policy is not None else None
     scope, verb = (access.scope, access.verb) if isinstance(access, TokenAccess) else (None, None)
     method = str(record.get("method"))
     return {
-        "tenant": str(record.get("tenant") or "TENANT"),
+        "tenant": tenant,
+        "operator": "/".join(OPERATOR),
         "client": str(record.get("client_id") or "CLIENT"),
         "spiffe": spiffe_id,
         "path": path,

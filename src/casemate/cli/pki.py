@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from casemate.cli.certificates import Certificates
+from casemate.cli.certificates import SERVICE_PREFIX, Certificates
 from casemate.cli.deployment_options import open_deployment, with_deployment
 from casemate.cli.main import Options
 from casemate.cli.roots import root_command
@@ -43,17 +43,26 @@ def init(options: Options, trust_domain: str) -> None:
 
 
 @pki_command.command("issue")
-@click.argument("identity", metavar="TENANT/NAME")
+@click.argument("identity", metavar="TENANT/NAME|svc/NAME")
 @click.option("--trust-domain", default="casemate.internal", show_default=True)
+@click.option("--anew", is_flag=True, help="Also where there is a good one: its key was exposed, or it was revoked.")
 @click.pass_obj
-def issue(options: Options, identity: str, trust_domain: str) -> None:
-    """Issues a client certificate for 24 hours; prints its directory."""
+def issue(options: Options, identity: str, trust_domain: str, anew: bool) -> None:
+    """Issues a certificate for 24 hours; prints its directory.
+
+    TENANT/NAME is a client. svc/NAME is a service: it serves as NAME.DOMAIN, and calls.
+    """
     tenant, separator, name = identity.partition("/")
     if not separator:
-        raise click.BadParameter("give TENANT/NAME", param_hint="IDENTITY")
+        raise click.BadParameter("give TENANT/NAME or svc/NAME", param_hint="IDENTITY")
     certificates = _open(options, trust_domain)
-    certificates.require_client(tenant, name)
-    click.echo(StateDirectory(options.state).client_leaf(tenant, name))
+    state = StateDirectory(options.state)
+    if tenant == SERVICE_PREFIX:
+        certificates.require_service(name, anew=anew)
+        click.echo(state.service_leaf(name))
+        return
+    certificates.require_client(tenant, name, anew=anew)
+    click.echo(state.client_leaf(tenant, name))
 
 
 @pki_command.command("renew")

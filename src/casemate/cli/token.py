@@ -11,12 +11,14 @@ from casemate.client.session import Session
 
 
 @click.command("token")
-@click.argument("audience", type=click.Choice(["auth", "inference", "datasets"]))
+@click.argument("audience")
 @click.option("--scope", "scopes", multiple=True, help="Scopes asked for [default: all that the client may have].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @with_session
 def token_command(session: Session, audience: str, scopes: tuple[str, ...], as_json: bool) -> None:
-    """Prints a token for one service, for grpcurl and its kin.
+    """Prints a token for the service AUDIENCE, for grpcurl and its kin.
+
+    That is auth, inference, datasets, or another team's that auth was told of.
 
     It lives five minutes at most, and is good only on a connection with the
     certificate that asked for it.
