@@ -78,9 +78,8 @@ buf-breaking: .venv/dev.stamp ## Fail when a proto breaks callers of AGAINST (a 
 check-deploy: .foreign/deploy.stamp ## Judge manifests and workflows: schemas, checkov, zizmor
 	@deploy/check-manifests .foreign/deploy/bin
 
-audit-dependencies: .foreign/deploy.stamp ## Known weaknesses of what is locked (needs the package index's advisories)
-	@for name in run dev auth datasets inference tools aws build; do \
-	  .foreign/deploy/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/$$name.txt || exit 1; done
+audit-dependencies: .foreign/deploy.stamp ## Known weaknesses of what is locked (needs the package index's advisories, or OSV's)
+	@deploy/audit-dependencies .foreign/deploy/bin run dev auth datasets inference tools aws build deploy
 
 scan-secrets: .foreign/deploy.stamp ## Fail when a file that git knows holds what looks like a secret
 	@deploy/scan-secrets .foreign/deploy/bin
@@ -110,7 +109,7 @@ lock: .venv/dev.stamp ## Lock requirements/*.txt by hash again (needs a package 
 	@for name in kserve mlserver pytriton deploy model-signing; do \
 	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done
 
-images: ## Build the container images: auth, datasets, inference, tools, postgres
+images: ## Build the container images: auth, datasets, inference, tools, backup, postgres
 	@deploy/images/build
 
 pin-images: ## Write deploy/images/pins.env: the base images by digest, as the registry has them now
