@@ -81,7 +81,7 @@ def test_postgresql_is_given_verifiers_and_no_password(folders, clock):
 def test_every_private_key_and_secret_is_its_owners_alone(folders, clock):
     deployed(folders, clock).renew_due()
     private = [*folders.issued.rglob("key.pem"), *folders.issued.rglob("secrets/*"), folders.authority / "kek.json"]
-    assert len(private) == 9 + 9 + 1
+    assert len(private) == 10 + 9 + 1
     assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
 
 
@@ -105,11 +105,11 @@ def test_the_databases_leaf_proves_its_name_and_cannot_call(folders, clock):
 
 def test_leaves_are_renewed_at_half_their_life_and_not_before(folders, clock):
     deployment = deployed(folders, clock)
-    assert deployment.renew_due() == 9
+    assert deployment.renew_due() == 10
     clock.time += LIFETIME / 2 - timedelta(minutes=2)
     assert deployment.renew_due() == 0
     clock.time += timedelta(minutes=2)
-    assert deployment.renew_due() == 9
+    assert deployment.renew_due() == 10
 
 
 def test_an_authority_that_renews_nothing_is_not_healthy(folders, clock):
@@ -202,7 +202,7 @@ def test_each_step_of_a_change_of_roots_reaches_whoever_keeps_without_a_restart(
         assert len(x509.load_pem_x509_certificates((leaf / "ca.pem").read_bytes())) == 2
 
     deployed(folders, clock).switch_root()
-    assert keeping.renew_due() == 9
+    assert keeping.renew_due() == 10
     second = load_certificate(folders.authority / "ca" / "cert.pem")
     for leaf in serials:
         load_certificate(leaf / "cert.pem").verify_directly_issued_by(second)
@@ -242,4 +242,4 @@ def test_a_look_in_the_middle_of_a_switch_changes_nothing_and_the_next_one_goes_
     assert {leaf: (leaf / "cert.pem").read_bytes() for leaf in leaves} == leaves
     (ca / "key.sealed").write_bytes(before)
     deployed(folders, clock).switch_root()
-    assert keeping.renew_due() == 9
+    assert keeping.renew_due() == 10

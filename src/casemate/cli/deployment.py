@@ -41,8 +41,8 @@ ROLES = {"auth": ("casemate_auth",), "datasets": ("casemate_datasets", "casemate
 """Each role owns the database of its name, and its service alone can log in as it."""
 
 OPERATOR = ("casemate", "operator")
-OBSERVER = "prometheus"
-"""Reads metrics, as a service of its own: it holds no grant."""
+OBSERVERS = ("prometheus", "collector")
+"""The one reads metrics, the other takes what applications send; each by a name of its own, and without a grant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class DeploymentFolders:
 
     Attributes:
         authority: the authority and the key that seals its key; nobody else's.
-        issued: one folder for each service, for `postgres`, for `prometheus`, and for `clients`.
+        issued: one folder for each service, for `postgres`, for each observer, and for `clients`.
     """
 
     authority: Path
@@ -208,7 +208,7 @@ class Deployment:
         return self._clock.now() >= start + (end - start) * 3 / 4
 
     def _leaves(self) -> Iterator[tuple[Path, Callable[[], IssuedLeaf]]]:
-        for service in (*SERVICES, OBSERVER):
+        for service in (*SERVICES, *OBSERVERS):
             yield self._folders.leaf(service, "service"), lambda service=service: self._service(service)  # type: ignore[misc]
         for service, roles in ROLES.items():
             for role in roles:
