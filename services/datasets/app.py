@@ -6,13 +6,11 @@ import asyncio
 import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
-from casemate.datasets.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
-from casemate.datasets.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from casemate.gate.adapters.asynchronous import AioGateInterceptor
 from casemate.gate.adapters.audit_file import AuditFile
 from casemate.gate.adapters.audit_heads import AUDIT_HEAD, AuditHeads
@@ -27,7 +25,6 @@ from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.json_log import log_to_stderr
 from casemate.keys.v1 import key_service_pb2
-from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.sealing.key_ring import KekWatch
 from casemate.settings import load_settings
 from casemate.signing.checkpoint import verification_key
@@ -37,26 +34,18 @@ from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import aio_health_service
 from casemate.transport.metrics import Metrics, MetricsServer
 from casemate.transport.reflection import aio_reflection_service
-from casemate.transport.registry import methods_of, registered
+from casemate.transport.registry import methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, build_aio_server
 from services.datasets.auth_witness import AuthWitness
-from services.datasets.catalogue_servicer import Catalogue
 from services.datasets.checkpoints import WITNESS_EVERY, Checkpoints, Witness
-from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.exports import Exports
 from services.datasets.health_probe import HealthProbe
 from services.datasets.large_buffers import give_back_large_buffers
-from services.datasets.log_servicer import LogServicer
 from services.datasets.opening import Stores, log_origin, open_shredder, open_stores
-from services.datasets.pull import Reader
-from services.datasets.push import Intake
 from services.datasets.retention import CLOCKS_AGREE_WITHIN, Retention
+from services.datasets.rpc_wiring import AUDIENCE, Footing, build_services
 from services.datasets.settings import DatasetsSettings
-from services.datasets.signer_report import SignerReport
 from services.datasets.supervision import keep_running
-from services.datasets.versions import Versions
-from services.keys.operations import KeyOperations
-from services.keys.servicer import key_service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -65,16 +54,12 @@ if TYPE_CHECKING:
     from casemate.gate.core.audit import AuditSink
     from casemate.sealing.key_ring import DataKeyRing
     from casemate.signing.keys import PublicKey, SigningKey
-    from casemate.signing.signers import Signer
-    from casemate.signing.statements import SignerResolver
     from casemate.transport.health import HealthState
     from casemate.transport.registry import RegisteredService
+    from casemate.transport.server import AioServer
     from services.datasets.shred import Shredder
 
 __all__ = ["AUDIENCE", "Running", "Stores", "log_origin", "open_shredder", "open_stores", "run", "serving"]
-
-AUDIENCE = "datasets"
-"""Tokens name it; manifests name it with the trust domain behind."""
 
 _LOGGER = logging.getLogger(__name__)
 _PLACES = 128  # calls at once; shared out as soon as two tenants call
@@ -155,55 +140,24 @@ async def serving(
             trust = TrustState(staleness=settings.trust.staleness)
             auth = _follow(settings, stack, source, trust, clock)
             witness = witness or AuthWitness(auth)
-        shredder = open_shredder(settings, stores, signing_key, clock)
         checkpoints = _show_log(settings, stack, stores, signing_key, witness)
-        retention = Retention(
-            schedules=stores.schedules,
-            discards=stores.discards,
-            labels=stores.labels,
-            shredder=shredder,
-            upload_lifetime=settings.upload_lifetime,
-            clock=clock,
-            clocks_agree_within=clocks_agree_within,
+        footing = _footing(
+            settings, stack, stores=stores, log_key=signing_key, trust=trust, clock=clock, checkpoints=checkpoints
         )
-        services = _services(
-            settings,
-            stores,
-            signing_key,
-            trust=trust,
-            clock=clock,
-            shredder=shredder,
-            exports=_open_exports(settings, stack, stores, signing_key, clock),
-            checkpoints=checkpoints,
-        )
+        services = build_services(footing)
         health_rpc, health = aio_health_service()
         services += [health_rpc, aio_reflection_service([service.name for service in (*services, health_rpc)])]
         audit, counts = _open_audit(settings, stack), GateCounts(metrics)
         gate = _gate(settings, services=services, trust=trust, clock=clock, audit=audit, counts=counts)
-        server = build_aio_server(
-            source=source,
-            services=services,
-            interceptors=[AioGateInterceptor(gate)],
-            address=settings.listen.address,
-            health=health,
-            lame_duck=lame_duck,
-            max_message_bytes=MAXIMUM_MESSAGE_BYTES,
-        )
+        server = _server(settings, source=source, services=services, gate=gate, health=health, lame_duck=lame_duck)
         metrics_server = _show_metrics(settings, stack, metrics, source)
-        probe = HealthProbe(
-            health=health,
-            services=[service.name for service in services],
-            ping=stores.ping,
-            trust=trust,
-            staleness=settings.trust.staleness,
-            metrics=metrics,
-            clock=clock,
-        )
+        probe = _probe(footing, health=health, services=services, metrics=metrics)
         await probe.look()
         await server.start()
         stack.push_async_callback(server.stop)
+        retention = _retention(footing, clocks_agree_within)
         heads = AuditHeads(path=settings.audit_file, head=lambda: audit.head)
-        _keep_all_running(stack, stores, probe=probe, shredder=shredder, retention=retention, heads=heads)
+        _keep_all_running(stack, stores, probe=probe, shredder=footing.shredder, retention=retention, heads=heads)
         yield Running(
             port=server.port,
             metrics_port=metrics_server.port,
@@ -215,6 +169,75 @@ async def serving(
             audit_heads=heads,
             stores=stores,
         )
+
+
+def _footing(
+    settings: DatasetsSettings,
+    stack: AsyncExitStack,
+    *,
+    stores: Stores,
+    log_key: SigningKey,
+    trust: TrustState,
+    clock: Clock,
+    checkpoints: Checkpoints,
+) -> Footing:
+    return Footing(
+        settings=settings,
+        stores=stores,
+        log_key=log_key,
+        trust=trust,
+        clock=clock,
+        shredder=open_shredder(settings, stores, log_key, clock),
+        exports=_open_exports(settings, stack, stores, log_key, clock),
+        checkpoints=checkpoints,
+    )
+
+
+def _server(
+    settings: DatasetsSettings,
+    *,
+    source: CertificateSource,
+    services: list[RegisteredService],
+    gate: Gate,
+    health: HealthState,
+    lame_duck: timedelta,
+) -> AioServer:
+    return build_aio_server(
+        source=source,
+        services=services,
+        interceptors=[AioGateInterceptor(gate)],
+        address=settings.listen.address,
+        health=health,
+        lame_duck=lame_duck,
+        max_message_bytes=MAXIMUM_MESSAGE_BYTES,
+    )
+
+
+def _probe(
+    footing: Footing, *, health: HealthState, services: list[RegisteredService], metrics: Metrics
+) -> HealthProbe:
+    return HealthProbe(
+        health=health,
+        services=[service.name for service in services],
+        ping=footing.stores.ping,
+        trust=footing.trust,
+        staleness=footing.settings.trust.staleness,
+        metrics=metrics,
+        clock=footing.clock,
+    )
+
+
+def _retention(footing: Footing, clocks_agree_within: timedelta) -> Retention:
+    stores = footing.stores
+    return Retention(
+        schedules=stores.schedules,
+        discards=stores.discards,
+        labels=stores.labels,
+        shredder=footing.shredder,
+        upload_lifetime=footing.settings.upload_lifetime,
+        clock=footing.clock,
+        clocks_agree_within=clocks_agree_within,
+    )
 
 
 def _keep_all_running(
@@ -251,71 +274,6 @@ def _show_metrics(
     stack.push_async_callback(asyncio.to_thread, server.stop)
     server.start()
     return server
-
-
-def _services(
-    settings: DatasetsSettings,
-    stores: Stores,
-    log_key: SigningKey,
-    *,
-    trust: TrustState,
-    clock: Clock,
-    shredder: Shredder,
-    exports: Exports,
-    checkpoints: Checkpoints,
-) -> list[RegisteredService]:
-    resolve = _resolver(settings, trust)
-    origin = log_origin(settings.identity.trust_domain)
-    audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
-    intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=clock)
-    datasets = DatasetServicer(
-        intake=intake,
-        catalogue=_catalogue(stores, resolve, service=audience, trust=trust, clock=clock),
-        exports=exports,
-        shredder=shredder,
-        log_key=verification_key(origin, log_key.public),
-    )
-    operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
-    log = LogServicer(log=stores.log, lineage=stores.lineage, checkpoints=checkpoints)
-    return [
-        registered(add_DatasetServiceServicer_to_server, datasets),
-        registered(add_LogServiceServicer_to_server, log),
-        key_service(operations),
-    ]
-
-
-def _resolver(settings: DatasetsSettings, trust: TrustState) -> SignerResolver:
-    def resolve(key_id: str) -> Signer | None:
-        signer = trust.current.signers.get(key_id)
-        if signer is None or not settings.unsafe_accept_pkcs1:
-            return signer
-        return replace(signer, public_key=signer.public_key.unsafe_also_pkcs1())
-
-    return resolve
-
-
-def _catalogue(stores: Stores, resolve: SignerResolver, *, service: str, trust: TrustState, clock: Clock) -> Catalogue:
-    reader = Reader(
-        audience=service,
-        store=stores.versions,
-        shreds=stores.shreds,
-        keys=stores.keys,
-        resolve=resolve,
-        alarms=stores.alarms,
-    )
-    return Catalogue(
-        service=service,
-        reader=reader,
-        store=stores.versions,
-        versions=Versions(reader=reader, labels=stores.labels, trust=trust, clock=clock),
-        labels=stores.labels,
-        lineage=stores.lineage,
-        reports=SignerReport(
-            pool=stores.pool, log=stores.log, versions=stores.versions, lineage=stores.lineage, resolve=resolve
-        ),
-        schedules=stores.schedules,
-        trust=trust,
-    )
 
 
 def _open_exports(
