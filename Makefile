@@ -29,7 +29,7 @@ help: ## List every target
 	@touch $@
 
 run: .venv/run.stamp ## Start auth, inference and datasets with a database and certificates; Ctrl-C stops all
-	@exec $(BIN)/casemate up
+	@exec $(BIN)/casemate up $(if $(AUDIENCE),--audience '$(AUDIENCE)')
 
 demo: .venv/run.stamp ## Run the whole story, thefts and tampering included, on throw-away state
 	@exec $(BIN)/casemate demo

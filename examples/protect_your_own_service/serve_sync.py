@@ -1,6 +1,6 @@
 """The gate in front of somebody else's servicer, on the synchronous server.
 
-Run: `python -m examples.protect_your_own_service.serve_sync IDENTITY AUTH ADDRESS`; ends with its standard input.
+Run: `python -m examples.protect_your_own_service.serve_sync IDENTITY AUTH ADDRESS AUDIT`; ends with its standard input.
 """
 
 import os
@@ -14,9 +14,11 @@ raise_floor(os.environ)  # before anything imports grpc
 from casemate.gate.adapters.protection import Protection, registered
 from examples.protect_your_own_service import greeter_pb2, greeter_pb2_grpc, servicer
 
-identity, auth, address = sys.argv[1:]
+identity, auth, address, audit = sys.argv[1:]
 services = greeter_pb2.DESCRIPTOR.services_by_name.values()
-with Protection(identity=Path(identity), auth=auth, audience="greeter", services=services) as protection:
+with Protection(
+    identity=Path(identity), auth=auth, audience="greeter", services=services, audit_file=Path(audit)
+) as protection:
     greeter = registered(greeter_pb2_grpc.add_GreeterServicer_to_server, servicer.Greeter())
     server = protection.server([greeter], address=address)
     server.start()

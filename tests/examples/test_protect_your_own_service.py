@@ -56,10 +56,11 @@ def auth(leaf):
 
 
 @pytest.fixture(scope="module", params=["serve_sync", "serve_aio"])
-def port(request, auth, leaf):
+def port(request, auth, leaf, tmp_path_factory):
     module = f"examples.protect_your_own_service.{request.param}"
+    audit = tmp_path_factory.mktemp("greeter") / "audit.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", module, leaf("service", service="greeter"), auth, "127.0.0.1:0"],
+        [sys.executable, "-m", module, leaf("service", service="greeter"), auth, "127.0.0.1:0", audit],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

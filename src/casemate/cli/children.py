@@ -45,6 +45,7 @@ class Launcher:
         trust_domain: the SPIFFE trust domain.
         checkout: where the services are.
         databases: by name, as they were made.
+        audiences: other teams' services and their scopes, as auth's setting has them.
     """
 
     state: StateDirectory
@@ -52,6 +53,7 @@ class Launcher:
     trust_domain: str
     checkout: Path
     databases: Mapping[str, DatabaseSettings]
+    audiences: str = ""
 
     def service(self, name: str, *arguments: str) -> ChildCommand:
         """The command that runs a service, or with arguments does one thing as it."""
@@ -79,6 +81,8 @@ class Launcher:
         }
         if service in self.ports.http:
             values[f"{prefix}_HTTP_LISTEN"] = f"127.0.0.1:{self.ports.http[service]}"
+        if service == "auth" and self.audiences:
+            values[f"{prefix}_AUDIENCES"] = self.audiences
         if service != "auth":
             values[f"{prefix}_AUTH_ADDRESS"] = f"127.0.0.1:{self.ports.grpc['auth']}"
         if service != "datasets":

@@ -45,6 +45,7 @@ class Cluster:
         trust_domain: the SPIFFE trust domain.
         report: told one line about everything worth a line.
         clock: judges which certificates are due.
+        audiences: other teams' services and their scopes, as auth's setting has them.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Cluster:
         trust_domain: str,
         report: Callable[[str], None],
         clock: Clock | None = None,
+        audiences: str = "",
     ) -> None:
         self.state = state
         self.ports = ports
         self.trust_domain = trust_domain
         self._report = report
         self._clock = clock or SystemClock()
+        self._audiences = audiences
         self._checkout = find_checkout()
         self.postgres = EmbeddedPostgres(directory=state.postgres)
         self._children: list[Child] = []
@@ -105,6 +108,7 @@ class Cluster:
             ports=self.ports,
             trust_domain=self.trust_domain,
             checkout=self._checkout,
+            audiences=self._audiences,
             databases={
                 name: await self.postgres.ensure_database(name, self.state.password(name))
                 for names in DATABASES.values()

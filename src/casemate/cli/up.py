@@ -26,8 +26,15 @@ DEFAULT_TRUST_DOMAIN = "casemate.internal"
 @click.option("--trust-domain", default=DEFAULT_TRUST_DOMAIN, show_default=True, help="SPIFFE trust domain.")
 @click.option("--seed/--no-seed", default=True, help="Publish the digits model on first start.")
 @click.option("--free-ports", is_flag=True, help="Listen on ports that are free, not on the documented ones.")
+@click.option(
+    "--audience",
+    "audiences",
+    multiple=True,
+    metavar="NAME=SCOPE,…",
+    help="Another team's service that tokens may be for, and that may follow the trust feed (svc/NAME).",
+)
 @click.pass_obj
-def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool) -> None:
+def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool, audiences: tuple[str, ...]) -> None:
     """Starts auth, inference, datasets and their database, and keeps them running.
 
     State lies in the state directory and survives. Certificates are renewed at half
@@ -35,7 +42,9 @@ def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool
     """
     require_unset(os.environ)  # noqa: TID251  # where the environment enters
     ports = Ports.free() if free_ports else Ports.fixed()
-    asyncio.run(_run(options.state, trust_domain, ports, seed=seed))
+    state = StateDirectory(options.state)
+    cluster = Cluster(state=state, ports=ports, trust_domain=trust_domain, report=say, audiences=";".join(audiences))
+    asyncio.run(_run(state, cluster, seed=seed))
 
 
 def say(line: str) -> None:
@@ -50,16 +59,14 @@ def _say_once(marker: Path, lines: str) -> None:
         marker.touch(mode=0o600)
 
 
-async def _run(root: Path, trust_domain: str, ports: Ports, *, seed: bool) -> None:
+async def _run(state: StateDirectory, cluster: Cluster, *, seed: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     begun = time.monotonic()
-    state = StateDirectory(root)
-    first = not (root / "seeded").exists()
-    say(f"Starting Casemate on {root}" + (" (first start: keys, database, certificates)" if first else ""))
-    cluster = Cluster(state=state, ports=ports, trust_domain=trust_domain, report=say)
+    first = not (state.root / "seeded").exists()
+    say(f"Starting Casemate on {state.root}" + (" (first start: keys, database, certificates)" if first else ""))
     starting = asyncio.create_task(_start(cluster, seed=seed and first))
     stopped = asyncio.create_task(stop.wait())
     try:

@@ -140,11 +140,11 @@ def test_only_a_method_for_named_services_can_be_opened_to_further_ones():
 
 
 @asynccontextmanager
-async def example(module, leaf, port):
+async def example(module, leaf, port, audit):
     """The example, started as its README says, against auth at this port."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", f"examples.protect_your_own_service.{module}"),
-        *(str(leaf("service", service="greeter")), f"127.0.0.1:{port}", "127.0.0.1:0"),
+        *(str(leaf("service", service="greeter")), f"127.0.0.1:{port}", "127.0.0.1:0", str(audit)),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -175,7 +175,7 @@ async def answered(call, *, until=None):
 
 
 @pytest.mark.parametrize("module", ["serve_sync", "serve_aio"])
-async def test_the_example_stands_behind_the_gate_of_a_running_auth(world, leaf, module):
+async def test_the_example_stands_behind_the_gate_of_a_running_auth(world, leaf, module, tmp_path):
     """A token of auth's own opens it; revoked at auth, it is refused there too: nothing is scripted."""
     operator, _ = await enlist(world)
     identity = leaf("client", tenant="acme", name="guest")
@@ -192,7 +192,7 @@ async def test_the_example_stands_behind_the_gate_of_a_running_auth(world, leaf,
                 )
             )
         )
-        async with example(module, leaf, world.running.port) as port:
+        async with example(module, leaf, world.running.port, tmp_path / "audit.jsonl") as port:
             files = [(identity / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")]
             options = (("grpc.ssl_target_name_override", f"greeter.{TRUST_DOMAIN}"), ("grpc.enable_http_proxy", 0))
             channel = stack.enter_context(
