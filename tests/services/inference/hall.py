@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import signal
 import ssl
 import subprocess
@@ -106,6 +107,11 @@ class Hall:
     def serving(self) -> int:
         """How many workers serve, by the one page of metrics."""
         return int(float(self.metric("casemate_workers_ready")))
+
+    def runs(self) -> int:
+        """How many runs of models are under way."""
+        found = re.findall(r"^casemate_inference_runs_under_way\{.*\} (\S+)$", self.page(), re.MULTILINE)
+        return int(sum(map(float, found)))
 
     def metric(self, name: str) -> str:
         """The value of a sample of the page."""

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 
 from casemate.auth.v1 import release_service_pb2_grpc
-from casemate.clock import SystemClock
+from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import (
     dataset_service_pb2_grpc,
     log_service_pb2_grpc,
@@ -83,8 +83,10 @@ class House:
         serving: ServingSettings = SERVING,
         backends: Mapping[str, Backend] | None = None,
         store: Store | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._leaf = leaf
+        self._clock = clock or SystemClock()
         self._closing: list[Callable[[], None]] = []
         self._token_key = Ed25519PrivateKey.generate()
         public = self._token_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -129,7 +131,7 @@ class House:
                 kek=WatchedKeyRing(self.kek),
                 audit=NoAudit(),
                 metrics=self.metrics,
-                clock=SystemClock(),
+                clock=self._clock,
             ),
             address="127.0.0.1:0",
             trust_domain=TRUST_DOMAIN,

@@ -18,6 +18,7 @@ from casemate.gate.adapters.audit_file import verify_chain
 from casemate.gate.core.quota import Shares
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.seat import share_out
+from services.inference.servicers import OPEN_INFERENCE
 from tests.services.inference.conftest import Digits
 from tests.services.inference.hall import Hall
 from tests.services.inference.house import PATIENCE, House
@@ -53,7 +54,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: D
 
 @pytest.fixture(scope="module")
 def hall(house: House, leaf: LeafFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
-    hall = Hall(house, leaf, tmp_path_factory.mktemp("hall"), WORKER_LONGEST_RUN="1s")
+    hall = Hall(house, leaf, tmp_path_factory.mktemp("hall"), WORKER_LONGEST_RUN="1s", STREAM_IDLE="1s")
     yield hall
     hall.close()
 
@@ -142,6 +143,33 @@ def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall:
     assert files == ["audit.0.jsonl", "audit.1.jsonl"]
 
 
+def test_the_service_itself_cuts_a_stream_that_idles_and_not_one_that_works(hall: Hall, digits: Digits) -> None:
+    ended = threading.Event()
+    request = pictures(digits).SerializeToString()
+
+    def one_request() -> Iterator[bytes]:
+        yield request
+        ended.wait(PATIENCE)
+
+    def requests_until_the_other_is_cut() -> Iterator[bytes]:
+        while not ended.wait(0.1):
+            yield request
+
+    def ask(requests: Iterator[bytes], channel: grpc.Channel) -> Iterator[bytes]:
+        infer = channel.stream_stream(f"/{OPEN_INFERENCE}/ModelStreamInfer", None, None)
+        return infer(requests, metadata=hall.house.metadata(hall.house.caller), timeout=PATIENCE)
+
+    with hall.channel() as channel, ThreadPoolExecutor(1) as pool:
+        idle = ask(one_request(), channel)
+        assert next(idle)
+        busy = pool.submit(list, ask(requests_until_the_other_is_cut(), channel))
+        with pytest.raises(grpc.RpcError) as caught:
+            next(idle)
+        ended.set()
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        assert len(busy.result(PATIENCE)) >= 5
+
+
 def test_every_quota_is_divided_among_the_workers() -> None:
     whole, part = Shares(), share_out(Shares(), 4)
     assert (part.caller_concurrency, part.tenant_concurrency) == (16, 64)
@@ -160,7 +188,9 @@ def test_told_to_end_all_workers_answer_what_they_have_and_end(
         assert labels(hall.ask(pictures(digits), channel=channel)) == digits.labels.tolist()
         workers = hall.pids()
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(hall.ask, number("loop", 2_000_000), channel=channel)
+            running = pool.submit(hall.ask, number("loop", 500_000), channel=channel)
+            while not hall.runs():
+                assert not running.done()
             hall.process.send_signal(signal.SIGTERM)
             assert running.result(PATIENCE)
     assert hall.end() == 0
