@@ -17,38 +17,20 @@ from casemate.client.saved_log import LogKeys, SavedLog
 from casemate.signing.checkpoint import sign_checkpoint, verify_checkpoint
 from casemate.signing.keys import SigningKey
 from casemate.signing.merkle import leaf_hash, root
-from tests.support.up import CASEMATE, PATIENCE, Up
+from casemate.signing.statements import DatasetManifest
+from tests.support.up import CASEMATE, PATIENCE, running
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "sign-with-openssl.md"
-KINDS = ("ed25519", "ecdsa-p256", "rsa-pss-3072")
+KINDS = ("ed25519", "ecdsa-p256", "ecdsa-p384", "rsa-pss-3072")
 OPERATOR = ("--as", "casemate/operator")
 SUPPLIER = ("--as", "acme/sender")
 LOG_TABLES = ("log_entries", "log_nodes", "log_head", "log_cosigned")
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    root = tmp_path_factory.mktemp("openssl") / "state"
-    up = Up(root)
-    try:
-        up.wait_for("Ready in")
-        yield root
-    finally:
-        up.end()
-        up.erase()
-
-
-@pytest.fixture(scope="module")
-def run(state):
-    def run(*arguments: str | Path, expect: int = 0) -> str:
-        done = subprocess.run(
-            [CASEMATE, "--state", state, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == expect, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout if expect == 0 else done.stderr
-
-    return run
+def run(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("openssl") / "state") as commands:
+        yield commands
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +52,12 @@ def dataset_of(kind: str) -> str:
 
 
 def program_of(kind: str) -> str:
-    """The page's commands in order: those for every key, and those for this kind, on a dataset of its own."""
-    blocks = re.findall(r"^```sh ?([a-z0-9-]*)\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    """The page's commands in order: those for every key, and those for this kind, on a dataset of its own.
+
+    What it says of the next version is no other for other keys: it is in the first kind's program alone.
+    """
+    page = PAGE.read_text() if kind == KINDS[0] else PAGE.read_text().partition("\n## The next version")[0]
+    blocks = re.findall(r"^```sh ?([a-z0-9-]*)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     assert {name for name, _ in blocks} == {"", *KINDS}
     text = "".join(block for name, block in blocks if name in ("", kind))
     return (
@@ -88,18 +74,17 @@ def follow(program: str, where: Path, state: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pages_commands_sign_push_and_prove_as_they_stand(supplier, state, tmp_path, kind):
-    done = follow(program_of(kind), tmp_path, state)
+def test_the_pages_commands_sign_push_and_prove_as_they_stand(supplier, tmp_path, kind):
+    done = follow(program_of(kind), tmp_path, supplier.state)
 
     assert done.returncode == 0, done.stderr
-    assert f"{dataset_of(kind)} version 1: 3 rows" in done.stdout
-    *_, receipt = done.stdout.splitlines()
+    for version, rows in ((1, 3), (2, 4), (3, 3)) if kind == KINDS[0] else ((1, 3),):
+        assert f"{dataset_of(kind)} version {version}: {rows} rows" in done.stdout
+    receipt = next(line for line in done.stdout.splitlines() if ".tlog-proof: entry" in line)
     entry = json.loads(receipt[receipt.index("{") :])
     assert (entry["kind"], entry["body"]["dataset"]) == ("promotion", dataset_of(kind))
-    supplier(
-        *("dataset", "pull", dataset_of(kind), "--trust", tmp_path / "signer.pem.pub", "--out", tmp_path / "back.csv"),
-        *SUPPLIER,
-    )
+    trust = ("--trust", tmp_path / "signer.pem.pub", "--out", tmp_path / "back.csv")
+    supplier("dataset", "pull", dataset_of(kind), "--version", "1", *trust, *SUPPLIER)
     signed = (tmp_path / f"{dataset_of(kind)}.csv").read_text()
     assert (tmp_path / "back.csv").read_text() == "height,name\n" + signed
 
@@ -110,14 +95,15 @@ def test_the_pages_commands_sign_push_and_prove_as_they_stand(supplier, state, t
     assert "DIGEST_MISMATCH" in supplier("dataset", "push-signed", envelope, changed, *SUPPLIER, expect=1)
 
 
-def test_what_was_signed_elsewhere_is_refused_when_one_byte_differs(supplier, state, tmp_path):
+def test_what_was_signed_elsewhere_is_refused_when_one_byte_differs(supplier, tmp_path):
     """The page's program up to the sending, on the next version, with the data changed behind the signature."""
     kind = KINDS[0]
     header = tmp_path / f"{dataset_of(kind)}.csv"
     header.write_text("height,name\n171,Ada\n165,Grace\n")
     supplier("dataset", "manifest", header, "--out", tmp_path / "manifest.json", *SUPPLIER)
-    before, _, after = program_of(kind).partition("printf '%s\\n' '171")
-    done = follow(before + after.partition("\nEND\n")[2].partition("said=")[0], tmp_path, state)
+    program = program_of(kind)
+    signing = next(line for line in program.splitlines() if line.startswith("envelope application"))
+    done = follow(program.partition("printf '%s\\n' '171")[0] + signing, tmp_path, supplier.state)
     assert done.returncode == 0, done.stderr
     envelope = tmp_path / f"{dataset_of(kind)}.envelope"
 
@@ -133,15 +119,44 @@ def test_what_was_signed_elsewhere_is_refused_when_one_byte_differs(supplier, st
     assert "2 rows" in supplier("dataset", "push-signed", envelope, header, "--header", *SUPPLIER)
 
 
+def test_the_next_version_is_made_from_the_one_before_by_whoever_knows_no_service(tmp_path):
+    """Without a state directory, a certificate or a token; the page's own commands push what comes of it."""
+
+    def manifest(*arguments: str | Path, expect: int = 0) -> str:
+        command = [CASEMATE, "--state", tmp_path / "none", "dataset", "manifest", *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == expect, done.stderr
+        return done.stdout + done.stderr
+
+    data, first, second = tmp_path / "heights.csv", tmp_path / "first.json", tmp_path / "second.json"
+    data.write_text("height\n171\n")
+    assert "heights version 1" in manifest(data, "--first", "acme", "--out", first)
+    data.write_text("height\n171\n165\n")
+    assert "heights version 2: 2 rows" in manifest(data, "--after", first, "--out", second)
+    before, after = (DatasetManifest.parse(path.read_bytes()) for path in (first, second))
+    assert (before.audience, before.tenant, before.previous_root) == ("datasets.casemate.internal", "acme", None)
+    assert (after.version, after.previous_root, after.upload_id != before.upload_id) == (2, before.root, True)
+
+    assert "say who calls" in manifest(data, "--out", second, expect=1)
+    assert "not both" in manifest(data, "--first", "acme", "--after", first, "--out", second, expect=2)
+    assert "MANIFEST_INVALID" in manifest(data, "--after", data, "--out", second, expect=1)
+
+
 def test_the_log_is_watched_proven_and_verified_offline(supplier, tmp_path):
     kept, receipt = tmp_path / "kept", tmp_path / "first.tlog-proof"
-    supplier("log", "prove", "0", "--out", receipt, *SUPPLIER)
-    entries = [json.loads(line) for line in supplier("log", "watch", "--save", kept, *SUPPLIER).splitlines()]
+    supplier("log", "prove", "0", "--out", receipt, *OPERATOR)
+    entries = [json.loads(line) for line in supplier("log", "watch", "--save", kept, *OPERATOR).splitlines()]
     assert [entry["index"] for entry in entries] == list(range(len(entries)))
     assert {"grant", "promotion", "release", "signer", "token-key"} <= {entry["kind"] for entry in entries}
     assert (kept / "keys").read_text().count("\n") == 2, "the log's key and the witness's"
-    more = supplier("log", "watch", "--save", kept, *SUPPLIER).splitlines()
+    more = supplier("log", "watch", "--save", kept, *OPERATOR).splitlines()
     assert [json.loads(line)["index"] for line in more] == list(range(len(entries), len(entries) + len(more)))
+
+    mine = [json.loads(line) for line in supplier("log", "watch", "--save", tmp_path / "mine", *SUPPLIER).splitlines()]
+    assert {entry["body"]["tenant"] for entry in mine} == {"acme"}, "a tenant is shown its own, and proves the whole"
+    assert SavedLog.load(tmp_path / "mine").size >= len(entries) > len(mine) > 0
+    ours = next(entry["index"] for entry in entries if entry["kind"] == "token-key")
+    assert "NOT_FOUND" in supplier("log", "prove", str(ours), *SUPPLIER, expect=1)
 
     log_key, witness_key = (kept / "keys").read_text().split()
     for trusted in (("--saved", kept), ("--log-key", log_key), ("--log-key", log_key, "--witness-key", witness_key)):
@@ -173,14 +188,14 @@ def test_a_fork_is_refused_offline_by_whoever_keeps_the_leaves(tmp_path):
     assert "checkpoint of 3 entries" in verify(genuine).stdout
     for path, why in ((forked, "another tree of 3 entries"), (later, "does not verify")):
         refused = verify(path)
-        assert (refused.returncode, refused.stdout) == (1, "")
+        assert (refused.returncode, refused.stdout) == (3 if path == forked else 1, "")
         assert "REFUSED" in refused.stderr
         assert why in refused.stderr
 
 
-def test_an_old_copy_of_the_log_is_caught_at_once_and_nothing_is_added_to_it(supplier, state, tmp_path):
+def test_an_old_copy_of_the_log_is_caught_at_once_and_nothing_is_added_to_it(supplier, tmp_path):
     """Last in this file: nothing agrees with the log afterwards."""
-    key, kept, data = tmp_path / "other.pem", tmp_path / "kept", tmp_path / f"{dataset_of(KINDS[2])}.csv"
+    key, kept, data = tmp_path / "other.pem", tmp_path / "kept", tmp_path / f"{dataset_of(KINDS[3])}.csv"
     supplier("signer", "create", key)
     proof = key.with_suffix(".proof")
     proof.write_text(supplier("signer", "prove", key, "--tenant", "acme", "--role", "supplier"))
@@ -191,15 +206,15 @@ def test_an_old_copy_of_the_log_is_caught_at_once_and_nothing_is_added_to_it(sup
         data.write_text(f"height,name\n171,{name}\n")
         return supplier("dataset", "push", data, "--key", key, *SUPPLIER, **outcome)
 
-    asyncio.run(copied(state, back=False))
+    asyncio.run(copied(supplier.state, back=False))
     push("Ada")
     supplier("log", "watch", "--save", kept, *SUPPLIER)
 
-    asyncio.run(copied(state, back=True))
-    assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=1)
+    asyncio.run(copied(supplier.state, back=True))
+    assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=3)
     # The service signs nothing more on a log that its witness saw longer.
     assert "DATA_LOSS" in push("Eve", expect=1)
-    assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=1)
+    assert "HISTORY DIFFERS" in supplier("log", "watch", "--save", kept, *SUPPLIER, expect=3)
 
 
 async def copied(state: Path, *, back: bool) -> None:

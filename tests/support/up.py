@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,34 @@ class Up:
     def erase(self) -> None:
         """Deletes the database of the state, wherever it lies."""
         asyncio.run(_erase(self._state))
+
+
+class Commands:
+    """`casemate` commands on one state."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def __call__(self, *arguments: str | Path, expect: int = 0) -> str:
+        """What a command printed; of one that is to fail, what it said of that."""
+        done = subprocess.run(
+            [CASEMATE, "--state", self.state, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == expect, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if expect == 0 else done.stderr
+
+
+@contextmanager
+def running(state: Path, *arguments: str) -> Iterator[Commands]:
+    """Commands on a state that is up as long as this lasts, and erased then."""
+    up = Up(state, *arguments)
+    try:
+        up.wait_for("Ready in")
+        yield Commands(state)
+    finally:
+        up.end()
+        up.erase()
 
 
 async def _erase(state: Path) -> None:
