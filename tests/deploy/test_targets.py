@@ -31,3 +31,37 @@ def test_an_audit_that_could_not_look_is_told_from_one_that_found_something(
     )
     assert done.returncode == expected, done.stderr
     assert tells in done.stdout + done.stderr
+
+
+JUDGES = CHECKOUT / ".foreign" / "deploy" / "bin" / "python"
+MONITOR = """
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata: {name: auth}
+spec:
+  selector: {matchLabels: {a: b}}
+  endpoints: [{port: metrics, scheme: https}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "tells"),
+    [
+        (("", ""), "kubernetes: 1 hold"),
+        (("endpoints", "endpoint"), "'endpoint' was unexpected"),
+        (("https", "gopher"), "is not one of"),
+        (("monitoring.coreos.com/v1", "monitoring.coreos.com/v9"), "no schema of monitoring.coreos.com/v9"),
+    ],
+)
+def test_an_operators_kind_is_held_to_that_operators_schema(
+    tmp_path: Path, changed: tuple[str, str], tells: str
+) -> None:
+    """An API server would take a name that it does not know, and drop it in silence."""
+    if not JUDGES.exists():
+        pytest.skip("SKIPPED: make check-deploy installs what judges schemas, and judges the manifests themselves")
+    file = tmp_path / "rendered.yaml"
+    file.write_text(MONITOR.replace(*changed, 1))
+    command = [JUDGES, CHECKOUT / "deploy" / "schemas" / "check.py", "kubernetes", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert tells in done.stdout, done.stdout + done.stderr
+    assert done.returncode == (0 if changed == ("", "") else 1)
