@@ -10,7 +10,6 @@ real one; the caller's own certificate and its exchange grants still limit it.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -25,8 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from casemate.errors import Reason, Unauthenticated
+from casemate.errors import InvalidRequest, Reason, Unauthenticated
 from casemate.signing.keys import PublicKey
+from casemate.signing.strict_json import parse_object
 
 MAX_LENGTH: Final = 8192
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86,1024})")
@@ -41,6 +41,7 @@ _RSA: Final = frozenset(_ALGORITHMS["rsa-pss-sha256"])
 _RSA_SIZES: Final = (384, 512, 768)
 """Bytes of the moduli that clients have."""
 _EVERY: Final = frozenset(name for names in _ALGORITHMS.values() for name in names)
+_MAX_VALUES: Final = 1024
 _MAX_INSTANT: Final = 253_402_300_799
 _UNCHECKED: Final = ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
 
@@ -115,19 +116,9 @@ def instant(claims: Mapping[str, Any], name: str, *, reason: Reason) -> datetime
 def _segment(segment: str, reason: Reason) -> dict[str, Any]:
     try:
         raw = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-        parsed = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise Unauthenticated("not JSON in base64url", reason=reason) from None
-    if not isinstance(parsed, dict):
-        raise Unauthenticated("not an object", reason=reason)
-    return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
+        return parse_object(raw, field="token", maximum_items=_MAX_VALUES)
+    except (ValueError, InvalidRequest):
+        raise Unauthenticated("not one JSON object in base64url", reason=reason) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from functools import cache
 
 import jwt
@@ -71,3 +72,36 @@ def test_algorithms_that_nobody_has_take_no_memory():
         with pytest.raises(Unauthenticated):
             verify_foreign(made_up, {}, reason=Reason.CLIENT_UNKNOWN)
     assert foreign_tokens._nobodys.cache_info().currsize <= before + 1
+
+
+def _text(payload):
+    key = MAKE["EdDSA"]()
+    head = base64.urlsafe_b64encode(b'{"alg":"EdDSA"}').rstrip(b"=").decode()
+    message = f"{head}.{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}"
+    return f"{message}.{base64.urlsafe_b64encode(key.sign(message.encode())).rstrip(b'=').decode()}"
+
+
+GOOD = '{"iss":"i","sub":"alice"}'
+ODD = {
+    "another encoding": GOOD.encode("utf-16"),
+    "another encoding without a mark": GOOD.encode("utf-32-be"),
+    "a byte order mark": GOOD.encode("utf-8-sig"),
+    "a name twice": b'{"iss":"i","sub":"alice","sub":"bob"}',
+    "a name twice, escaped": b'{"iss":"i","sub":"alice","s\\u0075b":"bob"}',
+    "no number": b'{"iss":"i","sub":"alice","x":NaN}',
+    "no number either": b'{"iss":"i","sub":"alice","x":-Infinity}',
+    "too deep": b'{"iss":"i","sub":"alice","x":' + b"[" * 20 + b"]" * 20 + b"}",
+    "too many": b'{"iss":"i","sub":"alice","x":[' + b"0," * 1200 + b"0]}",
+    "half a character": b'{"iss":"i","sub":"\\ud800"}',
+    "no object": b'["iss"]',
+    "nothing": b"x",
+}
+
+
+@pytest.mark.parametrize("payload", ODD.values(), ids=ODD.keys())
+def test_e8_json_that_reads_in_two_ways_is_no_token_of_anybody(payload):
+    parse_foreign(_text(GOOD.encode()), reason=Reason.GRANT_INVALID)
+    parse_foreign(_text(b'{"iss":"i","sub":"alice","x":' + b"[" * 10 + b"]" * 10 + b"}"), reason=Reason.GRANT_INVALID)
+    with pytest.raises(Unauthenticated) as raised:
+        parse_foreign(_text(payload), reason=Reason.GRANT_INVALID)
+    assert raised.value.reason is Reason.GRANT_INVALID
