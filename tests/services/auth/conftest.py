@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest_asyncio
 
+from tests.services.auth.exchange_world import House
 from tests.services.auth.world import build_world, open_shelf
 
 
@@ -17,3 +18,11 @@ async def shelf(database, tmp_path):
 async def world(database, leaf, tmp_path):
     async with build_world(database, leaf, tmp_path) as built:
         yield built
+
+
+@pytest_asyncio.fixture
+async def house(world):
+    """An external issuer, a gateway that may speak for its subjects, and the operator."""
+    house = House(world)
+    await house.build()
+    return house

@@ -4,87 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import jwt
 import pytest
-import pytest_asyncio
 
 from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import credential_service_pb2 as credentials
-from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.errors import InvalidRequest, NotFound, PermissionDenied, Reason, Unauthenticated
-from casemate.gate.core.records import RevocationKind
+from tests.services.auth.exchange_world import (
+    INFERENCE,
+    OURS,
+    THEIRS,
+    chain,
+    denied,
+    refused,
+    seconds_now,
+    until_inactive,
+)
 from tests.services.auth.identities import GIVEN_TO, Signatory, exchange_grant, issuer_message
-from tests.services.auth.world import SOON, failure, open_shelf, spiffe_id
-
-OURS = tokens.SUBJECT_TOKEN_TYPE_ACCESS_TOKEN
-THEIRS = tokens.SUBJECT_TOKEN_TYPE_JWT
-INFERENCE = {"audiences": ("inference",), "scopes": ("models.infer", "reflection")}
-
-
-@pytest_asyncio.fixture
-async def house(world):
-    """An external issuer, a gateway that may speak for its subjects, and the operator."""
-    house = House(world)
-    await house.build()
-    return house
-
-
-class House:
-    def __init__(self, world):
-        self.world = world
-        self.operator = world.operator()
-        self.idp = Signatory(kid="k1")
-
-    async def build(self):
-        self.gateway = await self.world.enlist(self.operator, "acme", "gateway", **INFERENCE)
-        register = credentials.RegisterIssuerRequest(issuer=issuer_message(self.idp))
-        await self.operator.administer("RegisterIssuer", register)
-        self.grant = (await self.operator.administer("CreateExchangeGrant", exchange_grant())).id
-
-    async def allow(self, **change):
-        return (await self.operator.administer("CreateExchangeGrant", exchange_grant(**change))).id
-
-    async def exchange(self, subject_token, *, by=None, kind=THEIRS, **change):
-        wish = {"audience": "inference", "subject_token_type": kind, **change}
-        request = tokens.ExchangeTokenRequest(subject_token=subject_token, **wish)
-        return await (by or self.gateway).ask("ExchangeToken", request)
-
-    async def look(self, token):
-        request = tokens.IntrospectTokenRequest(token=token)
-        return (await self.gateway.ask("IntrospectToken", request)).active
-
-    def token(self, answer, audience="inference"):
-        return self.world.verified(answer.access_token, audience)
-
-
-def _now():
-    return int(datetime.now(UTC).timestamp())
-
-
-async def _refused(call, kind=Unauthenticated, reason=Reason.GRANT_INVALID):
-    error = await failure(call)
-    assert (type(error), error.reason) == (kind, reason)
-
-
-async def _seen(world, kind, value):
-    """Waits until the service heard of a revocation."""
-    async with asyncio.timeout(SOON):
-        while not any((one.kind, one.value) == (kind, value) for one in _revocations(world)):
-            await asyncio.sleep(0.01)
-
-
-def _revocations(world):
-    return world.running.trust.current.revocations.by_id.values()
-
-
-async def _denied(call):
-    await _refused(call, PermissionDenied, Reason.SCOPE_NOT_GRANTED)
+from tests.services.auth.world import failure, open_shelf
 
 
 async def test_a_gateway_speaks_for_a_subject_of_an_external_issuer(house):
-    ends = _now() + 90
+    ends = seconds_now() + 90
     answer = await house.exchange(house.idp.about("alice", exp=ends))
     token = house.token(answer)
     assert (token.subject, token.client_id, token.tenant) == ("idp:alice", "acme-gateway", "acme")
@@ -100,7 +42,7 @@ async def test_a_gateway_speaks_for_a_subject_of_an_external_issuer(house):
 
 
 async def test_e8_a_subject_token_that_is_not_good_is_refused(house):
-    now = _now()
+    now = seconds_now()
     stranger = Signatory(kid="k1")
     wrong = [
         house.idp.about(exp=now - 1),
@@ -114,57 +56,49 @@ async def test_e8_a_subject_token_that_is_not_good_is_refused(house):
         house.idp.about(sub="with space"),
     ]
     for subject_token in wrong:
-        await _refused(house.exchange(subject_token))
+        await refused(house.exchange(subject_token))
     await house.exchange(house.idp.about())
     others = house.world.client("acme", "gateway")
     assert stranger.kid == house.idp.kid
-    await _refused(house.exchange(stranger.about(), by=others))
+    await refused(house.exchange(stranger.about(), by=others))
 
 
 async def test_e8_a_subject_token_is_only_for_whom_its_issuer_says(house):
     other = {"may_act": {"sub": "acme-other"}}
-    await _refused(house.exchange(house.idp.about(**other)))
-    await _refused(house.exchange(house.idp.about(cnf={"x5t#S256": "A" * 43})))
-    await _refused(house.exchange(house.idp.about(act={"sub": "somebody"})))
+    await refused(house.exchange(house.idp.about(**other)))
+    await refused(house.exchange(house.idp.about(cnf={"x5t#S256": "A" * 43})))
+    await refused(house.exchange(house.idp.about(act={"sub": "somebody"})))
     await house.exchange(house.idp.about(may_act={"sub": "acme-gateway"}))
 
 
 async def test_e8_nobody_exchanges_without_an_operators_grant(house):
     other = await house.world.enlist(house.operator, "acme", "other", **INFERENCE)
-    await _denied(house.exchange(house.idp.about(), by=other))
+    await denied(house.exchange(house.idp.about(), by=other))
     await house.exchange(house.idp.about())
     await house.operator.administer("DeleteExchangeGrant", credentials.DeleteExchangeGrantRequest(id=house.grant))
-    await _denied(house.exchange(house.idp.about()))
+    await denied(house.exchange(house.idp.about()))
 
 
 async def test_e8_an_exchange_is_never_wider_than_grant_and_client(house):
-    await _denied(house.exchange(house.idp.about(), scopes=["models.infer", "reflection"]))
-    await _denied(house.exchange(house.idp.about(), audience="datasets"))
-    await _refused(house.exchange(house.idp.about(), audience="billing"), InvalidRequest, Reason.INVALID_FIELD)
+    await denied(house.exchange(house.idp.about(), scopes=["models.infer", "reflection"]))
+    await denied(house.exchange(house.idp.about(), audience="datasets"))
+    await refused(house.exchange(house.idp.about(), audience="billing"), InvalidRequest, Reason.INVALID_FIELD)
     await house.allow(scopes=["models.publish"])
-    await _denied(house.exchange(house.idp.about(), scopes=["models.publish"]))  # the client has it not
+    await denied(house.exchange(house.idp.about(), scopes=["models.publish"]))  # the client has it not
     await house.exchange(house.idp.about(), scopes=["models.infer"])
-    await _refused(house.exchange(house.idp.about(), kind=0), InvalidRequest, Reason.INVALID_FIELD)
+    await refused(house.exchange(house.idp.about(), kind=0), InvalidRequest, Reason.INVALID_FIELD)
 
 
 async def test_an_issuer_of_another_tenant_is_nobody(house):
     await house.world.enlist(house.operator, "globex", "gateway", **INFERENCE)
     foreign = house.world.client("globex", "gateway")
-    await _refused(house.exchange(house.idp.about(), by=foreign))
+    await refused(house.exchange(house.idp.about(), by=foreign))
     grant = exchange_grant(tenant="globex", client_id="globex-gateway")
     assert isinstance(await failure(house.operator.administer("CreateExchangeGrant", grant)), NotFound)
 
 
-async def _chain(house):
-    """A front end whose tokens the gateway may exchange."""
-    front = {"audiences": ("inference", "acme-gateway"), "scopes": ("models.infer",)}
-    frontend = await house.world.enlist(house.operator, "acme", "frontend", **front)
-    await house.allow(source="casemate", refresh=False, scopes=["models.infer", "reflection"])
-    return frontend
-
-
 async def test_a_token_of_ours_for_the_gateway_itself_is_exchanged_and_carries_its_session(house):
-    frontend = await _chain(house)
+    frontend = await chain(house)
     given = await frontend.token("acme-gateway")
     subject = house.world.verified(given.access_token, "acme-gateway")
     answer = await house.exchange(given.access_token, kind=OURS)
@@ -175,33 +109,17 @@ async def test_a_token_of_ours_for_the_gateway_itself_is_exchanged_and_carries_i
     assert token.session_id == subject.token_id
     # The subject takes back its own token, and what was exchanged for it ends too.
     await frontend.revoke_own(given.token_id)
-    await _until_inactive(house, answer.access_token)
-
-
-async def test_what_speaks_for_a_client_ends_when_that_client_is_disabled(house):
-    frontend = await _chain(house)
-    answer = await house.exchange((await frontend.token("acme-gateway")).access_token, kind=OURS)
-    request = tokens.IntrospectTokenRequest(token=answer.access_token)
-    assert (await house.gateway.ask("IntrospectToken", request)).active
-    await house.operator.administer("DisableClient", admin.DisableClientRequest(client_id="acme-frontend"))
-    await _until_inactive(house, answer.access_token)
-
-
-async def _until_inactive(house, token):
-    request = tokens.IntrospectTokenRequest(token=token)
-    async with asyncio.timeout(1):
-        while (await house.gateway.ask("IntrospectToken", request)).active:
-            await asyncio.sleep(0)
+    await until_inactive(house, answer.access_token)
 
 
 async def test_e8_a_token_of_ours_for_somebody_else_is_no_subject_token(house):
-    frontend = await _chain(house)
-    await _refused(house.exchange((await frontend.token("inference")).access_token, kind=OURS))
+    frontend = await chain(house)
+    await refused(house.exchange((await frontend.token("inference")).access_token, kind=OURS))
     good = (await frontend.token("acme-gateway")).access_token
-    await _refused(house.exchange(good, kind=THEIRS))
-    await _refused(house.exchange(good + "=", kind=OURS))
-    await _denied(house.exchange(good, kind=OURS, scopes=["reflection"]))  # the subject has it not
-    await _denied(house.exchange(good, kind=OURS, request_refresh_token=True))
+    await refused(house.exchange(good, kind=THEIRS))
+    await refused(house.exchange(good + "=", kind=OURS))
+    await denied(house.exchange(good, kind=OURS, scopes=["reflection"]))  # the subject has it not
+    await denied(house.exchange(good, kind=OURS, request_refresh_token=True))
     await house.exchange(good, kind=OURS)
 
 
@@ -211,13 +129,13 @@ async def test_e8_a_client_gets_nothing_longer_for_its_own_token(house, tmp_path
         gateway = await shelf.store.client("acme-gateway")
         async with shelf.pool.acquire() as connection:
             await shelf.tables.clients.replace(connection, replace(gateway, audiences=("acme-gateway", "inference")))
-    await _chain(house)
+    await chain(house)
     own = await house.gateway.token("acme-gateway")
-    await _denied(house.exchange(own.access_token, kind=OURS))
+    await denied(house.exchange(own.access_token, kind=OURS))
 
 
 async def test_e8_a_revoked_subject_token_is_refused(house):
-    frontend = await _chain(house)
+    frontend = await chain(house)
     given = await frontend.token("acme-gateway")
     await house.exchange(given.access_token, kind=OURS)
     revoke = admin.RevokeRequest(kind="REVOCATION_KIND_TOKEN", value=given.token_id)
@@ -227,7 +145,7 @@ async def test_e8_a_revoked_subject_token_is_refused(house):
             revocation.value for revocation in house.world.running.trust.current.revocations.by_id.values()
         }:
             await asyncio.sleep(0)
-    await _refused(house.exchange(given.access_token, kind=OURS))
+    await refused(house.exchange(given.access_token, kind=OURS))
 
 
 async def test_e8_three_actors_are_the_most(house):
@@ -255,21 +173,7 @@ async def test_e8_three_actors_are_the_most(house):
     actors = claims["act"], claims["act"]["act"], claims["act"]["act"]["act"]
     assert [actor["sub"] for actor in actors] == ["acme-four", "acme-three", "acme-two"]
     assert [actor["jti"] for actor in actors] == list(reversed(token_ids))
-    await _denied(house.exchange(text, by=callers["five"], kind=OURS))
-
-
-async def test_a_revoked_subject_begins_no_new_session_by_an_older_token(house):
-    older = house.idp.about("alice", iat=_now() - 1)
-    await house.exchange(older)
-    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SUBJECT", value="idp:alice")
-    await house.operator.administer("Revoke", revoke)
-    async with asyncio.timeout(1):
-        while not house.world.running.trust.current.revocations.by_id:
-            await asyncio.sleep(0)
-    await _refused(house.exchange(older))
-    await house.exchange(house.idp.about("bob"))
-    unknown = admin.RevokeRequest(kind="REVOCATION_KIND_SUBJECT", value="nobody:alice")
-    assert isinstance(await failure(house.operator.administer("Revoke", unknown)), NotFound)
+    await denied(house.exchange(text, by=callers["five"], kind=OURS))
 
 
 async def test_a_refresh_token_comes_with_an_exchange_and_ends_with_its_grant(house):
@@ -288,17 +192,10 @@ async def test_a_refresh_token_comes_with_an_exchange_and_ends_with_its_grant(ho
     assert list(listed.grants) == []
 
 
-async def test_a_revoked_subject_refreshes_nothing(house):
-    answer = await house.exchange(house.idp.about(), request_refresh_token=True)
-    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SUBJECT", value="idp:alice")
-    await house.operator.administer("Revoke", revoke)
-    await _refused(house.gateway.refresh(answer.refresh_token))
-
-
 async def test_a_refresh_token_comes_only_where_the_grant_says_so(house):
     await house.operator.administer("DeleteExchangeGrant", credentials.DeleteExchangeGrantRequest(id=house.grant))
     await house.allow(refresh=False)
-    await _denied(house.exchange(house.idp.about(), request_refresh_token=True))
+    await denied(house.exchange(house.idp.about(), request_refresh_token=True))
     await house.exchange(house.idp.about())
 
 
@@ -348,77 +245,9 @@ async def test_an_issuer_needs_strong_keys_and_a_name_of_its_own(house):
 
 
 async def test_grants_of_users_that_ended_do_not_lock_their_gateway_out(house):
-    expired = house.idp.about(exp=_now() - 1)
+    expired = house.idp.about(exp=seconds_now() - 1)
     for _ in range(15):
-        await _refused(house.exchange(expired))
-        await _refused(house.gateway.refresh("rt1.x"))
+        await refused(house.exchange(expired))
+        await refused(house.gateway.refresh("rt1.x"))
     assert house.token(await house.exchange(house.idp.about())).subject == "idp:alice"
     assert (await house.gateway.token("inference")).access_token
-
-
-async def test_what_an_issuer_said_ends_when_it_is_removed_and_does_not_come_back_with_its_name(house):
-    again = Signatory(kid="k1")
-    alone = await house.exchange(house.idp.about("bob"))
-    begun = await house.exchange(house.idp.about(), request_refresh_token=True)
-    own = await house.gateway.token("inference")
-    await house.operator.administer("RemoveIssuer", credentials.RemoveIssuerRequest(name="idp"))
-    await _seen(house.world, RevocationKind.SUBJECT, "idp:")
-    look = [await house.look(token.access_token) for token in (alone, begun, own)]
-    assert look == [False, False, True]
-    await _refused(house.gateway.refresh(begun.refresh_token))
-    register = credentials.RegisterIssuerRequest(issuer=issuer_message(again))
-    await house.operator.administer("RegisterIssuer", register)
-    await house.allow()
-    await _refused(house.gateway.refresh(begun.refresh_token))
-    await _refused(house.exchange(house.idp.about()))
-    await _refused(house.exchange(again.about()))
-
-
-async def test_an_operator_revokes_a_subject_whose_issuer_is_gone_and_an_administrator_does_not(house):
-    await house.operator.administer("RemoveIssuer", credentials.RemoveIssuerRequest(name="idp"))
-    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SUBJECT", value="idp:alice")
-    assert (await house.operator.administer("Revoke", revoke)).id
-    wide = {"audiences": ("auth",), "scopes": ("admin",)}
-    administrator = await house.world.enlist(house.operator, "acme", "admin", **wide)
-    error = await failure(administrator.administer("Revoke", revoke))
-    assert isinstance(error, NotFound)
-
-
-@pytest.mark.parametrize("ended", ["token", "client", "spiffe id"])
-async def test_what_was_exchanged_further_ends_with_the_middle_of_its_chain(house, ended):
-    frontend = await _chain(house)
-    middle = {"audiences": ("inference", "acme-gateway"), "scopes": ("models.infer",)}
-    between = await house.world.enlist(house.operator, "acme", "between", **middle)
-    await house.allow(client_id="acme-between", source="casemate", refresh=False, audience="acme-gateway")
-    front = {"audiences": ("acme-between",), "scopes": ("models.infer",)}
-    caller = await house.world.enlist(house.operator, "acme", "front", **front)
-    first = await caller.token("acme-between")
-    second = await house.exchange(first.access_token, by=between, kind=OURS, audience="acme-gateway")
-    third = await house.exchange(second.access_token, kind=OURS)
-    beside = await house.exchange((await frontend.token("acme-gateway")).access_token, kind=OURS)
-    assert await house.look(third.access_token)
-    if ended == "token":
-        await between.revoke_own(second.token_id)
-    elif ended == "client":
-        await house.operator.administer("DisableClient", admin.DisableClientRequest(client_id="acme-between"))
-    else:
-        name = spiffe_id("acme", "between")
-        revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=name)
-        await house.operator.administer("Revoke", revoke)
-    await _until_inactive(house, third.access_token)
-    assert await house.look(beside.access_token)
-    assert await caller.token("acme-between")
-
-
-async def test_a_token_bound_to_a_revoked_spiffe_id_is_not_active_to_a_service(house):
-    request = tokens.IntrospectTokenRequest(token=(await house.gateway.token("inference")).access_token)
-    service = house.world.service("inference")
-    other = await house.world.enlist(house.operator, "acme", "other", **INFERENCE)
-    beside = tokens.IntrospectTokenRequest(token=(await other.token("inference")).access_token)
-    assert (await service.ask("IntrospectToken", request)).active
-    revoke = admin.RevokeRequest(kind="REVOCATION_KIND_SPIFFE_ID", value=spiffe_id("acme", "gateway"))
-    await house.operator.administer("Revoke", revoke)
-    async with asyncio.timeout(SOON):
-        while (await service.ask("IntrospectToken", request)).active:
-            await asyncio.sleep(0.01)
-    assert (await service.ask("IntrospectToken", beside)).active
