@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -118,14 +119,28 @@ def remove_issuer(session: Session, name: str) -> None:
 @click.option("--audience", required=True, help="A service, or the next client.")
 @click.option("--scope", "scopes", multiple=True, required=True)
 @click.option("--refresh", is_flag=True, help="A refresh token may come with it.")
+@click.option("--expires", type=click.DateTime(), default=None, help="When it ends, in UTC [default: never].")
 @with_session
 def allow_exchange(
-    session: Session, client_id: str, tenant: str, source: str, audience: str, scopes: tuple[str, ...], refresh: bool
+    session: Session,
+    client_id: str,
+    tenant: str,
+    source: str,
+    audience: str,
+    scopes: tuple[str, ...],
+    refresh: bool,
+    expires: datetime | None,
 ) -> None:
     """Lets CLIENT_ID exchange tokens about subjects of a source."""
     credentials = Credentials(session)
     identifier = credentials.allow_exchange(
-        tenant=tenant, client_id=client_id, source=source, audience=audience, scopes=scopes, refresh=refresh
+        tenant=tenant,
+        client_id=client_id,
+        source=source,
+        audience=audience,
+        scopes=scopes,
+        refresh=refresh,
+        expires_at=None if expires is None else expires.replace(tzinfo=UTC),
     )
     click.echo(identifier)
 

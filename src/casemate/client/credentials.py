@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 import grpc
@@ -54,12 +55,22 @@ class Credentials:
         self._call(self._stub.RemoveIssuer, messages.RemoveIssuerRequest(name=name))
 
     def allow_exchange(
-        self, *, tenant: str, client_id: str, source: str, audience: str, scopes: Sequence[str], refresh: bool
+        self,
+        *,
+        tenant: str,
+        client_id: str,
+        source: str,
+        audience: str,
+        scopes: Sequence[str],
+        refresh: bool,
+        expires_at: datetime | None = None,
     ) -> str:
-        """Lets a client speak for the subjects of a source; returns the exchange grant's identifier."""
+        """Lets a client speak for the subjects of a source, until a moment if one is given; returns the identifier."""
         grant = messages.ExchangeGrant(
             tenant=tenant, client_id=client_id, source=source, audience=audience, scopes=scopes, refresh=refresh
         )
+        if expires_at is not None:
+            grant.expires_at.FromDatetime(expires_at)
         return self._call(self._stub.CreateExchangeGrant, messages.CreateExchangeGrantRequest(grant=grant)).id
 
     def forbid_exchange(self, identifier: str) -> None:

@@ -20,6 +20,9 @@ def _pem(public_key):
     return public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+UNTIL = ("--expires", "2040-01-02")
+
+
 class Operator:
     """Runs `casemate …` as the first operator, in a thread beside the loop that serves it."""
 
@@ -56,9 +59,10 @@ async def test_an_operator_sets_up_clients_by_secret_key_and_exchange(world, tmp
 
     where = ["--url", IDP, "--audience", GIVEN_TO, "--key", f"k1={tmp_path / 'idp.pub'}"]
     await operator.say("issuer", "register", "idp", "--tenant", "acme", *where)
-    grant = await operator.say("issuer", "allow", "acme-gateway", "--source", "idp", "--refresh", *allowed)
+    grant = await operator.say("issuer", "allow", "acme-gateway", "--source", "idp", "--refresh", *allowed, *UNTIL)
     listed = json.loads(await operator.say("issuer", "allowed", "--tenant", "acme", "--json"))
     assert (listed["id"], listed["source"], listed["refresh"]) == (grant, "idp", True)
+    assert listed["expires"] == "2040-01-02T00:00:00+00:00"
     await operator.say("issuer", "forbid", grant)
     await operator.say("issuer", "remove", "idp")
     assert await operator.say("issuer", "allowed", "--tenant", "acme") == ""
