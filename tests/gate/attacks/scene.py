@@ -9,11 +9,13 @@ from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from casemate.errors import Reason
 from casemate.transport.status import from_rpc_error
 from tests.gate.served import LIMIT_S, PARSED, Served
 from tests.gate.world import DOMAIN
+from tests.support.authority import OddProfile
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -77,6 +79,23 @@ def tls(leaf, *, version=ssl.TLSVersion.TLSv1_3, alpn=("h2",), certificate=True)
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+def replace(path, content):
+    """Puts a file in place of another, as renewals do."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
+
+
+def served_as(**changes):
+    """A profile of a certificate of datasets, but for what is changed."""
+    fields = {
+        "uris": (f"spiffe://{DOMAIN}/svc/datasets",),
+        "dns_names": (f"datasets.{DOMAIN}",),
+        "usages": (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+        **changes,
+    }
+    return OddProfile(**fields)
 
 
 @contextmanager

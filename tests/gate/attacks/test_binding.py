@@ -22,8 +22,8 @@ from casemate.transport.channel import RotatingChannel
 from casemate.transport.registry import registered
 from casemate.transport.server import build_server
 from casemate.transport.status import from_rpc_error
+from tests.gate.attacks.forge import claims_of, signed_payload
 from tests.gate.attacks.scene import DENIED, NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE, Scene
-from tests.gate.attacks.test_tokens import claims_of, signed_payload
 from tests.gate.served import LIMIT_S, PARSED, serve
 from tests.gate.test_adapters import Talk
 from tests.gate.test_trust import ScriptedAuth, news

@@ -16,6 +16,7 @@ from casemate.gate.adapters.own_policies import own_policies
 from casemate.gate.core.policy import PolicyTable, TokenAccess
 from casemate.transport.registry import RegisteredService
 from casemate.transport.status import DETAILS_KEY, from_rpc_error
+from tests.gate.adapter_world import judged
 from tests.gate.attacks.scene import DENIED, INVALID, NOT_FOUND, UNAUTHENTICATED, Scene
 from tests.gate.served import LIMIT_S, PARSED, RAISES, SECRET, serve
 from tests.gate.test_adapters import Talk, refusal
@@ -81,8 +82,17 @@ def test_another_spelling_of_a_methods_path_is_another_method(scene, token, path
     digits = GetVersionRequest(dataset="digits", version=PARSED).SerializeToString()
     with pytest.raises(grpc.RpcError) as refused:
         scene.channel.unary_unary(path)(digits, metadata=bearer(token), timeout=LIMIT_S)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    # The gate, not grpcio: the caller was proven first, and is told no more than that there is no such method.
+    assert judged(refused.value) == (grpc.StatusCode.UNIMPLEMENTED, Reason.NOT_SERVED)
     assert scene.served.echo.entered == []
+    (event,) = scene.world.audit.events
+    assert (event.method, event.decision, event.reason) == (path, "denied", "NOT_SERVED")
+    assert (event.tenant, event.client_id) == ("acme", "acme-trainer")
+    assert event.request_id == dict(refused.value.trailing_metadata())["casemate-request-id"]
+    with pytest.raises(grpc.RpcError) as stranger:
+        scene.channel.unary_unary(path)(digits, timeout=LIMIT_S)
+    assert judged(stranger.value) == (UNAUTHENTICATED, Reason.TOKEN_MISSING)
+    assert scene.world.audit.denials == ["NOT_SERVED", "TOKEN_MISSING"]
     scene.good(token=token)
 
 
@@ -103,7 +113,22 @@ def test_nobody_chooses_the_identifier_of_a_call(scene, token):
     invoke = scene.channel.unary_unary("/test.Echo/Unary")
     chosen = (*bearer(token), ("casemate-request-id", "mine"))
     _, call = invoke.with_call(digits, metadata=chosen, timeout=LIMIT_S)
-    assert len(dict(call.trailing_metadata())["casemate-request-id"]) == 16
+    given = dict(call.trailing_metadata())["casemate-request-id"]
+    assert len(given) == 16
+    assert int(given, 16) >= 0
+    # Refused, under the identifier that the audit has; the chosen one is nowhere.
+    with pytest.raises(grpc.RpcError) as refused:
+        invoke(digits, metadata=(*bearer("x.y.z"), ("casemate-request-id", "mine")), timeout=LIMIT_S)
+    assert judged(refused.value) == (UNAUTHENTICATED, Reason.TOKEN_INVALID)
+    (event,) = scene.world.audit.events
+    assert (event.decision, event.reason) == ("denied", "TOKEN_INVALID")
+    told = dict(refused.value.trailing_metadata())["casemate-request-id"]
+    assert event.request_id == told != given
+    assert "mine" not in repr(event)
+    _, audited = scene.channel.unary_unary("/test.Echo/Open").with_call(b"", metadata=chosen, timeout=LIMIT_S)
+    allowed = scene.world.audit.events[-1]
+    assert (allowed.decision, allowed.outcome) == ("allowed", "OK")
+    assert allowed.request_id == dict(audited.trailing_metadata())["casemate-request-id"]
 
 
 @pytest.mark.parametrize("method", ["Absent", "NoPolicy"])

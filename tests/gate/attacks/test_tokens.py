@@ -6,9 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
-from datetime import timedelta
 
 import grpc
 import pytest
@@ -16,12 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.errors import Reason, Unauthenticated
-from casemate.gate.core.cache import TokenCache
 from casemate.gate.core.jose import MAX_TOKEN_LENGTH
 from casemate.gate.core.records import RevocationKind
-from tests.gate.attacks.scene import DENIED, EXHAUSTED, NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE, Scene
-from tests.gate.served import LIMIT_S, serve
-from tests.gate.world import AUDIENCE, ISSUER, TokenMint, World, base64url, grant, thumbprint_of
+from tests.gate.attacks.forge import header_of, rewritten, signed_payload
+from tests.gate.attacks.scene import EXHAUSTED, UNAUTHENTICATED
+from tests.gate.world import TokenMint, World, base64url, thumbprint_of
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
@@ -115,17 +112,6 @@ def revoked(token_id):
     from casemate.gate.core.records import Revocation
 
     return Revocation(id="revocation-1", kind=RevocationKind.TOKEN, value=token_id)
-
-
-def rewritten(mint, token, *, signature=None, **header):
-    """The token's payload under another header, signed with the real key unless a signature is given."""
-    payload = base64.urlsafe_b64decode(token.split(".")[1] + "==")
-    members = {"alg": mint.algorithm, "kid": mint.key.kid, "typ": "at+jwt", **header}
-    head = json.dumps({name: value for name, value in members.items() if value is not ...}).encode()
-    if signature is None:
-        return mint.sign_raw(head, payload)
-    signed = f"{base64url(head)}.{base64url(payload)}"
-    return f"{signed}.{base64url(signature(signed.encode()))}"
 
 
 def hmac_with(secret):
@@ -236,83 +222,6 @@ def test_a_signed_token_of_another_type(scene, token, typ):
     scene.good(token=rewritten(scene.world.mint, token))
 
 
-def signed_payload(scene, payload):
-    mint = scene.world.mint
-    head = json.dumps({"alg": mint.algorithm, "kid": mint.key.kid, "typ": "at+jwt"}).encode()
-    return mint.sign_raw(head, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
-
-
-def claims_of(scene, **changes):
-    world = scene.world
-    return world.mint.claims(now=world.clock.now(), thumbprint=thumbprint_of(scene.trainer), **changes)
-
-
-REQUIRED = ("iss", "aud", "sub", "client_id", "iat", "exp", "jti", "scope", "tenant", "cnf")
-RAW = {"exp twice", "tenant twice", "exp NaN", "exp Infinity", "exp 1e400", "exp 1e30", "exp float"}
-CLAIMS = {
-    **{f"{name} missing": {name: ...} for name in REQUIRED},
-    "exp string": {"exp": "9999999999"},
-    "exp true": {"exp": True},
-    "exp list": {"exp": [9999999999]},
-    "exp negative": {"exp": -1},
-    "exp in a hundred years": {"exp": 4_900_000_000},
-    "aud another": {"aud": "inference"},
-    "aud a list with ours": {"aud": [AUDIENCE, "auth"]},
-    "aud a list of ours": {"aud": [AUDIENCE]},
-    "aud longer": {"aud": f"{AUDIENCE}-admin"},
-    "aud shorter": {"aud": AUDIENCE[:-1]},
-    "iss with a slash": {"iss": f"{ISSUER}/"},
-    "iss shorter": {"iss": ISSUER[:-1]},
-    "iss longer": {"iss": f"{ISSUER}.attacker.example"},
-    "cnf of another kind": {"cnf": {"jkt": "x" * 43}},
-    "a claim of nobody": {"admin": True},
-}
-
-
-@pytest.mark.parametrize("odd", [*CLAIMS, *sorted(RAW)])
-def test_a_signed_token_with_an_odd_claim(scene, odd):
-    good = json.dumps(claims_of(scene))
-    if odd in RAW:
-        name, _, how = odd.partition(" ")
-        if how == "twice":
-            payload = f'{good[:-1]}, "{name}": {json.dumps(claims_of(scene)[name])}}}'
-        else:
-            value = {"float": "9999999999.5"}.get(how, how)
-            payload = json.dumps({key: val for key, val in claims_of(scene).items() if key != name})
-            payload = f'{payload[:-1]}, "{name}": {value}}}'
-        text = signed_payload(scene, payload.encode())
-    else:
-        text = signed_payload(scene, claims_of(scene, **CLAIMS[odd]))
-    with pytest.raises(grpc.RpcError) as refused:
-        scene.served.call(scene.channel, token=text)
-    assert refused.value.code() is UNAUTHENTICATED
-    assert scene.world.audit.denials in (["TOKEN_INVALID"], ["TOKEN_EXPIRED"])
-    assert scene.served.echo.entered == []
-    scene.good(token=signed_payload(scene, claims_of(scene)))
-
-
-@pytest.mark.parametrize("edge", ["exp now", "exp past", "iat ahead", "nbf ahead"])
-def test_a_token_on_the_wrong_side_of_its_time(scene, edge):
-    now = int(scene.world.clock.now().timestamp())
-    odd, twin, reason = {
-        "exp now": ({"iat": now - 60, "exp": now}, {"iat": now - 60, "exp": now + 30}, Reason.TOKEN_EXPIRED),
-        "exp past": ({"iat": now - 60, "exp": now - 1}, {"iat": now - 60, "exp": now + 30}, Reason.TOKEN_EXPIRED),
-        "iat ahead": ({"iat": now + 60, "exp": now + 90}, {"iat": now + 4, "exp": now + 90}, Reason.TOKEN_INVALID),
-        "nbf ahead": ({"nbf": now + 60}, {"nbf": now + 4}, Reason.TOKEN_INVALID),
-    }[edge]
-    scene.unauthenticated(reason, token=signed_payload(scene, claims_of(scene, **odd)))
-    scene.good(token=signed_payload(scene, claims_of(scene, **twin)))
-
-
-def test_a_clock_that_was_set_back_does_not_revive_or_admit_early(scene, token):
-    scene.good(token=token)
-    scene.world.clock.wall_offset = timedelta(hours=-1)
-    # The certificate is not valid yet either; the token is judged first.
-    scene.unauthenticated(token=token)
-    scene.world.clock.wall_offset = timedelta(0)
-    scene.good(token=token)
-
-
 def test_a_token_or_metadata_beyond_its_size(scene, token):
     scene.unauthenticated(token="A" * (MAX_TOKEN_LENGTH + 1))
     scene.unauthenticated(token="A." * (MAX_TOKEN_LENGTH // 2))
@@ -325,10 +234,6 @@ def test_a_token_or_metadata_beyond_its_size(scene, token):
         assert scene.served.echo.entered == []
     scene.good(token=token)
     scene.good(metadata=(("authorization", f"Bearer {token}"), ("x-note", "n" * 3_000)))
-
-
-def header_of(mint):
-    return json.dumps({"alg": mint.algorithm, "kid": mint.key.kid, "typ": "at+jwt"}).encode()
 
 
 BULKY = {
@@ -353,101 +258,3 @@ def test_refusing_what_is_too_much_takes_less_than_a_millisecond_of_the_processo
         took.append(time.thread_time() - begun)
     assert min(took) < 0.001
     assert len(world.cache) == 0
-
-
-ACTORS = {"sub": "acme-frontend", "act": {"sub": "acme-gateway", "act": {"sub": "acme-portal"}}}
-
-
-@pytest.mark.parametrize("lacking", ["the service", "the user"])
-def test_a_token_on_behalf_of_somebody_gives_what_both_may_and_no_more(scene, lacking):
-    """Which scopes both have, auth decides when it exchanges; here, what a token without one of them is worth."""
-    given = signed_payload(scene, claims_of(scene, sub="idp:alice", act=ACTORS, scope="datasets.read"))
-    scene.good(token=given)
-    narrowed = signed_payload(scene, claims_of(scene, sub="idp:alice", act=ACTORS, scope="datasets.write"))
-    scene.refused(DENIED, Reason.INSUFFICIENT_SCOPE, token=narrowed, audited="INSUFFICIENT_SCOPE")
-    # A grant is the service's; the user's part ends with what names the user.
-    if lacking == "the service":
-        scene.world.publish(grants=(grant(caller="t/acme/another"),))
-        scene.refused(NOT_FOUND, Reason.RESOURCE_NOT_FOUND, token=given, audited="GRANT_MISSING")
-    else:
-        scene.world.revoke(RevocationKind.SUBJECT, "idp:alice")
-        scene.unauthenticated(Reason.TOKEN_REVOKED, token=given)
-    scene.world.publish()
-    scene.good(token=given)
-
-
-def test_a_chain_of_more_actors_than_three_is_refused(scene):
-    deep = {"sub": "a", "act": {"sub": "b", "act": ACTORS}}
-    scene.unauthenticated(token=signed_payload(scene, claims_of(scene, act=deep)))
-    scene.unauthenticated(token=signed_payload(scene, claims_of(scene, act="acme-frontend")))
-    scene.good(token=signed_payload(scene, claims_of(scene, act=ACTORS)))
-
-
-def test_keys_rotate_without_a_refusal_and_a_compromised_one_ends_at_once(scene, trainer):
-    world, old = scene.world, scene.world.mint
-    before = world.token(trainer)
-    scene.good(token=before)
-    new = TokenMint()
-    world.publish(keys=(old.key, new.key))  # both: what the old one signed lives until its exp
-    after = new.token(new.claims(now=world.clock.now(), thumbprint=thumbprint_of(trainer)))
-    scene.good(token=before)
-    scene.good(token=after)
-    world.publish(keys=(new.key,))
-    scene.unauthenticated(token=before)
-    scene.good(token=after)
-
-
-def test_a_flood_of_unknown_tokens_moves_no_good_one_out_and_leaves_nothing(scene, token, mallory):
-    scene.good(token=token)
-    head, payload, _ = token.split(".")
-    refused = 0
-    with scene.served.channel(mallory) as theirs:
-        invoke = theirs.unary_unary("/test.Echo/Unary")
-        for wave in range(10):
-            calls = [
-                invoke.future(
-                    b"",
-                    metadata=(("authorization", f"Bearer {head}.{payload}.{wave:02}{number:02}{'A' * 82}"),),
-                    timeout=LIMIT_S,
-                )
-                for number in range(80)
-            ]
-            scene.good(token=token)
-            codes = [call.code() for call in calls]
-            # A hundred streams a connection: what goes beyond is turned away below the gate.
-            assert set(codes) <= {UNAUTHENTICATED, UNAVAILABLE}
-            refused += codes.count(UNAUTHENTICATED)
-    assert refused > 100
-    assert len(scene.world.cache) == 1
-    assert scene.world.cache._flights == {}
-    assert scene.world.audit.denials == ["TOKEN_INVALID"] * refused
-
-
-def test_many_first_uses_of_one_token_are_one_verification(kind, service_leaf, trainer):
-    outcomes = []
-    world = World()
-    world.cache = TokenCache(observe=outcomes.append)
-    world.gate._cache = world.cache
-    with serve(kind, world, service_leaf) as served, served.channel(trainer) as channel:
-        scene = Scene(served, channel, trainer, kind)
-        text = world.token(trainer)
-        invoke = channel.unary_unary("/test.Echo/Open")
-        ready = threading.Barrier(4)
-
-        def burst():
-            ready.wait(LIMIT_S)
-            calls = [
-                invoke.future(b"", metadata=(("authorization", f"Bearer {text}"),), timeout=LIMIT_S) for _ in range(15)
-            ]
-            results.extend(call.code() for call in calls)
-
-        results: list[grpc.StatusCode] = []
-        threads = [threading.Thread(target=burst) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LIMIT_S)
-        assert results == [grpc.StatusCode.OK] * 60
-        assert outcomes.count("miss") == 1
-        scene.good()
-        assert outcomes.count("miss") == 2

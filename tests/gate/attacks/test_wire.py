@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import ssl
 import struct
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +18,7 @@ from cryptography import x509
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
 from casemate.gate.core.peer import PeerVerifier
+from casemate.transport.registry import RegisteredService
 from tests.gate.attacks import scene as raw
 from tests.gate.attacks.scene import EXHAUSTED, INVALID, NOT_FOUND, UNAUTHENTICATED, RawClient, Scene, frame, headers_of
 from tests.gate.served import LIMIT_S, PARSED, serve
@@ -272,6 +275,41 @@ def test_a_deadline_that_has_passed(scene, token):
         with pytest.raises(grpc.RpcError) as late:
             scene.channel.unary_unary(UNARY)(DIGITS, metadata=bearer(token), timeout=1e-9)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_what_a_handler_waits_for_ends_with_its_callers_deadline(kind, service_leaf, trainer):
+    """On `grpc.aio` the wait itself is ended, however deep; a synchronous handler is told what is left of its time."""
+    left, ended = [], threading.Event()
+
+    async def onwards():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def wait(request, context):
+        left.append(context.time_remaining())
+        if request == b"wait":
+            await asyncio.gather(onwards())
+        return request
+
+    def wait_sync(request, context):
+        left.append(context.time_remaining())
+        if request == b"wait":
+            context.add_callback(ended.set)
+            ended.wait(context.time_remaining() + LIMIT_S)
+        return request
+
+    handler = grpc.unary_unary_rpc_method_handler(wait_sync if kind == "sync" else wait)
+    services = [RegisteredService("test.Echo", {"Open": handler})]
+    with serve(kind, World(), service_leaf, services=services) as served, served.channel(trainer) as channel:
+        invoke, metadata = channel.unary_unary("/test.Echo/Open"), bearer(served.world.token(trainer))
+        with pytest.raises(grpc.RpcError) as late:
+            invoke(b"wait", metadata=metadata, timeout=0.2)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ended.wait(LIMIT_S)
+        assert invoke(b"go on", metadata=metadata, timeout=LIMIT_S) == b"go on"
+        assert left[0] < 1 < left[1] < LIMIT_S + 1
 
 
 @pytest.mark.parametrize("name", ["x\r\ngrpc-status: 0", "x\ngrpc-message: ok", "%0d%0agrpc-status:0", "\0"])
