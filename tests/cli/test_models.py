@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
 
+from casemate.cli.state import StateDirectory
 from tests.services.inference.identity import identity
-from tests.support.up import CASEMATE, PATIENCE, Up
+from tests.support.up import CASEMATE, PATIENCE, running
 
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-and-predict.md"
 OPERATOR = ("--as", "casemate/operator")
-TRAINER = ("--as", "acme/modeller")
+TRAINER = ("--as", "acme/echoer")
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models") / "state"
-    up = Up(root)
-    try:
-        up.wait_for("Ready in")
-        yield root
-    finally:
-        up.end()
-        up.erase()
-
-
-@pytest.fixture(scope="module")
-def run(state):
-    def run(*arguments: str | Path, expect: int = 0) -> str:
-        done = subprocess.run(
-            [CASEMATE, "--state", state, *arguments], check=False, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == expect, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout if expect == 0 else done.stderr
-
-    return run
+def run(tmp_path_factory):
+    """On a cluster whose inference is two processes: what one takes in, both serve."""
+    with running(tmp_path_factory.mktemp("models") / "state", "--inference-workers", "2") as commands:
+        yield commands
 
 
 def register(run, folder: Path, role: str) -> Path:
@@ -54,18 +40,18 @@ def register(run, folder: Path, role: str) -> Path:
 def modeller(run, tmp_path_factory):
     """Keys of a supplier, a publisher and an operator, a dataset's root, and somebody who may do it all."""
     folder = tmp_path_factory.mktemp("keys")
-    run("pki", "issue", "acme/modeller")
-    spiffe_id = "spiffe://casemate.internal/t/acme/modeller"
+    run("pki", "issue", "acme/echoer")
+    spiffe_id = "spiffe://casemate.internal/t/acme/echoer"
     scopes = ("datasets.write", "datasets.read", "models.publish", "models.infer")
     run(
-        *("client", "create", "acme-modeller", "--tenant", "acme", "--spiffe-id", spiffe_id),
+        *("client", "create", "acme-echoer", "--tenant", "acme", "--spiffe-id", spiffe_id),
         *("--audience", "datasets", "--audience", "inference"),
         *(word for scope in scopes for word in ("--scope", scope)),
         *OPERATOR,
     )
     for verb, resource in (("push", "dataset/numbers"), ("read", "dataset/numbers"), ("publish", "model/echo")):
         what = ("--verb", verb, "--resource", resource)
-        run("grant", "create", "--tenant", "acme", "--caller", "t/acme/modeller", *what, *OPERATOR)
+        run("grant", "create", "--tenant", "acme", "--caller", "t/acme/echoer", *what, *OPERATOR)
     keys = {role: register(run, folder, role) for role in ("supplier", "publisher", "operator")}
     data = folder / "numbers.csv"
     data.write_text("a,b\n1,2\n3,4\n")
@@ -132,3 +118,36 @@ def test_options_are_signed_with_the_model_and_a_back_ends_model_is_one_file(run
     upstream = tmp_path / "upstream.json"
     upstream.write_text('{"backend": "nowhere"}')
     assert "upstream.json" in publish(run, modeller, upstream, 4, expect=1)
+
+
+def test_the_way_from_a_dataset_to_predictions_goes_as_the_page_prints_it(run, tmp_path):
+    ports = json.loads((run.state / "endpoints.json").read_text())["grpc"]
+    page = PAGE.read_text()
+    for service, port in (("auth", 7401), ("inference", 7402), ("datasets", 7403)):
+        page = page.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[service]}")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.replace(".casemate/", f"{run.state}/"), re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        ["sh", "-c", "set -eu\n" + 'casemate() { "$CASEMATE" --state "$STATE" "$@"; }\n' + "".join(blocks)],
+        cwd=tmp_path,
+        env={
+            "CASEMATE": str(CASEMATE),
+            "STATE": str(run.state),
+            "PATH": f"{CASEMATE.parent}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kinds: 0 2" in done.stdout
+    assert '"model": "flowers"' in done.stdout
+
+
+def test_each_worker_that_was_asked_for_keeps_an_audit_of_its_own_and_why_looks_into_all(run):
+    files = {path.name for path in StateDirectory(run.state).audits("inference") if path.exists()}
+    assert files == {"inference.0.jsonl", "inference.1.jsonl"}
+    refused = run("model", "reload", "nobodys", *TRAINER, expect=1)
+    [request_id] = re.findall(r"request ([0-9a-f]{16})", refused)
+    assert "refused by inference." in run("audit", "why", request_id)

@@ -61,7 +61,7 @@ def why(options: Options, request_id: str, files: Sequence[Path], as_json: bool)
     A caller finds the identifier in the trailing metadata of every answer.
     """
     state = StateDirectory(options.state)
-    found = list(_find(request_id, files or [state.audit(service) for service in SERVICES]))
+    found = list(_find(request_id, files or [file for service in SERVICES for file in state.audits(service)]))
     if not found:
         click.echo(
             f"{request_id}: not in the audit. Repeats beyond the first 32 of a second have a count only.", err=True

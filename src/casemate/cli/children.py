@@ -46,6 +46,7 @@ class Launcher:
         checkout: where the services are.
         databases: by name, as they were made.
         audiences: other teams' services and their scopes, as auth's setting has them.
+        inference_workers: processes of inference, on its one port.
     """
 
     state: StateDirectory
@@ -54,6 +55,7 @@ class Launcher:
     checkout: Path
     databases: Mapping[str, DatabaseSettings]
     audiences: str = ""
+    inference_workers: int = 1
 
     def service(self, name: str, *arguments: str) -> ChildCommand:
         """The command that runs a service, or with arguments does one thing as it."""
@@ -89,6 +91,7 @@ class Launcher:
             values[f"{prefix}_DATASETS_ADDRESS"] = f"127.0.0.1:{self.ports.grpc['datasets']}"
         if service == "inference":
             values[f"{prefix}_REPOSITORY_DIR"] = str(self.state.repository)
+            values[f"{prefix}_WORKERS"] = str(self.inference_workers)
         for name in DATABASES[service]:
             database = "DATAKEYS_DATABASE" if name == "casemate_datakeys" else "DATABASE"
             values.update(self._database_environment(f"{prefix}_{database}", name))

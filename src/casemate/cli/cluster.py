@@ -46,6 +46,7 @@ class Cluster:
         report: told one line about everything worth a line.
         clock: judges which certificates are due.
         audiences: other teams' services and their scopes, as auth's setting has them.
+        inference_workers: processes of inference, on its one port.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Cluster:
         report: Callable[[str], None],
         clock: Clock | None = None,
         audiences: str = "",
+        inference_workers: int = 1,
     ) -> None:
         self.state = state
         self.ports = ports
@@ -64,6 +66,7 @@ class Cluster:
         self._report = report
         self._clock = clock or SystemClock()
         self._audiences = audiences
+        self._inference_workers = inference_workers
         self._checkout = find_checkout()
         self.postgres = EmbeddedPostgres(directory=state.postgres)
         self._children: list[Child] = []
@@ -114,6 +117,7 @@ class Cluster:
                 for names in DATABASES.values()
                 for name in names
             },
+            inference_workers=self._inference_workers,
         )
         await self._bootstrap_operator(launcher)
         for service in SERVICES:

@@ -66,6 +66,11 @@ class StateDirectory:
         """The audit trail of a service."""
         return self.root / "audit" / f"{service}.jsonl"
 
+    def audits(self, service: str) -> tuple[Path, ...]:
+        """The audit trails that a service has written: each of several workers has one of its own."""
+        alone = self.audit(service)
+        return (alone, *sorted(alone.parent.glob(f"{service}.[0-9]*.jsonl")))
+
     def signer(self, name: str) -> Path:
         """The private key of a signer of the story."""
         return self.root / "signers" / f"{name}.pem"

@@ -33,8 +33,23 @@ DEFAULT_TRUST_DOMAIN = "casemate.internal"
     metavar="NAME=SCOPE,…",
     help="Another team's service that tokens may be for, and that may follow the trust feed (svc/NAME).",
 )
+@click.option(
+    "--inference-workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes of inference on its one port.",
+)
 @click.pass_obj
-def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool, audiences: tuple[str, ...]) -> None:
+def up_command(
+    options: Options,
+    trust_domain: str,
+    seed: bool,
+    free_ports: bool,
+    inference_workers: int,
+    audiences: tuple[str, ...],
+) -> None:
     """Starts auth, inference, datasets and their database, and keeps them running.
 
     State lies in the state directory and survives. Certificates are renewed at half
@@ -43,7 +58,14 @@ def up_command(options: Options, trust_domain: str, seed: bool, free_ports: bool
     require_unset(os.environ)  # noqa: TID251  # where the environment enters
     ports = Ports.free() if free_ports else Ports.fixed()
     state = StateDirectory(options.state)
-    cluster = Cluster(state=state, ports=ports, trust_domain=trust_domain, report=say, audiences=";".join(audiences))
+    cluster = Cluster(
+        state=state,
+        ports=ports,
+        trust_domain=trust_domain,
+        report=say,
+        inference_workers=inference_workers,
+        audiences=";".join(audiences),
+    )
     asyncio.run(_run(state, cluster, seed=seed))
 
 
