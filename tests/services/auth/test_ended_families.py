@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
 import pytest_asyncio
 
+from casemate.auth.v1 import token_service_pb2 as tokens
 from casemate.errors import Reason, Unauthenticated
 from services.auth.store.changes import begin_change
 from services.auth.store.ended_families import EndedFamilies
 from services.auth.store.families import end_families
 from services.auth.store.news import NewsReader
+from tests.services.auth.exchange_world import House
 from tests.services.auth.lines import GATEWAY, ISSUER, begin_line, enlist
+from tests.services.auth.world import SOON, build_world
 
 
 @pytest_asyncio.fixture
@@ -46,8 +50,9 @@ async def _is_refused_with_an_alarm(line, shelf):
         await line.families.current(line.first)
 
 
-@pytest.mark.parametrize("later", [timedelta(0), timedelta(minutes=7), timedelta(hours=7)])
-@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(
+    ("later", "said"), [(timedelta(0), False), (timedelta(minutes=7), True), (timedelta(hours=7), False)]
+)
 async def test_a_familys_own_older_row_put_back_after_its_end_is_refused_with_an_alarm(line, shelf, later, said):
     """The row is genuine, so its MAC verifies: that it ended is told by a row of its own, until nothing could live."""
     async with _put_back(line, shelf):
@@ -119,3 +124,21 @@ async def test_ends_are_kept_until_nothing_of_the_family_could_live_and_no_longe
     assert await shelf.pool.fetchval("SELECT count(*) FROM ended_family") == 1
     await news.forget_expired(line.family.expires_at + timedelta(microseconds=1))
     assert await shelf.pool.fetchval("SELECT count(*) FROM ended_family") == 0
+
+
+async def test_a_running_service_misses_the_end_that_it_saw(database, leaf, tmp_path):
+    async with build_world(database, leaf, tmp_path, sweep=timedelta(0)) as world:
+        house = House(world)
+        await house.build()
+        begun = [await house.exchange(house.idp.about(), request_refresh_token=True) for _ in range(2)]
+        (old,) = await world.sql("SELECT * FROM refresh_family WHERE id = $1", begun[0].refresh_token.split(".")[1])
+        await house.gateway.ask("RevokeToken", tokens.RevokeTokenRequest(refresh_token=begun[0].refresh_token))
+        await world.sql("DELETE FROM refresh_family WHERE id = $1", old["id"])
+        await world.sql("INSERT INTO refresh_family SELECT ($1::refresh_family).*", old)
+        assert world.alarms == 0
+        await world.sql("DELETE FROM ended_family")
+        async with asyncio.timeout(SOON):
+            while world.alarms == 0:
+                await asyncio.sleep(0.01)
+        await _refused(house.gateway.refresh(begun[0].refresh_token))
+        await house.gateway.refresh(begun[1].refresh_token)
