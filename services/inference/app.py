@@ -44,6 +44,7 @@ from services.inference.catalogue import Catalogue
 from services.inference.dependencies import Datasets, Releases
 from services.inference.key_wraps import ModelKeyWraps
 from services.inference.loader import Loader
+from services.inference.model_memory import bound_model_memory, half_of_memory
 from services.inference.models import Models
 from services.inference.opening import open_channel, open_kek, open_repository
 from services.inference.predictions import Predictions
@@ -340,6 +341,8 @@ def run(
     With a seat it is one of several workers: it tells its supervisor that it lives, and shows no page of its own.
     """
     clock, metrics = SystemClock(), Metrics(COMPONENT)
+    memory = settings.serving.model_memory_bytes or half_of_memory()
+    bound_model_memory(memory // (seat.count if seat is not None else 1))
     source = CertificateSource(settings.identity.directory, metrics=metrics)
     source.start()
     stack.callback(source.close)

@@ -1,17 +1,19 @@
 """A model that can run: the seam between the protocol and what computes.
 
-This module and `brain_floats` alone know ONNX Runtime. A batcher, or another back end, stands
-behind the same `run`.
+This module, `brain_floats`, `run_failures` and `model_memory` alone know ONNX Runtime.
+A batcher, or another back end, stands behind the same `run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime  # this module gives it the types it lacks
 
-from casemate.errors import FieldViolation, InvalidRequest, Reason
+from casemate.errors import Exhausted, FieldViolation, InvalidRequest, Reason
 from services.inference.brain_floats import has_brain_floats, run_with_brain_floats
+from services.inference.model_memory import giving_back, share_arena
 from services.inference.onnx_wire import GraphLimits, check_onnx
 from services.inference.run_failures import failure_of
 from services.inference.tensors import BY_ONNX, TensorSpec
@@ -104,7 +106,13 @@ class OnnxInstance:
         try:
             results = self._run(inputs)
         except Exception as error:
-            raise failure_of(error) from error
+            failure = failure_of(error)
+            if not isinstance(failure, Exhausted) or self._brain_floats:
+                raise failure from error
+            try:
+                results = self._run_with_room(inputs)
+            except Exception as again:
+                raise failure_of(again) from again
         return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
 
     def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -112,6 +120,12 @@ class OnnxInstance:
             return run_with_brain_floats(self._session, inputs=inputs, takes=self._inputs, gives=self._outputs)
         results: list[Array] = self._session.run(None, dict(inputs))
         return results
+
+    def _run_with_room(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Once more, with all of the arena that is not in use: what ran before may have left it in pieces."""
+        with contextlib.suppress(Exception):  # what counts is that it gives back
+            self._session.run(None, dict(inputs), giving_back())
+        return self._run(inputs)
 
 
 def session_options() -> Any:  # noqa: ANN401  # onnxruntime ships no types
@@ -126,6 +140,7 @@ def session_options() -> Any:  # noqa: ANN401  # onnxruntime ships no types
     options.log_severity_level = _FATAL_ONLY
     # Never by the look of the bytes: only ONNX was walked by `check_onnx`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    share_arena(options)
     return options
 
 

@@ -19,7 +19,7 @@ from casemate.errors import CasemateError, Exhausted, FieldViolation, InternalEr
 
 _AT_A_NODE = "Non-zero status code returned while running "
 _BY_VALUES = frozenset({"Fail", "RuntimeException"})
-_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "Could not allocate", "exceeds the supported maximum of")
+_NO_MEMORY = ("BFCArena", "Failed to allocate memory", "bad_alloc", "exceeds the supported maximum of")
 
 
 def failure_of(error: Exception) -> CasemateError:

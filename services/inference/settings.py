@@ -74,6 +74,13 @@ class ServingSettings:
         help="how long a publisher may send nothing before its upload is cut",
     )
 
+    model_memory_mib: int = setting(
+        "MODEL_MEMORY_MIB",
+        parse=integer(0, 1024 * 1024),
+        default=0,
+        help="memory of all models and their runs together, in MiB; 0 for half of the machine's or the container's",
+    )
+
     trace_one_in: int = setting(
         "TRACE_ONE_IN", parse=integer(0, 1_000_000), default=0, help="every so-manieth prediction is traced; 0 for none"
     )
@@ -87,6 +94,11 @@ class ServingSettings:
     def max_model_bytes(self) -> int:
         """All files of one version together, in bytes."""
         return self.max_model_mib * _MIB
+
+    @property
+    def model_memory_bytes(self) -> int:
+        """Of all models together, in bytes; 0 where it is not said."""
+        return self.model_memory_mib * _MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper
 from casemate.errors import CasemateError, Code, Exhausted, InternalError, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.instance import OnnxInstance
+from services.inference.model_memory import half_of_memory
 from services.inference.run_failures import failure_of
 from tests.services.inference.house import House
 
@@ -122,3 +125,14 @@ def test_on_the_wire_the_caller_is_told_so_and_nothing_of_the_models_inside(hous
     assert (refused.code, refused.reason) == (Code.INVALID_ARGUMENT, Reason.INVALID_FIELD)
     assert str(refused).startswith("the request is not valid (request ")
     assert len(ask(5).raw_output_contents[0]) == 20
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1000000000\n", 500_000_000), ("max\n", None), (None, None)])
+def test_half_of_the_memory_is_that_of_the_container_where_it_has_less(
+    tmp_path: Path, text: str | None, expected: int | None
+) -> None:
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    assert half_of_memory(limit) == (expected or machine)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from casemate.errors import Code, Reason
 from casemate.gate.adapters.audit_file import verify_chain
 from casemate.gate.core.quota import Shares
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.transport.status import from_rpc_error
 from services.inference.seat import share_out
 from services.inference.servicers import OPEN_INFERENCE
 from tests.services.inference.conftest import Digits
@@ -27,6 +29,7 @@ from tests.support.authority import LeafFactory
 
 ENDLESS = 2**60
 HUNDRED_MILLION = 100_000_000
+SHORT = {"WORKER_LONGEST_RUN": "1s", "STREAM_IDLE": "1s", "MODEL_MEMORY_MIB": "256"}
 
 
 def hungry() -> bytes:
@@ -54,7 +57,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: D
 
 @pytest.fixture(scope="module")
 def hall(house: House, leaf: LeafFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
-    hall = Hall(house, leaf, tmp_path_factory.mktemp("hall"), WORKER_LONGEST_RUN="1s", STREAM_IDLE="1s")
+    hall = Hall(house, leaf, tmp_path_factory.mktemp("hall"), **SHORT)
     yield hall
     hall.close()
 
@@ -141,6 +144,24 @@ def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall:
     assert page.count("# TYPE nv_inference_count counter") == 1
     files = sorted(file.name for file in hall._directory.glob("audit*.jsonl"))
     assert files == ["audit.0.jsonl", "audit.1.jsonl"]
+
+
+def test_values_that_ask_for_more_than_the_memory_of_all_models_are_refused_and_nothing_dies(
+    hall: Hall, digits: Digits
+) -> None:
+    before = hall.pids()
+    with hall.channel(again=False) as channel:
+        for size in (5_000_000, 8_000_000, HUNDRED_MILLION, 10**12):  # each worker has 128 MiB, and a run takes twice
+            if size < HUNDRED_MILLION:
+                assert hall.ask(number("hungry", size), channel=channel)
+                continue
+            with pytest.raises(grpc.RpcError) as caught:
+                hall.ask(number("hungry", size), channel=channel)
+            error = from_rpc_error(caught.value)
+            assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, Reason.REQUEST_TOO_LARGE)
+        assert hall.ask(number("hungry", 10_000_000), channel=channel)  # what was kept for the others was given back
+        assert labels(hall.ask(pictures(digits), channel=channel)) == digits.labels.tolist()
+    assert hall.pids() == before
 
 
 def test_the_service_itself_cuts_a_stream_that_idles_and_not_one_that_works(hall: Hall, digits: Digits) -> None:
