@@ -158,7 +158,7 @@ def test_places_come_back_after_calls_of_every_end(served, channel, trainer):
     assert world.gate._quota.running <= 1  # the last call may still be on its way out
 
 
-def test_health_watch_passes_unwrapped(served, channel):
+def test_health_watch_needs_a_certificate_alone(served, channel):
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
     )(b"", timeout=LIMIT_S)

@@ -109,8 +109,8 @@ class HealthState:
 def health_service() -> tuple[RegisteredService, HealthState]:
     """Health for the synchronous server. A watcher takes no thread.
 
-    `Watch` must reach the server unwrapped: grpcio knows a behaviour that takes no
-    thread by an attribute of the function.
+    Whatever wraps `Watch` must carry its attributes over: grpcio knows a behaviour that
+    takes no thread by an attribute of the function.
     """
     state = HealthState()
     return registered(health_pb2_grpc.add_HealthServicer_to_server, _SyncHealth(state)), state

@@ -91,9 +91,6 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         """The handler that serves this call if the gate goes on agreeing, or one that refuses it."""
         handler = await continuation(handler_call_details)
         method = _text(handler_call_details.method)
-        policy = self._gate.policies.find(method)
-        if handler is not None and policy is not None and policy.unwrapped:
-            return handler
         request_id = self._request_ids.take()
         try:
             admission = self._gate.at_headers(

@@ -32,6 +32,7 @@ from casemate.gate.adapters.incoming import Incoming
 from casemate.gate.adapters.stream_places import StreamPlaces
 from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
+from casemate.gate.adapters.watching import watching
 from casemate.transport.fair_pool import SHARE
 from casemate.transport.status import to_status
 
@@ -107,8 +108,6 @@ class GateInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         method = handler_call_details.method
         policy = self._gate.policies.find(method)
-        if handler is not None and policy is not None and policy.unwrapped:
-            return handler
         request_id = self._request_ids.take()
         try:
             admission = self._gate.at_headers(
@@ -116,6 +115,8 @@ class GateInterceptor(grpc.ServerInterceptor):
             )
         except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
+        if handler is not None and policy is not None and policy.unwrapped:
+            return watching(self._gate, admission, handler, self._watchdog)
         SHARE.set(partial(self._line_of, admission))
         if not self._bodies_watched:
             self._bodies_watched = True  # a thread begins with the first call, and not when a server is made

@@ -302,8 +302,9 @@ class Gate:
             raise PermissionDenied("not one of the services that may", reason=Reason.CALLER_NOT_ALLOWED)
         if admission.policy.audit_allowed:
             self._audit.require_writable(may_wait=admission.policy.only_revokes)
-        admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
-        self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
+        if not admission.policy.unwrapped:
+            admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
+            self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
         return caller
 
     def _require_grant(self, admission: Admission, caller: Caller, resource: str) -> None:

@@ -101,7 +101,8 @@ class MethodPolicy:
         resource: where the request names its resource; set exactly when a verb is.
         needs_trust: refuses without fresh news from the trust feed. False for health alone,
             which has to answer while the feed is down.
-        unwrapped: passes to its handler untouched, after mutual TLS alone. For health's Watch.
+        unwrapped: holds no place however long it lasts, and on the synchronous server no thread: its handler is
+            called as grpcio calls it. Its peer is judged as others' are. For health's Watch.
     """
 
     method: str

@@ -1,0 +1,104 @@
+"""Health's Watch: mutual TLS is all that it needs, it holds nothing, and it ends with its peer's right."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from casemate.errors import Reason
+from casemate.gate.core.quota import LocalQuota, Shares
+from casemate.gate.core.records import RevocationKind
+from tests.gate.adapter_world import UNAUTHENTICATED, kind, mallory, refusal, service_leaf, trainer
+from tests.gate.served import LIMIT_S, serve
+from tests.gate.test_adapters_streams import end_of_right, short
+from tests.gate.world import DOMAIN, SetClock, World
+
+__all__ = ["kind", "mallory", "service_leaf", "short", "trainer"]  # fixtures
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture
+def served(kind, service_leaf):
+    with serve(kind, World(), service_leaf) as served:
+        yield served
+
+
+def watch(channel):
+    return channel.unary_stream(
+        "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
+    )(b"", timeout=3 * LIMIT_S)
+
+
+@pytest.mark.parametrize("ending", ["certificate", "notAfter", "its name"])
+def test_a_watch_ends_with_the_right_of_its_peer_and_says_why(served, trainer, mallory, short, ending):
+    world, holder = served.world, short if ending == "notAfter" else trainer
+    with served.channel(holder) as channel, served.channel(mallory) as other:
+        ours, theirs = watch(channel), watch(other)
+        assert (next(ours).status, next(theirs).status) == (SERVING, SERVING)
+        if ending == "its name":
+            world.revoke(RevocationKind.SPIFFE_ID, f"spiffe://{DOMAIN}/t/acme/trainer")
+            expected = UNAUTHENTICATED, Reason.PEER_REFUSED
+        else:
+            expected = end_of_right(world, holder, ending)
+        assert refusal(next, ours) == expected
+        assert refusal(next, watch(channel))[0] is UNAUTHENTICATED  # nor does it begin again
+        assert world.audit.denials[0] == expected[1].value
+        if ending != "notAfter":  # by the clock of the gate the other's ended as well
+            assert theirs.is_active()
+            assert next(watch(other)).status == SERVING
+
+
+def test_a_watch_goes_on_while_the_feed_is_silent_and_through_news_of_others(served, trainer):
+    world = served.world
+    with served.channel(trainer) as channel:
+        ours = watch(channel)
+        assert next(ours).status == SERVING
+        world.revoke(RevocationKind.CERTIFICATE, "x" * 43)
+        world.clock.wall_offset = -world.clock.offset
+        end_of_right(world, trainer, "stale")
+        assert refusal(served.call, channel, token=world.token(trainer))[1] is Reason.TRUST_STALE
+        assert next(watch(channel)).status == SERVING
+        assert ours.is_active()
+        assert world.audit.denials == ["TRUST_STALE"]
+
+
+def test_watchers_hold_no_place_and_no_thread(kind, service_leaf, trainer):
+    world = World(quota=LocalQuota(clock=SetClock(), shares=Shares(caller_concurrency=1, tenant_concurrency=1)))
+    with serve(kind, world, service_leaf, threads=2) as served, served.channel(trainer) as channel:
+        watches = [watch(channel) for _ in range(20)]
+        assert {next(each).status for each in watches} == {SERVING}
+        assert world.gate._quota.running == 0
+        assert served.call(channel, token=world.token(trainer)).version
+        for each in watches:
+            each.cancel()
+        assert served.health(channel).status == SERVING
+
+
+def test_a_watch_that_its_peer_ends_is_forgotten(service_leaf, trainer):
+    with serve("sync", World(), service_leaf) as served, served.channel(trainer) as channel:
+        watches = [watch(channel) for _ in range(5)]
+        assert {next(each).status for each in watches} == {SERVING}
+        watched = watched_of(served)
+        assert len(watched) == 5
+        for each in watches:
+            each.cancel()
+        for _ in range(int(LIMIT_S * 100)):
+            if not watched:
+                return
+            threading.Event().wait(0.01)
+        pytest.fail("a watch that ended is still judged")
+
+
+def watched_of(served):
+    """What the gate's watchdog looks at."""
+    (watchdog,) = (
+        callback.__self__
+        for callback in served.world.trust._callbacks
+        if type(callback.__self__).__name__ == "Watchdog"
+        and callback.__self__._watched is not None
+        and any(type(each).__name__ == "_Watching" for each in callback.__self__._watched.values())
+    )
+    return watchdog._watched
