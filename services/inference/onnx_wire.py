@@ -2,8 +2,14 @@
 
 ONNX lets a tensor name a file to read its data from, by any path
 (CVE-2022-25882, CVE-2024-27318 and their kin). A model here is exactly the
-bytes that were signed, so such a tensor is refused wherever it stands. The
-walk reads tags and lengths only and copies nothing.
+bytes that were signed, so such a tensor is refused wherever it stands.
+
+ONNX also lets a model define functions that call one another, and ONNX Runtime
+writes each call out in full: a few kilobytes that name ten calls of ten calls
+become as many nodes as their writer likes. Nodes are therefore counted as they
+will be, by products, without writing one out.
+
+The walk reads tags, lengths and the names of what is called.
 
 If this fails: ONNX Runtime refuses external data of a model that came from
 memory, because it has no path to resolve it against.
@@ -11,6 +17,7 @@ memory, because it has no path to resolve it against.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason
@@ -28,6 +35,8 @@ _NESTED = {
 }
 _EXTERNAL_DATA = 13  # TensorProto.external_data
 _DATA_LOCATION = 14  # TensorProto.data_location; 0 is DEFAULT
+_NAMES = {"node": (4, 7), "function": (1, 10)}  # what is called or defined, and its domain
+_DEFAULT_DOMAIN = b"ai.onnx"  # also written as no name at all
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -40,11 +49,15 @@ INLINE_IT = (
 
 @dataclass(frozen=True, slots=True)
 class GraphLimits:
-    """Caps on what a model may consist of."""
+    """Caps on what a model may consist of; nodes are counted with every function written out."""
 
     depth: int = 64
     nodes: int = 200_000
     tensors: int = 200_000
+
+
+_Name = tuple[bytes, bytes]
+"""Of an operator or a function, and of its domain."""
 
 
 class _Malformed(Exception):
@@ -64,6 +77,7 @@ def check_onnx(data: bytes, *, limits: GraphLimits) -> None:
         raise _invalid("is not an ONNX model") from error
     if not walk.graphs:
         raise _invalid("is not an ONNX model")
+    walk.require_small_when_written_out()
 
 
 def _invalid(description: str) -> InvalidRequest:
@@ -81,11 +95,16 @@ class _Walk:
         self._nodes = 0
         self._tensors = 0
         self.graphs = 0
+        self._calls: Counter[_Name] = Counter()
+        self._functions: dict[_Name, list[Counter[_Name]]] = {}
 
     def message(self, kind: str, position: int, end: int, depth: int) -> None:
         """Walks one message's fields; raises on the first thing that may not be."""
         self._count(kind, depth)
-        nested = _NESTED[kind]
+        nested, names = _NESTED[kind], _NAMES.get(kind, ())
+        said, outside = [b"", b""], self._calls
+        if kind == "function":
+            self._calls = Counter()
         while position < end:
             tag, position = self._varint(position, end)
             number, wire_type = tag >> 3, tag & 7
@@ -94,6 +113,34 @@ class _Walk:
                 raise _invalid(f"names external data; {INLINE_IT}")
             if number in nested and wire_type == _LENGTH:
                 self.message(nested[number], start, position, depth + 1)
+            elif number in names and wire_type == _LENGTH:
+                said[names.index(number)] = self._data[start:position]
+        name = (said[0], b"" if said[1] == _DEFAULT_DOMAIN else said[1])
+        if kind == "node":
+            self._calls[name] += 1
+        elif kind == "function":
+            self._functions.setdefault(name, []).append(self._calls)  # one name may have several overloads
+            self._calls = outside
+
+    def require_small_when_written_out(self) -> None:
+        """Returns when the graph stays within the limit of nodes once every function call is its body."""
+        sizes: dict[_Name, int] = {}
+
+        def written_out(calls: Counter[_Name], above: tuple[_Name, ...]) -> int:
+            if len(above) > self._limits.depth:
+                raise _invalid("is a larger graph than is served")
+            total = 0
+            for name, count in calls.items():
+                if name in above:
+                    raise _invalid("has a function that calls itself")
+                if name not in sizes:
+                    bodies = self._functions.get(name, ())
+                    sizes[name] = 1 + max((written_out(body, (*above, name)) for body in bodies), default=0)
+                total += count * sizes[name]
+            return total
+
+        if written_out(self._calls, ()) > self._limits.nodes:
+            raise _invalid("is a larger graph than is served")
 
     def _count(self, kind: str, depth: int) -> None:
         self.graphs += kind == "graph"

@@ -130,3 +130,47 @@ def test_threads_and_optimisation_are_set_and_not_left_to_defaults() -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert options.execution_mode.name == "ORT_SEQUENTIAL"
     assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
+
+
+def calling(levels: int, each: int) -> bytes:
+    """Functions of which each calls the next so many times."""
+    domains = [helper.make_opsetid("f", 1), helper.make_opsetid("", 17)]
+    functions = []
+    for level in range(levels):
+        names = ["a", *(f"t{step}" for step in range(each - 1)), "b"]
+        kind, domain = (f"F{level + 1}", "f") if level < levels - 1 else ("Identity", "")
+        nodes = [helper.make_node(kind, [names[i]], [names[i + 1]], domain=domain) for i in range(each)]
+        functions.append(helper.make_function("f", f"F{level}", ["a"], ["b"], nodes, domains))
+    graph = helper.make_graph([helper.make_node("F0", ["x"], ["y"], domain="f")], "g", *inputs_and_outputs())
+    return bytes(helper.make_model(graph, opset_imports=domains, functions=functions, ir_version=9).SerializeToString())
+
+
+def test_functions_are_counted_as_they_will_be_written_out() -> None:
+    bomb = calling(levels=12, each=10)
+    assert len(bomb) < 5000
+    with pytest.raises(InvalidRequest) as caught:
+        check_onnx(bomb, limits=GraphLimits())
+    assert "a larger graph than is served" in str(caught.value)
+    check_onnx(calling(levels=5, each=10), limits=GraphLimits())
+    check_onnx(calling(levels=2, each=2), limits=GraphLimits(nodes=7))  # F0, two of F1, four of Identity
+    with pytest.raises(InvalidRequest):
+        check_onnx(calling(levels=2, each=2), limits=GraphLimits(nodes=6))
+
+
+def test_a_function_that_calls_itself_is_refused_whichever_way_it_goes() -> None:
+    model = onnx.load_from_string(calling(levels=3, each=1))
+    check_onnx(model.SerializeToString(), limits=GraphLimits())
+    model.functions[2].node[0].op_type, model.functions[2].node[0].domain = "F0", "f"
+    with pytest.raises(InvalidRequest) as caught:
+        check_onnx(model.SerializeToString(), limits=GraphLimits())
+    assert "calls itself" in str(caught.value)
+
+
+def test_a_call_within_a_branch_of_a_function_counts_too() -> None:
+    model = onnx.load_from_string(calling(levels=12, each=10))
+    for function in model.functions:
+        inner = helper.make_graph(list(function.node), "inner", [], [])
+        del function.node[:]
+        function.node.append(helper.make_node("If", ["a"], ["b"], then_branch=inner, else_branch=inner))
+    with pytest.raises(InvalidRequest):
+        check_onnx(model.SerializeToString(), limits=GraphLimits())
