@@ -1,4 +1,4 @@
-# The images of Casemate: targets auth, inference, datasets and tools; and postgres, prometheus,
+# The images of Casemate: targets auth, inference, datasets, tools and backup; and postgres, prometheus,
 # collector and grafana, which add our configuration and our user to other people's images.
 #
 #   docker build --target auth --tag casemate/auth .
@@ -122,6 +122,26 @@ COPY --from=tools-built /installed/ /
 COPY --from=tools-built /ours/ /
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "casemate.cli"]
+
+FROM builder AS backup-built
+RUN install-packages auth datasets
+COPY --from=library /wheel /wheel
+COPY services services
+RUN install-ours backup
+
+FROM ${POSTGRES} AS client
+COPY deploy/images/builder/install-client /usr/local/bin/
+RUN install-client
+
+# `casemate backup`, with PostgreSQL's own programs beside it. It serves nothing, and runs as long as one command.
+FROM runtime AS backup
+LABEL org.opencontainers.image.title="casemate-backup" \
+    org.opencontainers.image.description="Casemate: back up, verify, restore"
+COPY --from=client /client/ /
+COPY --from=backup-built /installed/ /
+COPY --from=backup-built /ours/ /
+USER 65532:65532
+ENTRYPOINT ["python3", "-m", "casemate.cli", "backup"]
 
 # PostgreSQL with our start script: its own user, TLS 1.3, certificate and SCRAM or nothing.
 FROM ${POSTGRES} AS postgres

@@ -84,7 +84,7 @@ audit-dependencies: .foreign/deploy.stamp ## Known weaknesses of what is locked 
 scan-secrets: .foreign/deploy.stamp ## Fail when a file that git knows holds what looks like a secret
 	@deploy/scan-secrets .foreign/deploy/bin
 
-scan-images: ## Known weaknesses of the images, and their bills of materials in build/sbom (needs trivy)
+scan-images: images ## Known weaknesses of the images, and their bills of materials in build/sbom (needs trivy)
 	@deploy/scan-images
 
 release-image: ## Build, scan, push and sign IMAGE for REPOSITORY as VERSION (the release workflow's)

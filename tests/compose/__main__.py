@@ -16,7 +16,6 @@ from pathlib import Path
 
 from cryptography import x509
 
-from casemate.client.session import Endpoints, Session
 from tests.compose.bases import IMAGES, bases, snapshot
 from tests.compose.cluster import ComposeCluster
 from tests.compose.engine import Engine, NoEngine, engine
@@ -29,8 +28,12 @@ from tests.compose.hardening import (
     require_split_networks,
 )
 from tests.compose.images import Images
-from tests.compose.load import Load, predictions_counted
+from tests.compose.load import metrics_page
+from tests.compose.recovery import Recovery
+from tests.compose.scaling import Pairs
 from tests.compose.story import ToldStory
+from tests.compose.waiting import eventually, until
+from tests.compose.watching import Prometheus, require_rules_hold
 
 LIFETIME = "2m"
 SSL_REQUEST = bytes.fromhex("00000008 04d2162f")
@@ -105,7 +108,7 @@ def _run(found: Engine, report: Report) -> None:
         )
         try:
             if report.check("`compose up` gives a healthy cluster", cluster.up):
-                _check_cluster(cluster, report)
+                _check_cluster(cluster, images, report)
         finally:
             report.check("`compose down` leaves no container, network or volume", lambda: _down(cluster))
     finally:
@@ -116,7 +119,7 @@ def _run(found: Engine, report: Report) -> None:
 
 
 def _build(images: Images, report: Report) -> None:
-    for target in (*IMAGES, "postgres"):
+    for target in (*IMAGES, "backup", "postgres", *images.watchers):
         images.build(target)
         report.say(f"        built {target}")
 
@@ -134,9 +137,14 @@ def _check_images(images: Images, report: Report) -> None:
     report.check("no shell, pip, package manager, compiler or setuid file", images.require_bare)
     report.check("each image holds its own service and dependencies alone", images.require_own_alone)
     report.check("a second build from nothing has the same layers", lambda: images.require_reproducible("auth"))
+    report.check("with the capability `aws`, inference has S3 and KMS", images.require_capable)
+    report.check(
+        "rules and alerts pass promtool, and its tests of them",
+        lambda: require_rules_hold(images.engine, images.name("prometheus"), images.context),
+    )
 
 
-def _check_cluster(cluster: ComposeCluster, report: Report) -> None:
+def _check_cluster(cluster: ComposeCluster, images: Images, report: Report) -> None:
     begun = {service: _serial_of(cluster, service) for service in ("auth", "datasets", "inference")}
     database = _database_certificate(cluster)
     up_since = time.monotonic()
@@ -152,51 +160,71 @@ def _check_cluster(cluster: ComposeCluster, report: Report) -> None:
         report.check("what must fail, fails", told.attack)
         report.check("OAuth over HTTPS answers on loopback", told.discover)
         report.check("`buf curl` finds its way by reflection", told.curl)
-        report.check("one service is rolled without a failed call", lambda: _roll(cluster, told))
+        pairs = Pairs(cluster, told)
+        if report.check("profile scale: two of each take calls", pairs.up):
+            report.check("every replica is rolled without a failed call", pairs.roll)
+            report.check("every replica is killed without a failed call", pairs.kill)
+        _check_watched(cluster, images, report)
         for service in ("inference", "datasets", "auth", "postgres"):
             report.check(f"{service} is killed and comes back", lambda service=service: _crash(cluster, told, service))
         report.check(
             "certificates of two minutes are outlived", lambda: _outlive(cluster, told, begun, database, up_since)
         )
+        report.check("the root is changed without a failed call", lambda: _change_root(cluster, pairs))
+        recovery = Recovery(cluster, told)
+        if report.check("a backup is made and verified while all goes on", recovery.back_up):
+            report.check("it was dumped by TLS 1.3 and certificates", recovery.require_dumped_by_certificate)
+            report.check("everything is lost, and comes back", recovery.lose_everything)
     finally:
         told.story.close()
 
 
-def _roll(cluster: ComposeCluster, told: ToldStory) -> str:
-    """Two replicas of inference, four callers that never stop; each replica is stopped and started in turn."""
-    cluster.up("inference", "inference-2", profile="scale")
-    names = ("inference", "inference-2")
-    both = "ipv4:" + ",".join(f"127.0.0.1:{cluster.port(name)}" for name in names)
-    caller = told.caller()
-    session = Session(
-        source=caller.source,
-        endpoints=Endpoints(auth=caller.endpoints.auth, datasets=caller.endpoints.datasets, inference=both),
-        trust_domain=cluster.trust_domain,
-    )
-    try:
-        with Load(session).running() as load:
-            for name in names:
-                before = load.answered
-                cluster.restart(name)
-                # The next is only stopped once this one takes its share again.
-                _until(lambda name=name: _predictions(cluster, name) > 0, f"{name} takes no calls")
-                assert load.answered > before, "nobody was answered meanwhile"
-    finally:
-        session.close()
-    assert not load.failed, dict(load.failed)
-    return f"both replicas restarted in turn, {load.answered} calls, 0 failed"
+def _check_watched(cluster: ComposeCluster, images: Images, report: Report) -> None:
+    prometheus = Prometheus(cluster, images.context)
+    cluster.up(*images.watchers, profile="observability")
+    if "grafana" not in images.watchers:
+        report.say("        NOT RUN: collector and Grafana, whose images no registry gives here and Debian has not")
+    if report.check("Prometheus scrapes both of each by mutual TLS", lambda: prometheus.require_sees(2)):
+        report.check("metrics are shown to no stranger", lambda: _require_shut_metrics(cluster))
+        report.check("its rules are known and evaluated", prometheus.require_rules_known)
+        report.check("every metric that is asked for is there", prometheus.require_metrics_exist)
+        report.check("every panel of the dashboard shows something", prometheus.require_dashboard_filled)
+        report.check("the autoscaler's query says how long predictions waited", prometheus.require_scaled_by_the_queue)
+    if "grafana" in images.watchers:
+        report.check("Grafana has the dashboard, the collector runs", prometheus.require_shown)
 
 
-def _predictions(cluster: ComposeCluster, service: str) -> float:
-    return predictions_counted(cluster.port(service, "metrics"), cluster.state.client_leaf("casemate", "operator"))
+def _require_shut_metrics(cluster: ComposeCluster) -> None:
+    leaf = cluster.state.client_leaf("casemate", "operator")
+    for service in ("auth", "datasets", "inference"):
+        port = cluster.port(service, "metrics")
+        assert "casemate_calls_total" in metrics_page(port, service, leaf, shown=leaf)
+        try:
+            page = metrics_page(port, service, leaf, shown=None)
+        except OSError:
+            continue
+        raise AssertionError(f"{service} shows its metrics to a stranger: {page[:80]}")
+
+
+def _change_root(cluster: ComposeCluster, pairs: Pairs) -> str:
+    """Three steps by command, beside the process that keeps the leaves; each reaches everybody before the next."""
+    roots = cluster.issued_roots()
+    with pairs.load() as load:
+        for step, trusted in (("prepare", 2), ("switch", 2), ("finish", 1)):
+            # Refused until everybody has the last step; then it is taken.
+            until(lambda step=step: cluster.change_root(step), f"{step} is refused", 60)
+            until(lambda n=trusted: cluster.outside_has_roots(n), "clients outside have other roots", 60)
+    assert not set(roots) & set(cluster.issued_roots()), "an old root is trusted"
+    require_database_shut(cluster)
+    return pairs.held(load)
 
 
 def _crash(cluster: ComposeCluster, told: ToldStory, service: str) -> str:
     """Killed by the kernel's signal; afterwards everything that was acknowledged is there and proven."""
     begun = time.monotonic()
     cluster.crash(service)
-    _eventually(told.require_rows)
-    _eventually(told.require_answers)
+    eventually(told.require_rows)
+    eventually(told.require_answers)
     return f"rows proven and predictions right {time.monotonic() - begun:.1f} s after the kill"
 
 
@@ -204,7 +232,7 @@ def _outlive(
     cluster: ComposeCluster, told: ToldStory, begun: dict[str, int], database: x509.Certificate, up_since: float
 ) -> str:
     """Everything that was there at the start has expired; nobody was restarted for it, and calls go on."""
-    _until(lambda: time.time() > database.not_valid_after_utc.timestamp() + 1, "the first certificates do not end", 150)
+    until(lambda: time.time() > database.not_valid_after_utc.timestamp() + 1, "the first certificates do not end", 150)
     now = {service: _serial_of(cluster, service) for service in begun}
     assert not set(now.values()) & set(begun.values()), "a service shows its first certificate"
     assert _database_certificate(cluster).serial_number != database.serial_number
@@ -247,26 +275,6 @@ def _down(cluster: ComposeCluster) -> None:
             *kind, "--quiet", "--filter", f"label=com.docker.compose.project={cluster.project}"
         )
         assert not left.strip(), (kind, left)
-
-
-def _until(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(otherwise)
-        time.sleep(0.25)
-
-
-def _eventually(act: Callable[[], None], seconds: float = 40) -> None:
-    """Repeats what may fail while a service comes back."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return act()
-        except Exception:  # the last one is raised
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
 
 
 if __name__ == "__main__":

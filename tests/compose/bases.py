@@ -31,12 +31,15 @@ REAL = {
     "BUILDER": "python:3.11-slim-bookworm",
     "RUNTIME": "gcr.io/distroless/python3-debian12",
     "POSTGRES": "postgres:17-bookworm",
+    "PROMETHEUS": "prom/prometheus:v2.55.1",
+    "COLLECTOR": "otel/opentelemetry-collector-contrib:0.115.1",
+    "GRAFANA": "grafana/grafana:12.2.1",
 }
 _ALIKE = "python3,python3-venv,ca-certificates"
 
 _KEPT = re.compile(
     r"\./(?:(?:bin|lib|lib64|sbin|usr|usr/bin|usr/lib|usr/lib64|usr/lib/[^/]+-linux-gnu|etc|etc/ssl|etc/ssl/certs|tmp)/?"
-    r"|usr/bin/python3[^/]*|usr/lib/python3(?:\.\d+)?/.*|usr/lib/[^/]+-linux-gnu/[^/]+\.so[^/]*|usr/lib64/.*"
+    r"|usr/bin/python3[^/]*|usr/bin/prom(?:etheus|tool)|usr/lib/python3(?:\.\d+)?/.*|usr/lib/[^/]+-linux-gnu/[^/]+\.so[^/]*|usr/lib64/.*"
     r"|etc/(?:passwd|group|nsswitch\.conf|os-release|ssl/certs/ca-certificates\.crt)|usr/lib/os-release)"
 )
 _DROPPED = re.compile(
@@ -50,6 +53,11 @@ class Bases:
 
     arguments: dict[str, str]
     made: tuple[str, ...]
+
+    @property
+    def watchers(self) -> tuple[str, ...]:
+        """What of the profile `observability` can be run: Debian has Prometheus, and neither of the others."""
+        return ("prometheus",) if self.made else ("prometheus", "collector", "grafana")
 
 
 def snapshot(target: Path) -> Path:
@@ -77,20 +85,23 @@ def bases(engine: Engine, tag: str, say) -> Bases:
         return Bases(dict(REAL), ())
     say("no registry answers: base images are made from Debian's packages")
     CACHE.mkdir(parents=True, exist_ok=True)
-    full, bare, postgres, builder = (
-        f"casemate-standin/{name}:{tag}" for name in ("full", "bare", "postgres", "builder")
+    full, bare, postgres, prometheus, builder = (
+        f"casemate-standin/{name}:{tag}" for name in ("full", "bare", "postgres", "prometheus", "builder")
     )
-    python, stripped = _debian("python", _ALIKE, say), CACHE / "python-bare.tar"
-    if not stripped.exists():
-        _strip(python, stripped)
+    python = _debian("python", _ALIKE, say)
     engine.docker("import", str(python), full)
-    engine.docker("import", str(stripped), bare)
+    engine.docker("import", str(_stripped(python)), bare)
     engine.docker("import", str(_debian("postgres", "postgresql,ca-certificates", say)), postgres)
+    # As the real one: the program is what is started, and configuration is what it is told.
+    started = '--change=ENTRYPOINT ["/usr/bin/prometheus"]'
+    watcher = _stripped(_debian("prometheus", "prometheus,ca-certificates", say))
+    engine.docker("import", started, str(watcher), prometheus)
     _wheels(say)
     context = _context({"Dockerfile": f"FROM {full}\nCOPY pip.conf /etc/pip.conf\nCOPY wheels /wheels\n".encode(),
                         "pip.conf": b"[global]\nno-index = true\nfind-links = /wheels\n"})  # fmt: skip
     engine.docker("build", "--quiet", "--tag", builder, "-", stdin=context)
-    return Bases({"BUILDER": builder, "RUNTIME": bare, "POSTGRES": postgres}, (builder, full, bare, postgres))
+    found = {"BUILDER": builder, "RUNTIME": bare, "POSTGRES": postgres, "PROMETHEUS": prometheus}
+    return Bases(found, (builder, full, bare, postgres, prometheus))
 
 
 def _debian(name: str, packages: str, say) -> Path:
@@ -109,19 +120,23 @@ def _debian(name: str, packages: str, say) -> Path:
     return made
 
 
-def _strip(full: Path, bare: Path) -> None:
-    """Leaves the interpreter, its libraries and a root certificate store; no shell, no package manager."""
-    new = bare.with_name("bare.new.tar")
+def _stripped(full: Path) -> Path:
+    """Only the interpreter or the program, its libraries and a root certificate store; no shell, no package manager."""
+    bare = full.with_name(f"{full.stem}-bare.tar")
+    if bare.exists():
+        return bare
+    new = bare.with_name(f"{bare.stem}.new.tar")
     with tarfile.open(full) as source, tarfile.open(new, "w") as target:
         for member in source:
             if _KEPT.fullmatch(member.name) and not _DROPPED.match(member.name):
                 target.addfile(member, source.extractfile(member) if member.isfile() else None)
     new.rename(bare)
+    return bare
 
 
 def _wheels(say) -> None:
     """The wheels that the locks name, fetched here: a build reaches no index."""
-    locks = [CHECKOUT / "requirements" / f"{name}.txt" for name in ("build", *IMAGES)]
+    locks = [CHECKOUT / "requirements" / f"{name}.txt" for name in ("build", "aws", *IMAGES)]
     digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
     folder, stamp = CACHE / "wheels", CACHE / "wheels.sha256"
     if stamp.exists() and stamp.read_text() == digest:

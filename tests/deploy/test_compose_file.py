@@ -44,7 +44,7 @@ def test_service_is_hardened(name: str):
     assert 0 < found["cpus"] <= 2
     assert found["ulimits"] == {"core": 0}
     assert found["stop_grace_period"] == "30s"
-    assert found["restart"] == ("no" if name == "tools" else "on-failure")
+    assert found["restart"] == ("no" if name in {"tools", "backup"} else "on-failure")
     for mount in found["tmpfs"]:
         assert {"noexec", "nosuid", "nodev"} <= set(mount.partition(":")[2].split(",")), mount
         assert "size=" in mount
@@ -72,7 +72,8 @@ def test_what_was_issued_is_read_only_to_all_but_the_authority(name: str):
         source, target, *mode = volume.split(":")
         assert not source.startswith((".", "/")), "nothing of the machine's own is mounted"
         if source.startswith("issued-") and name != "pki":
-            assert (target, mode) == ("/run/casemate", ["ro"])
+            below = f"/{source.removeprefix('issued-')}" if name == "backup" else ""
+            assert (target, mode) == (f"/run/casemate{below}", ["ro"])
 
 
 def test_each_service_is_given_its_own_secrets_and_nobody_the_authoritys():
@@ -89,14 +90,17 @@ def test_each_service_is_given_its_own_secrets_and_nobody_the_authoritys():
     for name in ("inference", "inference-2"):
         assert given[name] == {"issued-inference"}
     assert given["postgres"] == {"issued-postgres"}
+    # It runs as long as one command, and serves nothing.
+    assert given["backup"] == {"issued-auth", "issued-datasets", "issued-inference"}
+    assert service("backup")["profiles"] == ["tools"]
 
 
 def test_networks_are_split():
     assert FILE["networks"] == {"edge": {}, "internal": {"internal": True}, "db": {"internal": True}}
     assert service("pki")["network_mode"] == "none"
     on_db = {name for name in EVERY if "db" in networks(name)}
-    assert on_db == {"postgres", "bootstrap", "migrate", "auth", "auth-2", "datasets", "datasets-2"}
-    assert networks("postgres") == networks("bootstrap") == networks("migrate") == {"db"}
+    assert on_db == {"postgres", "bootstrap", "migrate", "backup", "auth", "auth-2", "datasets", "datasets-2"}
+    assert all(networks(name) == {"db"} for name in ("postgres", "bootstrap", "migrate", "backup"))
     published = {name for name in EVERY if service(name).get("ports")}
     assert {name for name in EVERY if "edge" in networks(name)} == published
 
@@ -122,7 +126,7 @@ def test_profiles_are_those_of_the_documentation():
         "default": {"pki", "postgres", "bootstrap", "migrate", "auth", "datasets", "inference"},
         "scale": {"auth-2", "datasets-2", "inference-2"},
         "observability": {"collector", "prometheus", "grafana"},
-        "tools": {"tools"},
+        "tools": {"tools", "backup"},
     }
 
 
@@ -148,6 +152,21 @@ def test_settings_are_all_known_and_the_database_is_reached_by_both_proofs(name:
         database = loaded.data_keys if role == "casemate_datakeys" else loaded.database
         assert (database.name, database.user, database.host) == (role, role, "postgres.casemate.internal")
         assert str(database.cert_file) == f"/run/casemate/database/{role}/cert.pem"
+
+
+def test_a_backup_holds_what_each_service_keeps_where_that_service_keeps_it():
+    """The same database, login and folder, each below the service's own name."""
+    told = service("backup")["environment"]
+    for name in SERVICES:
+        volumes = {volume.split(":")[1]: volume.split(":")[0] for volume in service(name)["volumes"]}
+        here = {volume.split(":")[1]: volume.split(":")[0] for volume in service("backup")["volumes"]}
+        for key, value in service(name)["environment"].items():
+            if key.startswith(f"CASEMATE_{name.upper()}_DATA") and "ADDRESS" not in key and not key.endswith("_FILE"):
+                assert told[key] == value, key
+            if key.endswith(("KEK_FILE", "AUTHORITY_KEY_FILE", "REPOSITORY_DIR", "_PASSWORD_FILE", "_CERT_FILE")):
+                own = next(path for path in volumes if f"{value}/".startswith(f"{path}/"))
+                other = next(path for path in here if f"{told[key]}/".startswith(f"{path}/"))
+                assert (volumes[own], value.removeprefix(own)) == (here[other], told[key].removeprefix(other)), key
 
 
 def test_postgresql_takes_certificate_and_password_together_over_tls_1_3_alone():

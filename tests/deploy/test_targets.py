@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -31,6 +33,49 @@ def test_an_audit_that_could_not_look_is_told_from_one_that_found_something(
     )
     assert done.returncode == expected, done.stderr
     assert tells in done.stdout + done.stderr
+
+
+def programs(folder: Path, *names: str) -> dict[str, str]:
+    """An environment in which these programs succeed, and write what they were told to `told`."""
+    for name in names:
+        (folder / name).write_text(f"#!/bin/sh\necho {name} \"$@\" >>'{folder}/told'\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)}
+
+
+@pytest.mark.parametrize("version", ["dev", "1.2.3"])
+def test_the_images_that_are_scanned_are_those_that_were_built(tmp_path: Path, version: str) -> None:
+    """By name and tag: a scan of another would find nothing."""
+    told = programs(tmp_path, "docker", "trivy") | ({} if version == "dev" else {"CASEMATE_VERSION": version})
+    for script in ("images/build", "scan-images"):
+        subprocess.run([CHECKOUT / "deploy" / script], env=told, capture_output=True, check=True)
+    lines = (tmp_path / "told").read_text().splitlines()
+    built = {line.split("--tag ")[1].split()[0] for line in lines if line.startswith("docker build")}
+    scanned = {line.split()[-1] for line in lines if line.startswith("trivy") and "--exit-code 1" in line}
+    listed = {line.split()[-1] for line in lines if line.startswith("trivy") and "cyclonedx" in line}
+    assert built == scanned == listed
+    assert f"casemate/auth:{version}" in built
+    assert len(built) == 6
+
+
+def test_what_a_workflow_runs_is_a_target_of_make() -> None:
+    """Nothing exists only there."""
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    seen = 0
+    for file in sorted((CHECKOUT / ".github" / "workflows").glob("*.yml")):
+        workflow = yaml.safe_load(file.read_text())
+        assert workflow["permissions"] == {}, file.name
+        for job in workflow["jobs"].values():
+            named = {"$TARGET": job.get("strategy", {}).get("matrix", {}).get("target", [])}
+            for command in [step["run"] for step in job["steps"] if "run" in step]:
+                words = [word.strip('"') for word in command.split() if "=" not in word]
+                assert words[0] == "make", command
+                wanted = {target for word in words[1:] for target in named.get(word, [word])}
+                assert wanted <= targets, wanted - targets
+                seen += 1
+            for step in job["steps"]:
+                assert "uses" not in step or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
+    assert seen >= 6
 
 
 JUDGES = CHECKOUT / ".foreign" / "deploy" / "bin" / "python"
