@@ -34,10 +34,11 @@ def run_with_brain_floats(
     inputs: Mapping[str, Array],
     takes: Sequence[TensorSpec],
     gives: Sequence[TensorSpec],
+    options: Any = None,  # noqa: ANN401
 ) -> list[Array]:
     """All outputs in the model's order; BF16 ones as their bits."""
     values = {spec.name: _value(inputs[spec.name], spec) for spec in takes}
-    results = session.run_with_ort_values(None, values)
+    results = session.run_with_ort_values(None, values, options)
     return [_array(result, spec) for result, spec in zip(results, gives, strict=True)]
 
 

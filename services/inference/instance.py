@@ -1,6 +1,6 @@
 """A model that can run: the seam between the protocol and what computes.
 
-This module, `brain_floats`, `run_failures` and `model_memory` alone know ONNX Runtime.
+This module, `brain_floats`, `run_failures`, `model_memory` and `trial` alone know ONNX Runtime.
 A batcher, or another back end, stands behind the same `run`.
 """
 
@@ -95,8 +95,8 @@ class OnnxInstance:
         """What the model gives."""
         return self._outputs
 
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Runs the model once in the calling thread, the GIL released.
+    def run(self, inputs: Mapping[str, Array], options: Any = None) -> Mapping[str, Array]:  # noqa: ANN401  # as above
+        """Runs the model once in the calling thread, the GIL released; `options` are ONNX Runtime's own of one run.
 
         Raises:
             InvalidRequest: the model does not take these values.
@@ -104,28 +104,30 @@ class OnnxInstance:
             InternalError: it failed, whatever it was given.
         """
         try:
-            results = self._run(inputs)
+            results = self._run(inputs, options)
         except Exception as error:
             failure = failure_of(error)
             if not isinstance(failure, Exhausted) or self._brain_floats:
                 raise failure from error
             try:
-                results = self._run_with_room(inputs)
+                results = self._run_with_room(inputs, options)
             except Exception as again:
                 raise failure_of(again) from again
         return {spec.name: array for spec, array in zip(self._outputs, results, strict=True)}
 
-    def _run(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def _run(self, inputs: Mapping[str, Array], options: Any) -> list[Array]:  # noqa: ANN401
         if self._brain_floats:
-            return run_with_brain_floats(self._session, inputs=inputs, takes=self._inputs, gives=self._outputs)
-        results: list[Array] = self._session.run(None, dict(inputs))
+            return run_with_brain_floats(
+                self._session, inputs=inputs, takes=self._inputs, gives=self._outputs, options=options
+            )
+        results: list[Array] = self._session.run(None, dict(inputs), options)
         return results
 
-    def _run_with_room(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def _run_with_room(self, inputs: Mapping[str, Array], options: Any) -> list[Array]:  # noqa: ANN401
         """Once more, with all of the arena that is not in use: what ran before may have left it in pieces."""
         with contextlib.suppress(Exception):  # what counts is that it gives back
             self._session.run(None, dict(inputs), giving_back())
-        return self._run(inputs)
+        return self._run(inputs, options)
 
 
 def session_options() -> Any:  # noqa: ANN401  # onnxruntime ships no types

@@ -7,11 +7,13 @@ import os
 import time
 import weakref
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from services.inference.batcher import Batcher
 from services.inference.names import UPSTREAM_FILE
 from services.inference.serving import Serving, read_serving
+from services.inference.trial import on_trial
 from services.inference.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
+
+WARM_UP_WITHIN = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,21 @@ class Preparation:
     Args:
         instances: runs of one model at once, where the model does not say.
         board: where a worker notes what it runs.
+        within: how long all samples of a version may take together.
         now: the monotonic clock, in seconds.
     """
 
     def __init__(
-        self, *, instances: int, board: WorkerBoard | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        *,
+        instances: int,
+        board: WorkerBoard | None = None,
+        within: timedelta = WARM_UP_WITHIN,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._instances = instances
         self._board = board
+        self._within = within
         self._now = now
         self._made: weakref.WeakSet[Batcher] = weakref.WeakSet()
 
@@ -57,7 +68,7 @@ class Preparation:
             InvalidRequest: reason MODEL_INVALID: the configuration is wrong, or a sample does not run.
         """
         serving = read_serving(files)
-        pad = warm_up(instance, serving)
+        pad = warm_up(on_trial(instance, within=self._within, now=self._now), serving)
         batcher = Batcher(
             instance,
             serving,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from services.inference.non_finite import require_finite
 from services.inference.preparation import Preparation
 from services.inference.serving import Serving, read_serving
 from services.inference.statistics import Statistics
-from tests.services.inference.nets import dense, mixing, sample, serving, summing
+from tests.services.inference.nets import dense, looping, mixing, sample, serving, summing
 
 BATCHING = {"max_rows": 8}
 
@@ -103,6 +105,18 @@ def test_a_sample_that_does_not_fit_the_model_refuses_the_version() -> None:
         with pytest.raises(InvalidRequest):
             prepare(dense(), warm_up=[wrong])
     prepare(dense(), warm_up=[sample()])
+
+
+@pytest.mark.parametrize("count", [3, 2**60])
+def test_a_sample_whose_run_does_not_end_is_ended_and_refuses_the_version(count: int) -> None:
+    files = {"serving.json": serving(warm_up=[{"inputs": {"x": {"shape": [1], "values": [count]}}}])}
+    ready = Preparation(instances=1, within=timedelta(seconds=0.5))
+    if count == 3:
+        assert ready(OnnxInstance(looping()), files)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        ready(OnnxInstance(looping()), files)
+    assert caught.value.reason is Reason.MODEL_INVALID
 
 
 def test_an_answer_is_the_same_to_the_last_bit_whoever_shares_the_run() -> None:
