@@ -322,3 +322,22 @@ def test_wycheproof_pkcs1_signatures_do_not_verify():
                 verified.append(case["comment"])
     assert verified == ["RSASSA-PSS signature"]
     assert judged == 259
+
+
+@pytest.mark.parametrize("algorithm", ["ed25519", "ecdsa-p256", "ecdsa-p384", "rsa-pss-sha256"])
+def test_a_public_key_is_read_from_the_pem_that_openssl_writes(algorithm):
+    key = SigningKey.generate(algorithm)
+    pem = load_der_public_key(key.public.der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert PublicKey.load_pem(pem) == key.public
+    weak = rsa.generate_private_key(65537, 2048).public_key()
+    for bad, reason in (
+        (b"", Reason.INVALID_FIELD),
+        (pem[:-40], Reason.INVALID_FIELD),
+        (key.public.der, Reason.INVALID_FIELD),
+        (key.to_pem().reveal(), Reason.INVALID_FIELD),
+        (pem + b" " * 65536, Reason.INVALID_FIELD),
+        (weak.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), Reason.WEAK_KEY),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            PublicKey.load_pem(bad)
+        assert caught.value.reason is reason

@@ -8,10 +8,9 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_der_public_key,
-    load_pem_public_key,
 )
 
-from casemate.errors import ConfigurationError
+from casemate.errors import ConfigurationError, InvalidRequest, Reason
 from casemate.signing.keys import PublicKey, SigningKey
 
 
@@ -37,10 +36,11 @@ def load_public_key(path: Path) -> PublicKey:
         InvalidRequest: the key is too weak to trust.
     """
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except ValueError:
+        return PublicKey.load_pem(path.read_bytes())
+    except InvalidRequest as error:
+        if error.reason is not Reason.INVALID_FIELD:
+            raise
         raise ConfigurationError(f"{path} holds no public key in PEM") from None
-    return PublicKey.admit(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def load_signing_key(path: Path) -> SigningKey:

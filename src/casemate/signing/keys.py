@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_public_key,
     load_pem_private_key,
+    load_pem_public_key,
 )
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason, SignatureInvalid
@@ -101,6 +102,23 @@ class PublicKey:
             # A second spelling (a compressed point, another OID) would be a second key id.
             refuse("not the canonical encoding", "is not in its canonical encoding", Reason.INVALID_FIELD)
         return cls(der=der, algorithm=algorithm, key_id=hashlib.sha256(der).hexdigest(), _key=sound, _seal=_SEAL)
+
+    @classmethod
+    def load_pem(cls, pem: bytes) -> PublicKey:
+        """The key in a PEM file, as `openssl pkey -pubout` writes it; see `admit`.
+
+        Raises:
+            InvalidRequest: it is not one, or not sound enough to trust.
+        """
+        if len(pem) > MAXIMUM_PEM_BYTES:
+            refuse("public key too long", "is too long", Reason.INVALID_FIELD)
+        try:
+            key = load_pem_public_key(pem)
+        except UnsupportedAlgorithm:
+            weak("is of an algorithm that is not supported")
+        except (ValueError, TypeError):
+            refuse("no public key in PEM", "is not a public key in PEM", Reason.INVALID_FIELD)
+        return cls.admit(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
     def verify(self, signature: bytes, message: bytes) -> None:
         """Return if `signature` is this key's over `message`.
