@@ -69,7 +69,7 @@ def croissant(readable: ReadableVersion, *, service: str) -> bytes:
     found: dict[str, object] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
-        "@id": _identifier(manifest.root),
+        "@id": _identifier(manifest, manifest.version, manifest.root),
         "conformsTo": CONFORMS_TO,
         "name": manifest.dataset,
         "description": (
@@ -86,7 +86,7 @@ def croissant(readable: ReadableVersion, *, service: str) -> bytes:
         "recordSet": [_records(manifest)],
     }
     if manifest.previous_root is not None:
-        found["prov:wasDerivedFrom"] = {"@id": _identifier(manifest.previous_root)}
+        found["prov:wasDerivedFrom"] = {"@id": _identifier(manifest, manifest.version - 1, manifest.previous_root)}
     return json.dumps(found, ensure_ascii=False, indent=1).encode()
 
 
@@ -138,8 +138,9 @@ def _field(column: Column, *, encoding: str) -> dict[str, object]:
     return found
 
 
-def _identifier(root: bytes) -> str:
-    return f"urn:casemate:root:{root.hex()}"
+def _identifier(manifest: DatasetManifest, version: int, root: bytes) -> str:
+    """Of a version. The root alone would not do: one with the bytes of the one before it would derive from itself."""
+    return f"urn:casemate:version:{manifest.tenant}:{manifest.dataset}:{version}:{root.hex()}"
 
 
 def _url(service: str, method: str, manifest: DatasetManifest) -> str:
