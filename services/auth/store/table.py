@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -164,7 +164,8 @@ class AuthorityTable(Generic[R]):
     async def page(self, connection: Connection, *, after: tuple[str, ...] | None, limit: int, **equal: str) -> Page[R]:
         """At most `limit` records whose columns have these values, by key, after a key.
 
-        A row that does not verify is as if absent, and takes its place on the page all the same.
+        A row that does not verify is as if absent, and takes its place on the page all the same. Lets others
+        go on in between.
         """
         key = self._layout.key
         if not equal.keys() <= set(self._layout.columns) or (after is not None and len(after) != len(key)):
@@ -178,11 +179,13 @@ class AuthorityTable(Generic[R]):
             f"{self._select}{where}{self._order} LIMIT {limit + 1:d}", *given, *equal.values()
         )
         last = tuple(str(rows[limit - 1][name]) for name in key) if len(rows) > limit else None
-        return Page(records=tuple(self._readable(rows[:limit])), after=last)
+        return Page(records=tuple(await self._readable_in_turns(rows[:limit])), after=last)
 
     async def all(self, connection: Connection) -> list[R]:
         """All records, by key. A row that does not verify is as if absent. Lets others go on in between."""
-        rows = await connection.fetch(self._select + self._order)
+        return await self._readable_in_turns(await connection.fetch(self._select + self._order))
+
+    async def _readable_in_turns(self, rows: Sequence[Record]) -> list[R]:
         found: list[R] = []
         for start in range(0, len(rows), _AT_ONCE):
             found += self._readable(rows[start : start + _AT_ONCE])
