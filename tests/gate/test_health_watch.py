@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
 from casemate.errors import Reason
+from casemate.gate.core.gate import WATCHES
 from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import RevocationKind
+from casemate.transport.server import _MAXIMUM_CONCURRENT_CALLS
 from tests.gate.adapter_world import UNAUTHENTICATED, kind, mallory, refusal, service_leaf, trainer
 from tests.gate.served import LIMIT_S, serve
 from tests.gate.test_adapters_streams import end_of_right, short
@@ -77,6 +81,32 @@ def test_watchers_hold_no_place_and_no_thread(kind, service_leaf, trainer):
         assert served.health(channel).status == SERVING
 
 
+def test_watches_of_one_tenant_leave_calls_to_the_others(kind, service_leaf, trainer, leaf):
+    """A server takes 1,024 calls at once: all of them would be watches of whoever opens so many."""
+    theirs, world, most = leaf("client", tenant="globex", name="flood"), World(), WATCHES.tenant_concurrency
+    with serve(kind, world, service_leaf) as served, ExitStack() as channels:
+        quiet = channels.enter_context(served.channel(trainer))
+        floods = [channels.enter_context(served.channel(theirs)) for _ in range(3)]
+        watches = [watch(floods[number % 3]) for number in range(most)]
+        assert {next(each).status for each in watches} == {SERVING}
+        assert refusal(next, watch(floods[0])) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED)
+        ours = watch(quiet)
+        assert next(ours).status == SERVING
+        assert served.call(quiet, token=world.token(trainer)).version
+        watches.pop().cancel()
+        until(lambda: world.gate._watches.running == most)  # the other's is one of them
+        assert next(watch(floods[0])).status == SERVING
+    assert 3 * most < _MAXIMUM_CONCURRENT_CALLS
+
+
+def until(happened):
+    for _ in range(int(LIMIT_S * 100)):
+        if happened():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("it did not happen")
+
+
 def test_a_watch_that_its_peer_ends_is_forgotten(service_leaf, trainer):
     with serve("sync", World(), service_leaf) as served, served.channel(trainer) as channel:
         watches = [watch(channel) for _ in range(5)]
@@ -85,11 +115,7 @@ def test_a_watch_that_its_peer_ends_is_forgotten(service_leaf, trainer):
         assert len(watched) == 5
         for each in watches:
             each.cancel()
-        for _ in range(int(LIMIT_S * 100)):
-            if not watched:
-                return
-            threading.Event().wait(0.01)
-        pytest.fail("a watch that ended is still judged")
+        until(lambda: not watched)
 
 
 def watched_of(served):

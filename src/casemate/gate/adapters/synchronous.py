@@ -144,11 +144,11 @@ class GateInterceptor(grpc.ServerInterceptor):
         if known is None:
             return _STRANGERS  # another grpcio: the peer is proven when the call's turn has come
         try:
-            caller = admission.caller = self._gate.at_message(admission, known)
+            admission.caller = self._gate.at_message(admission, known)
+            return share_of(admission.caller)
         except Exception as error:  # noqa: BLE001  # raised when its turn has come, where a status can be sent
             admission.refusal = error.with_traceback(None)  # its frames hold the admission: they would be a ring
             return _STRANGERS
-        return share_of(caller)
 
     def _unary_method(self, method: str, handler: Handler) -> Handler:
         """What serves a unary method, made once for as long as its handler stays the same."""

@@ -25,9 +25,11 @@ from casemate.errors import (
 )
 from casemate.gate.core.admission import Admission
 from casemate.gate.core.audit import AuditEvent
+from casemate.gate.core.bearer import bearer_token
 from casemate.gate.core.cache import token_key
 from casemate.gate.core.caller import Caller, spiffe_path
 from casemate.gate.core.method_policy import MethodPolicy, PeerAccess, TokenAccess
+from casemate.gate.core.quota import LocalQuota, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,12 +44,10 @@ if TYPE_CHECKING:
     from casemate.gate.core.trust import TrustSnapshot, TrustState
     from casemate.gate.core.verifier import TokenVerifier, VerifiedToken
 
-_AUTHORIZATION: Final = "authorization"
-_AUTHORIZATION_BYTES: Final = "authorization-bin"
-_SCHEME: Final = "bearer "
-_SCHEME_LENGTH: Final = len(_SCHEME)
 MAX_RESOURCE: Final = 512
 """Bytes of a resource's path. What patterns mean is kept by path, so a longer one would be a caller's way to memory."""
+WATCHES: Final = Shares(caller_concurrency=256, tenant_concurrency=256)
+"""Of methods that are `unwrapped`: they take no place of calls that work, but a server has only so many of both."""
 UNJUDGED_S: Final = 0.05
 """Seconds after its headers for which a call's rights hold as judged, if no news came."""
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
@@ -98,6 +98,7 @@ class Gate:
         self._cache = cache
         self._peers = peers
         self._quota = quota
+        self._watches = LocalQuota(clock=clock, shares=WATCHES)
         self._audit = audit
         self._observer = observer if observer is not None else _Unobserved()
 
@@ -230,7 +231,7 @@ class Gate:
             if policy.needs_trust:
                 state.require_fresh_at(policy, monotonic)
             return
-        text = _bearer(metadata)
+        text = bearer_token(metadata)
         if policy.needs_trust:
             state.require_fresh_at(policy, monotonic)
         # The epoch before the keys: should news come between the two, what the old keys verified is kept under
@@ -302,9 +303,9 @@ class Gate:
             raise PermissionDenied("not one of the services that may", reason=Reason.CALLER_NOT_ALLOWED)
         if admission.policy.audit_allowed:
             self._audit.require_writable(may_wait=admission.policy.only_revokes)
-        if not admission.policy.unwrapped:
-            admission.lease = self._quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
-            self._quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
+        quota = self._watches if admission.policy.unwrapped else self._quota
+        admission.lease = quota.enter(tenant=_peer_share(peer), caller=peer.spiffe_id)
+        quota.spend(tenant=_peer_share(peer), caller=peer.spiffe_id)
         return caller
 
     def _require_grant(self, admission: Admission, caller: Caller, resource: str) -> None:
@@ -367,27 +368,6 @@ class Gate:
             key_exchange_group=peer.group if peer is not None else None,
             latency_us=round((self.clock.monotonic() - admission.started) * 1e6),
         )
-
-
-def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The one token of a call's metadata.
-
-    Two values are refused even when they are the same: which of them counts would
-    depend on who reads.
-    """
-    found: str | bytes | None = None
-    for key, value in metadata:
-        if key == _AUTHORIZATION:
-            if found is not None:
-                raise Unauthenticated("more than one authorization entry")
-            found = value
-        elif key == _AUTHORIZATION_BYTES:
-            raise Unauthenticated("authorization as bytes")
-    if found is None:
-        raise Unauthenticated("no authorization entry", reason=Reason.TOKEN_MISSING)
-    if not isinstance(found, str) or found[:_SCHEME_LENGTH].lower() != _SCHEME:
-        raise Unauthenticated("authorization is not a bearer token")
-    return found[_SCHEME_LENGTH:]
 
 
 def _peer_share(peer: Peer) -> str:

@@ -101,8 +101,8 @@ class MethodPolicy:
         resource: where the request names its resource; set exactly when a verb is.
         needs_trust: refuses without fresh news from the trust feed. False for health alone,
             which has to answer while the feed is down.
-        unwrapped: holds no place however long it lasts, and on the synchronous server no thread: its handler is
-            called as grpcio calls it. Its peer is judged as others' are. For health's Watch.
+        unwrapped: lasts, and takes no place of those that work; on the synchronous server no thread either: its
+            handler is called as grpcio calls it. Its peer is judged as others' are. For health's Watch.
     """
 
     method: str
