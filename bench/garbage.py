@@ -28,6 +28,8 @@ from casemate.transport.certificates import CertificatePair, load_pair
 LAYER = "quota"
 DISTINCT = 1_000_000
 WARM_UP = 100_000
+MEMORY_S = 75.0
+"""Seconds for the million; the quiet machine needs half of them."""
 SHARE = 0.3
 """Of what the server refuses in a second when it does nothing else."""
 TURNS = 6
@@ -51,11 +53,14 @@ def in_process(directory: Path) -> list[Result]:
     command = [sys.executable, "-m", "bench.garbage", str(directory)]
     root = Path(__file__).resolve().parent.parent
     said = subprocess.run(command, cwd=root, check=True, capture_output=True)  # noqa: S603  # our own module
-    cost, grown = json.loads(said.stdout)
+    cost, grown, refused = json.loads(said.stdout)
     return [
         *_decision(pair, mint, directory),
         Result("a garbage token in process", cost, "µs a token"),
-        Result("1M distinct garbage tokens: memory grown by", grown, "MiB", "≤ 2", grown <= 2),
+        Result(
+            "distinct garbage tokens that no call had before", refused / 1e6, "million", "1", met=refused >= DISTINCT
+        ),
+        Result("memory grown by them", grown, "MiB", "≤ 2", grown <= 2),
     ]
 
 
@@ -94,8 +99,8 @@ def _decision(pair: CertificatePair, mint: Mint, directory: Path) -> list[Result
     return results
 
 
-def _memory(directory: Path) -> tuple[float, float]:
-    """Microseconds a token and MiB left by a million that no call had before.
+def _memory(directory: Path) -> tuple[float, float, int]:
+    """Microseconds of the processor a token, and MiB left, by a million that no call had before, or as many as in time.
 
     Most are of a key that nobody has, some of ours, some of no form.
     """
@@ -104,20 +109,23 @@ def _memory(directory: Path) -> tuple[float, float]:
     strange, ours = forged("A" * 43), forged(mint.key.kid)
 
     def refuse(count: int) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         for number in range(count):
             text = next(ours) if number % 20 == 0 else next(strange)
             text = text[:-1] if number % 20 == 1 else text
             with suppress(Unauthenticated):
                 gate.at_headers(METHODS["echo"], (("authorization", f"Bearer {text}"),), request_id="bench")
-        return 1e6 * (time.perf_counter() - begun) / count
+        return time.process_time() - begun
 
     refuse(WARM_UP)
     gc.collect()
     before = _resident_bytes()
-    cost = refuse(DISTINCT)
+    refused, took_s, ends = 0, 0.0, time.monotonic() + MEMORY_S
+    while refused < DISTINCT and time.monotonic() < ends:
+        took_s += refuse(WARM_UP)
+        refused += WARM_UP
     gc.collect()
-    return cost, (_resident_bytes() - before) / 2**20
+    return 1e6 * took_s / refused, (_resident_bytes() - before) / 2**20, refused
 
 
 def floods(directory: Path) -> list[Result]:
