@@ -241,6 +241,23 @@ def test_a_parquet_file_with_a_name_twice_or_no_record_is_refused(tmp_path):
     assert open_dataset_file(path).schema
 
 
+def test_an_arrow_stream_that_was_cut_is_refused_or_remarked_on(tmp_path):
+    table = pa.table({"a": list(range(300))})
+    ends, path = [], tmp_path / "a.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=100):
+            writer.write_batch(batch)
+            ends.append(sink.tell())
+    whole = path.read_bytes()
+    assert (table_of(open_dataset_file(path)).num_rows, open_dataset_file(path).remarks) == (300, ())
+
+    cut = open_dataset_file(written(tmp_path, "b.arrow", whole[: ends[1]]))
+    assert table_of(cut).num_rows == 200
+    assert cut.remarks == ("file has no end-of-stream marker: if it was cut, records are missing",)
+    for size in (ends[1] - 8, ends[1] + 4, ends[1] + 100, ends[0] - 300):
+        assert refused(written(tmp_path, "c.arrow", whole[:size]))[0] == "file"
+
+
 def test_another_ending_is_no_dataset(tmp_path):
     with pytest.raises(ConfigurationError):
         open_dataset_file(written(tmp_path, "a.xlsx", b"x"))

@@ -142,5 +142,5 @@ def _after(path: Path) -> NextVersion:
 def _opened(file: Path, schema: Path | None) -> DatasetFile:
     opened = open_dataset_file(file, declared=load_declared(schema) if schema else ())
     for remark in opened.remarks:
-        click.echo(f"casemate: {remark}; --schema says otherwise", err=True)
+        click.echo(f"casemate: note: {remark}", err=True)
     return opened

@@ -7,8 +7,9 @@ whole. The second reading gives the same bytes, or the service refuses what diff
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,9 @@ from casemate.signing.dataset_manifest import MAXIMUM_CHUNK_BYTES, MAXIMUM_CHUNK
 if TYPE_CHECKING:
     from casemate.signing.framing import Format
     from casemate.signing.statements import DatasetManifest
+
+_ARROW_FILE: Final = b"ARROW1"
+_ARROW_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 FILE_CHUNK_BYTES: Final = 1 << 20
 """Stays in a processor's cache while it is hashed and sealed; larger files have larger chunks."""
@@ -202,7 +206,17 @@ def _open_jsonl(path: Path, declared: list[Mapping[str, object]], chunk_bytes: i
 def _open_arrow(path: Path, declared: list[Mapping[str, object]], chunk_bytes: int) -> DatasetFile:
     from casemate.client import arrow_files  # noqa: PLC0415  # as above; needs pyarrow
 
-    return arrow_files.open_batches(path, declared, chunk_bytes, read=arrow_files.read_arrow)
+    file = arrow_files.open_batches(path, declared, chunk_bytes, read=arrow_files.read_arrow)
+    return replace(file, remarks=_remarks_on_end(path))
+
+
+def _remarks_on_end(path: Path) -> tuple[str, ...]:
+    """Of an Arrow stream that was cut between two batches nothing is amiss but its end, which writers may leave out."""
+    with path.open("rb") as file:
+        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        file.seek(-min(path.stat().st_size, len(_ARROW_END)), os.SEEK_END)
+        ended = file.read() == _ARROW_END
+    return () if is_file or ended else ("file has no end-of-stream marker: if it was cut, records are missing",)
 
 
 def _open_parquet(path: Path, declared: list[Mapping[str, object]], chunk_bytes: int) -> DatasetFile:
