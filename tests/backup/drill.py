@@ -102,7 +102,7 @@ class Drill:
         reader = LogReader(story.session(OPERATOR[1], OPERATOR[0]))
 
         def told() -> bool:
-            entries = map(json.loads, reader.entries(0, size_of(reader)))
+            entries = [json.loads(shown.entry) for shown in reader.entries(0, size_of(reader))]
             return any(entry["kind"] == kind and body.items() <= entry["body"].items() for entry in entries)
 
         async with asyncio.timeout(30):

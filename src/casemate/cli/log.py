@@ -165,7 +165,7 @@ def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequ
         if entry is not None:
             click.echo(json.dumps({"index": index, **json.loads(entry)}))
     others = entries.count(None)
-    of_others = f", {others} of them other tenants'" if others else ""
+    of_others = f", {others} of them not for this tenant" if others else ""
     click.echo(f"{kept.size} entries, {len(entries)} new{of_others}; one history", err=True)
 
 
