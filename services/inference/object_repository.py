@@ -24,7 +24,7 @@ from services.inference.names import is_name
 from services.inference.repository import FILES, MANIFEST, SEALED, WRAPPED_KEY, NotStored, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 SCHEME = "s3://"
 _PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*", re.ASCII)
@@ -135,7 +135,15 @@ class ObjectRepository:
             raise NotStored(f"{slot}: absent")
         yield StoredObjects(self._store, f"{self._place(slot)}/{name}")
 
-    def write(self, slot: Slot, *, manifest: bytes, wrapped_key: bytes, files: Mapping[str, Iterable[bytes]]) -> None:
+    def write(
+        self,
+        slot: Slot,
+        *,
+        manifest: bytes,
+        wrapped_key: bytes,
+        files: Mapping[str, Iterable[bytes]],
+        still: Callable[[], None] = lambda: None,
+    ) -> None:
         """Stores a version durably; readers see the old folder or the new one, never a mixture.
 
         Raises:
@@ -155,10 +163,19 @@ class ObjectRepository:
         with _translated(str(slot)):
             self._store.pipe_file(f"{folder}/{WRAPPED_KEY}", wrapped_key)
             self._store.pipe_file(f"{folder}/{MANIFEST}", manifest)
+        try:
+            still()
+        except BaseException:
+            self._forget(folder)
+            raise
+        with _translated(str(slot)):
             self._store.pipe_file(f"{place}/{_CURRENT}", name.encode())
         if before is not None:
-            with contextlib.suppress(Exception):  # it is no longer named; removing it only saves room
-                self._store.rm(f"{place}/{before}", recursive=True)
+            self._forget(f"{place}/{before}")
+
+    def _forget(self, folder: str) -> None:
+        with contextlib.suppress(Exception):  # nothing names it; removing it only saves room
+            self._store.rm(folder, recursive=True)
 
     def slots(self) -> list[Slot]:
         """Every version that is there.

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from casemate.errors import (
@@ -138,7 +139,9 @@ class Publishing:
             self._prepare(self._build(slot.tenant, files), files)
             self._verify(envelope, slot.tenant, slot.model, margin=_EXPIRY_MARGIN)
             if not self._loads(slot):
-                self._vault.store(slot, manifest=envelope, files=files)
+                # Another may be released while this one is sealed: it keeps its place.
+                free = partial(self._require_free, slot, verified)
+                self._vault.store(slot, manifest=envelope, files=files, still=free)
         digest, signer = verified.payload_sha256, verified.signer_key_id
         self._releases.record(slot, manifest_sha256=digest, signer_key_id=signer)
         # The log has each release once: of what is sent again after an answer was lost, it gives the same index.
@@ -146,7 +149,12 @@ class Publishing:
             slot, manifest_sha256=digest, signer_key_id=signer, dataset_roots=verified.manifest.dataset_roots
         )
         self._trust.wait_for(slot.tenant, slot.model, slot.number, timeout=self._limits.feed_wait)
-        self._watcher.load(slot)
+        try:
+            self._watcher.load(slot)
+        except FailedPrecondition:
+            # One that came second may have taken the place in the moment before this one was released.
+            self._vault.store(slot, manifest=envelope, files=files)
+            self._watcher.load(slot)
         return model_service_pb2.PublishModelResponse(
             number=slot.number, manifest_sha256=digest, log_index=index
         ).SerializeToString()

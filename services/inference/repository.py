@@ -24,7 +24,7 @@ from casemate.errors import FailedPrecondition, Reason
 from services.inference.names import is_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 MANIFEST = "manifest.dsse.json"
@@ -87,8 +87,19 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, slot: Slot, *, manifest: bytes, wrapped_key: bytes, files: Mapping[str, Iterable[bytes]]) -> None:
-        """Stores a version durably and whole; `files` are sealed pieces by plaintext file name."""
+    def write(
+        self,
+        slot: Slot,
+        *,
+        manifest: bytes,
+        wrapped_key: bytes,
+        files: Mapping[str, Iterable[bytes]],
+        still: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Stores a version durably and whole; `files` are sealed pieces by plaintext file name.
+
+        `still` is called when all is written and before it takes its place; what it raises leaves what was there.
+        """
         ...
 
     def slots(self) -> list[Slot]:
@@ -161,7 +172,15 @@ class Repository:
         finally:
             os.close(root)
 
-    def write(self, slot: Slot, *, manifest: bytes, wrapped_key: bytes, files: Mapping[str, Iterable[bytes]]) -> None:
+    def write(
+        self,
+        slot: Slot,
+        *,
+        manifest: bytes,
+        wrapped_key: bytes,
+        files: Mapping[str, Iterable[bytes]],
+        still: Callable[[], None] = lambda: None,
+    ) -> None:
         """Stores a version durably; readers see the old directory or the new one, never a mixture.
 
         Args:
@@ -169,6 +188,7 @@ class Repository:
             manifest: the signed envelope.
             wrapped_key: the data key, wrapped.
             files: sealed pieces by plaintext file name.
+            still: called before it takes its place; raises when it is not to.
         """
         token = secrets.token_hex(8)
         staging = self._root / f"{_STAGING}{token}"
@@ -183,6 +203,7 @@ class Repository:
             _write(staging / MANIFEST, (manifest,))
             for directory in (staging / FILES, staging):
                 _sync(directory)
+            still()
             self._install(staging, slot, discard=self._root / f"{_DISCARD}{token}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -16,7 +16,7 @@ from casemate.sealing.keys import KeyContext, WrappedKey
 from services.inference.repository import FILES, MANIFEST, SEALED, WRAPPED_KEY, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from casemate.sealing.keys import DataKey
     from services.inference.blocking_kek import BlockingKek
@@ -67,8 +67,10 @@ class Vault:
         self._repository = repository
         self._keys = keys
 
-    def store(self, slot: Slot, *, manifest: bytes, files: Mapping[str, bytes]) -> None:
-        """Seals and writes a version durably.
+    def store(
+        self, slot: Slot, *, manifest: bytes, files: Mapping[str, bytes], still: Callable[[], None] = lambda: None
+    ) -> None:
+        """Seals and writes a version durably, unless `still` raises before it takes its place.
 
         Raises:
             Unavailable: the key-encryption key does not answer.
@@ -81,6 +83,7 @@ class Vault:
             files={
                 name: seal_stream(key, _pieces(data), context=_file_context(slot, name)) for name, data in files.items()
             },
+            still=still,
         )
 
     def read(self, slot: Slot) -> _Reading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -61,12 +62,23 @@ class Trust:
 
 @dataclass
 class Auth(release_service_pb2_grpc.ReleaseServiceServicer):
-    """Records any release; tells the feed."""
+    """Records the first release of each number; tells the feed, when it may."""
 
     trust: Trust
     recorded: list[release_service_pb2.RecordReleaseRequest] = field(default_factory=list)
+    claimed: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
+    claims: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    tells: threading.Event = field(default_factory=threading.Event)
 
-    def RecordRelease(self, request, _context):  # noqa: N802  # the protocol's name
+    def __post_init__(self) -> None:
+        self.tells.set()
+
+    def RecordRelease(self, request, context):  # noqa: N802  # the protocol's name
+        number = (request.tenant, request.model, request.version.number)
+        if self.claimed.setdefault(number, request.version.manifest_sha256) != request.version.manifest_sha256:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "taken")
+        self.claims.release()
+        self.tells.wait(10)
         self.recorded.append(request)
         version = request.version
         self.trust.release(
