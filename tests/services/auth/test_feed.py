@@ -224,6 +224,23 @@ async def test_no_read_no_news(shelf):
     await watch.aclose()
 
 
+async def test_a_database_that_is_no_primary_gives_no_news_however_well_it_answers(shelf):
+    """As after a failover that left this connection on the old primary: what it says may be old."""
+    state = TrustState()
+    publisher = _publisher(shelf, state)
+    await publisher.refresh()
+    heard = state._read_at
+    await shelf.pool.execute("CREATE FUNCTION pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+    await shelf.pool.execute("ALTER ROLE CURRENT_USER SET search_path = public, pg_catalog")
+    await shelf.pool.expire_connections()
+    with pytest.raises(Unavailable):
+        await publisher.refresh()
+    assert state._read_at == heard
+    await shelf.pool.execute("DROP FUNCTION public.pg_is_in_recovery()")
+    await publisher.refresh()
+    assert state._read_at != heard
+
+
 async def test_a_watcher_that_does_not_read_is_cut_off_and_the_others_are_not(shelf):
     publisher = _publisher(shelf, TrustState())
     slow = publisher.watch(epoch="", sequence=0)
