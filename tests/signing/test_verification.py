@@ -86,6 +86,11 @@ def test_a_manifest_is_refused_from_its_expiry_on(manifest, model_manifest, supp
     envelope = sign_dataset_manifest(manifest, supplier.key)
     verify(envelope, supplier, now=manifest.expires_at - SECOND)
     assert refused_field(verify, envelope, supplier, now=manifest.expires_at) == "expires_at"
+    with pytest.raises(InvalidRequest) as caught:
+        verify(envelope, supplier, now=manifest.expires_at + timedelta(hours=3))
+    said = caught.value.violations[0].description
+    for moment in (manifest.expires_at, manifest.expires_at + timedelta(hours=3)):
+        assert f"{moment:%Y-%m-%dT%H:%M}" in said, "whoever's clock is wrong sees by how much"
     envelope = sign_model_manifest(model_manifest, publisher.key)
     verify_model(envelope, publisher, now=model_manifest.expires_at - SECOND)
     assert refused_field(verify_model, envelope, publisher, now=model_manifest.expires_at) == "expires_at"
