@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from casemate.errors import Unavailable
 from casemate.sealing.files import open_bytes, seal_stream
 from casemate.sealing.keys import KeyContext, WrappedKey
 from services.inference.repository import FILES, MANIFEST, SEALED, WRAPPED_KEY, Slot
@@ -73,18 +74,16 @@ class Vault:
         """Seals and writes a version durably, unless `still` raises before it takes its place.
 
         Raises:
-            Unavailable: the key-encryption key does not answer.
+            Unavailable: the key-encryption key does not answer, or the disk takes no more; what was there is there.
         """
         key, wrapped = self._keys.generate_data_key(key_context(slot))
-        self._repository.write(
-            slot,
-            manifest=manifest,
-            wrapped_key=wrapped.to_bytes(),
-            files={
-                name: seal_stream(key, _pieces(data), context=_file_context(slot, name)) for name, data in files.items()
-            },
-            still=still,
-        )
+        sealed = {
+            name: seal_stream(key, _pieces(data), context=_file_context(slot, name)) for name, data in files.items()
+        }
+        try:
+            self._repository.write(slot, manifest=manifest, wrapped_key=wrapped.to_bytes(), files=sealed, still=still)
+        except OSError as error:  # a full disk, as a rule
+            raise Unavailable(f"{slot} cannot be written: {error.strerror}") from error
 
     def read(self, slot: Slot) -> _Reading:
         """A context in which the version's parts are read from one directory, held open."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from casemate.errors import CasemateError, Code, Reason, Unavailable
+from casemate.errors import AlreadyExists, CasemateError, Code, Reason, Unavailable
 from services.inference.object_repository import (
     ObjectPlace,
     ObjectRepository,
@@ -106,6 +106,22 @@ def test_an_interrupted_write_leaves_what_was_there(repository: ObjectRepository
     with pytest.raises(CasemateError):
         repository.write(SLOT, manifest=b"{}", wrapped_key=b"key", files={"model.onnx": failing()})
     assert read(repository) == b"sealed"
+
+
+def test_what_may_not_take_its_place_after_all_leaves_what_was_there(
+    repository: ObjectRepository, bucket: s3fs.S3FileSystem
+) -> None:
+    write(repository)
+    before = bucket.find(f"{BUCKET}/house")
+
+    def late() -> None:
+        raise AlreadyExists("another was first")
+
+    with pytest.raises(AlreadyExists):
+        repository.write(SLOT, manifest=b"{}", wrapped_key=b"key", files={"model.onnx": [b"other"]}, still=late)
+    assert read(repository) == b"sealed"
+    bucket.invalidate_cache()
+    assert bucket.find(f"{BUCKET}/house") == before
 
 
 def test_an_object_longer_than_it_may_be_is_refused(repository: ObjectRepository) -> None:

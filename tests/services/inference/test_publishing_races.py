@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from casemate.errors import AlreadyExists
+from casemate.errors import AlreadyExists, Unavailable
 from services.inference.repository import Repository, Slot
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import PATIENCE, House
@@ -42,6 +43,32 @@ def test_an_upload_that_was_still_being_sealed_does_not_take_the_place_of_one_th
         with pytest.raises(AlreadyExists):
             slow.result(PATIENCE)
     assert house.reload().number == 1
+    assert house.predict(digits.images) == digits.labels.tolist()
+    house.close()
+
+
+class FullAtFirst(Repository):
+    """A disk that takes nothing, until there is room."""
+
+    full = True
+
+    def write(self, slot: Slot, **parts: object) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(slot, **parts)
+
+
+def test_a_full_disk_is_unavailable_and_nothing_is_released_until_there_is_room(
+    tmp_path: Path, leaf: LeafFactory, digits: Digits
+) -> None:
+    store = FullAtFirst(tmp_path / "repository")
+    house = House(directory=tmp_path, leaf=leaf, store=store)
+    envelope = house.manifest({"model.onnx": digits.onnx})
+    with pytest.raises(Unavailable):
+        house.publish({"model.onnx": digits.onnx}, envelope=envelope)
+    assert not house.auth.recorded
+    store.full = False
+    house.publish({"model.onnx": digits.onnx}, envelope=envelope)
     assert house.predict(digits.images) == digits.labels.tolist()
     house.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.errors import Reason
+from casemate.errors import AlreadyExists, Reason
 from services.inference.repository import FILES, MANIFEST, NotStored, Repository, Slot
 
 SLOT = Slot("acme", "digits", 1)
@@ -60,6 +60,20 @@ def test_an_interrupted_write_leaves_what_was_there(repository: Repository, tmp_
         repository.write(SLOT, manifest=b"{}", wrapped_key=b"key", files={"model.onnx": failing()})
     assert read(repository) == b"sealed"
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["acme"]
+
+
+def test_what_may_not_take_its_place_after_all_leaves_what_was_there(repository: Repository, tmp_path: Path) -> None:
+    write(repository)
+
+    def late() -> None:
+        raise AlreadyExists("another was first")
+
+    with pytest.raises(AlreadyExists):
+        repository.write(SLOT, manifest=b"{}", wrapped_key=b"key", files={"model.onnx": [b"other"]}, still=late)
+    assert read(repository) == b"sealed"
+    assert [path.name for path in (tmp_path / "repository").iterdir()] == ["acme"]
+    repository.write(SLOT, manifest=b"{}", wrapped_key=b"key", files={"model.onnx": [b"other"]})
+    assert read(repository) == b"other"
 
 
 @pytest.mark.parametrize("target", [f"{FILES}/model.onnx.sealed", FILES, "."])
