@@ -14,7 +14,7 @@ from casemate.gate.adapters.http import HttpCall
 from casemate.gate.core.caller import Caller
 from casemate.gate.core.jose import parse_token
 from casemate.secret import Secret
-from casemate.transport.http_protocol import Answer
+from casemate.transport.http_messages import Answer
 from services.auth.exchange import SubjectTokenKind, Wish
 from services.auth.http_errors import NO_STORE, OAuthRefusal, json_answer
 from services.auth.http_forms import audience_of, credential_of, require, scopes_of

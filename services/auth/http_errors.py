@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from casemate.errors import CasemateError, Code, InvalidRequest, Reason
-from casemate.transport.http_protocol import Answer
+from casemate.transport.http_messages import Answer
 
 NO_STORE: Final = MappingProxyType({"Cache-Control": "no-store", "Pragma": "no-cache"})
 """On everything that a token, or what is said of one, may be in (RFC 6749 section 5.1)."""

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypeAlias
 
-from aiohttp import web
-
 from casemate.clock import Clock
 from casemate.errors import NotFound
 from casemate.gate.adapters.http import HttpCall, HttpGate
 from casemate.gate.core.gate import Gate
 from casemate.transport.certificates import CertificateSource
-from casemate.transport.http_protocol import IDLE, Answer, HttpProtocols, read_body
+from casemate.transport.http_messages import Answer, Request, read_body
+from casemate.transport.http_protocol import IDLE, HttpProtocols
 from casemate.transport.https import HttpsLimits, HttpsServer
 from services.auth.http_endpoints import RPC, TokenEndpoints
 from services.auth.http_errors import OAuthRefusal, error_answer, json_answer, malformed_answer
@@ -105,7 +104,7 @@ class HttpFace:
         await self._protocols.drain(grace)
         await self._server.wait_closed()
 
-    async def _serve(self, request: web.BaseRequest) -> Answer:
+    async def _serve(self, request: Request) -> Answer:
         path, _, query = request.raw_path.partition("?")
         if path in self._posted:
             method, answer = self._posted[path]

@@ -3,64 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 
 from casemate.errors import CasemateError
-from casemate.gate.adapters.http import REQUEST_ID_HEADER, HttpGate
+from casemate.gate.adapters.http import HttpGate
 from casemate.gate.core.gate import Gate
 from casemate.gate.core.peer import PeerVerifier
 from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.transport.certificates import CertificateSource
-from casemate.transport.http_protocol import Answer, HttpProtocols
+from casemate.transport.http_messages import Answer, Request
+from casemate.transport.http_protocol import HttpProtocols
 from casemate.transport.https import HttpsServer
+from tests.gate.faces import LIMIT_S, Faced, opened
 from tests.gate.world import AUDIENCE, DOMAIN, ECHO, ISSUER, SetClock, World, thumbprint_of
-
-NAME = "datasets.casemate.internal"
-LIMIT_S = 20.0
-
-
-@dataclass
-class Faced:
-    """A face over a world's gate: a path names a method of its table."""
-
-    world: World
-    port: int
-    seen: list[object]
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)
-
-    async def ask(self, line, method, *, token=None, then=None):
-        reader, writer = line
-        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-        narrow = f"Then: {then}\r\n" if then else ""
-        head = f"POST /{method} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{authorization}{narrow}\r\n"
-        writer.write(head.encode())
-        async with asyncio.timeout(LIMIT_S):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        named = dict(line.split(": ", 1) for line in head[1:] if line)
-        body = (await reader.readexactly(int(named["Content-Length"]))).decode()
-        assert named[REQUEST_ID_HEADER]
-        return int(head[0].split()[1]), body
-
-    async def line(self, directory):
-        context = ssl.create_default_context(cafile=directory / "ca.pem")
-        context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
-        line = await asyncio.open_connection("127.0.0.1", self.port, ssl=context, server_hostname=NAME)
-        self.writers.append(line[1])
-        return line
-
-    async def close(self):
-        for writer in self.writers:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
 
 
 @pytest_asyncio.fixture
@@ -75,13 +34,15 @@ async def serve(leaf):
             seen.append(call.caller)
             if "Then" in call.request.headers:
                 call.narrow(ECHO + call.request.headers["Then"])
-            return Answer(text="served")
+            return Answer(body=b"served")
 
         def refuse(error: CasemateError):
-            return Answer(status=418, text=f"{error.code.value}/{error.reason.value}/{error.retry_after is not None}")
+            return Answer(
+                status=418, body=f"{error.code.value}/{error.reason.value}/{error.retry_after is not None}".encode()
+            )
 
-        async def answer_request(request: web.BaseRequest):
-            return await gate.serve(request, ECHO + request.path[1:], answer=answer, refuse=refuse)
+        async def answer_request(request: Request):
+            return await gate.serve(request, ECHO + request.raw_path[1:], answer=answer, refuse=refuse)
 
         protocols = HttpProtocols(answer=answer_request, malformed=lambda status: Answer(status=status))
         source = CertificateSource(leaf("service", service="datasets"))
@@ -170,25 +131,8 @@ async def test_what_a_request_turns_out_to_be_is_judged_as_that(serve, trainer):
     assert await face.ask(line, "Peer", then="Open") == (418, "INTERNAL/INTERNAL/False")
 
 
-@asynccontextmanager
-async def opened(directory, answer):
-    """A face of this certificate, without a gate, and its source."""
-    source = CertificateSource(directory)
-    protocols = HttpProtocols(answer=answer, malformed=lambda status: Answer(status=status))
-    server = HttpsServer(source=source, address="127.0.0.1:0", protocol=protocols)
-    await server.start()
-    face = Faced(World(), server.port, [])
-    try:
-        yield face, source, server, protocols
-    finally:
-        server.close()
-        await face.close()
-        await protocols.drain(timedelta(0))
-        await server.wait_closed(timedelta(0))
-
-
 async def _always(_request):
-    return Answer(text="served")
+    return Answer(body=b"served")
 
 
 async def is_answered(line):
@@ -233,7 +177,7 @@ async def test_a_running_request_ends_well_while_the_face_closes_and_nothing_new
     async def slowly(_request):
         begun.set()
         await goes_on.wait()
-        return Answer(text="served")
+        return Answer(body=b"served")
 
     trainer = leaf("client", tenant="acme", name="trainer")
     async with opened(leaf("service", service="datasets"), slowly) as (face, _, server, protocols):

@@ -10,7 +10,6 @@ certificate of ours, and the domain proves the client behind it again.
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,14 +18,12 @@ from casemate.gate.adapters.calls import RequestIds
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from aiohttp import web
+    from collections.abc import Awaitable, Callable
 
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
-    from casemate.transport.http_protocol import Answer
+    from casemate.transport.http_messages import Answer, Request
 
 REQUEST_ID_HEADER: Final = "Casemate-Request-Id"
 """On every answer, good or bad: what a caller quotes, and the logs know."""
@@ -41,7 +38,7 @@ class HttpCall:
         caller: who sent it.
     """
 
-    request: web.BaseRequest
+    request: Request
     caller: Caller
     _gate: Gate
     _admission: Admission
@@ -74,7 +71,7 @@ class HttpGate:
 
     async def serve(
         self,
-        request: web.BaseRequest,
+        request: Request,
         method: str,
         *,
         answer: Callable[[HttpCall], Awaitable[Answer]],
@@ -99,7 +96,7 @@ class HttpGate:
 
     async def _admitted(
         self,
-        request: web.BaseRequest,
+        request: Request,
         method: str,
         request_id: str,
         answer: Callable[[HttpCall], Awaitable[Answer]],
@@ -108,7 +105,7 @@ class HttpGate:
         admission = self._gate.at_headers(method, metadata, request_id=request_id)
         code = "CANCELLED"
         try:
-            caller = self._gate.at_message(admission, connection_of(request))
+            caller = self._gate.at_message(admission, request.connection)
             response = await answer(HttpCall(request, caller, self._gate, admission))
             code = "OK"
         except Exception as error:
@@ -117,15 +114,3 @@ class HttpGate:
         finally:
             self._gate.finish(admission, code)
         return response
-
-
-def connection_of(request: web.BaseRequest) -> Mapping[str, Sequence[bytes]]:
-    """What Python's TLS knows of a request's connection, by grpcio's names; the group it does not know."""
-    connection = None if request.transport is None else request.transport.get_extra_info("ssl_object")
-    if connection is None:
-        return {}
-    leaf, version = connection.getpeercert(binary_form=True), connection.version()
-    return {
-        "ssl_tls_version": (version.encode(),) if version else (),
-        "x509_pem_cert": (ssl.DER_cert_to_PEM_cert(leaf).encode(),) if leaf else (),
-    }
