@@ -26,7 +26,7 @@ UNHEALTHY = {"prometheus", "collector", "grafana"}
 """Images of others without a health check of their own."""
 
 CLIENTS = "/var/lib/casemate/issued/clients"
-HEALTHY_SECONDS = 180.0
+HEALTHY_SECONDS = 300.0
 COURIER_SECONDS = 3.0
 KINDS = {"grpc": "_PORT", "metrics": "_METRICS_PORT", "https": "_HTTP_PORT"}
 PORTS = ("AUTH", "DATASETS", "INFERENCE", "AUTH_2", "DATASETS_2", "INFERENCE_2")
