@@ -57,7 +57,8 @@ class Recovery:
         self._cluster.up("postgres")
         rows, datakeys, log = (self._folders[name] for name in ("rows", "datakeys", "log"))
         done = self._backup("restore", "--rows", rows, "--datakeys", datakeys, "--log", log)
-        self._cluster.up()
+        # By name: what else a profile brought up is still there.
+        self._cluster.up(*SERVING, *(f"{name}-2" for name in SERVING))
         # Every token ended with the restore.
         for who in ("caller", "trainer", "supplier"):
             self._told.story.session(who).forget_tokens()
