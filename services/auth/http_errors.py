@@ -19,6 +19,9 @@ NO_STORE: Final = MappingProxyType({"Cache-Control": "no-store", "Pragma": "no-c
 CHALLENGE: Final = 'Basic realm="casemate", charset="UTF-8"'
 """How a client can show a secret in a header; every 401 says it (RFC 9110 section 15.5.2)."""
 
+# Made once: `json.dumps` makes an encoder on every call that names separators.
+_compact: Final = json.JSONEncoder(separators=(",", ":")).encode
+
 _STATUS: Final = MappingProxyType(
     {
         Code.INVALID_ARGUMENT: (400, "invalid_request"),
@@ -88,6 +91,6 @@ def json_answer(
     content: object, *, status: int = 200, headers: dict[str, str], kind: str = "application/json"
 ) -> Answer:
     """A JSON document."""
-    body = json.dumps(content, separators=(",", ":")).encode()
+    body = _compact(content).encode()
     always = {"Content-Type": kind, "X-Content-Type-Options": "nosniff"}
     return Answer(status=status, body=body, headers=always | headers)
