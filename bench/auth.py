@@ -11,6 +11,7 @@ if it is not there, or taken from the folder that OIDC_PROVIDER names. Without n
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import statistics
 import tempfile
@@ -19,7 +20,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.auth_peer import find_provider, oidc_provider
+from bench.auth_peer import MUTUAL, find_provider, oidc_provider
 from bench.auth_served import Served, running_auth
 from bench.auth_sides import (
     Sample,
@@ -64,13 +65,16 @@ async def _issuing(served: Served, provider: Path | None) -> list[Result]:
         sides = list(ours)
         if provider is not None:
             sides.append(await stack.enter_async_context(oidc_provider(provider)))
+            sides.append(await stack.enter_async_context(oidc_provider(provider, mutual=served)))
         for callers in CALLERS:
             found = await _in_turn(sides, callers)
             results += _shown("issued", callers, found)
-            for side in ours if provider is not None else []:
-                ahead = _per_core(found[side.name]) / _per_core(found[sides[-1].name])
-                name = f"{side.name} beside oidc-provider per core, {callers} at once"
-                results.append(Result(name, ahead, "×", "> 1", met=ahead > 1))
+            for side, peer in itertools.product(ours, sides[len(ours) :]):
+                ahead = _per_core(found[side.name]) / _per_core(found[peer.name])
+                name = f"{side.name} beside {peer.name} per core, {callers} at once"
+                # The goal is the plain one's, which proves less; the other is told for what it does is what ours does.
+                goal, met = ("> 1", ahead > 1) if peer.name != MUTUAL else (None, None)
+                results.append(Result(name, ahead, "×", goal, met=met))
     return results
 
 

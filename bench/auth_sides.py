@@ -119,7 +119,7 @@ def introspecting_by_https(served: Served) -> Side:
 async def _https(served: Served, stack: AsyncExitStack) -> Callable[[str, str, bytes], Call]:
     leaf = served.directory / "leaves" / "operator"
     reader, writer = await asyncio.open_connection(
-        "127.0.0.1", served.https_port, ssl=_context(leaf), server_hostname=f"auth.{DOMAIN}"
+        "127.0.0.1", served.https_port, ssl=context(leaf), server_hostname=f"auth.{DOMAIN}"
     )
     stack.callback(writer.close)
 
@@ -141,10 +141,11 @@ async def _https(served: Served, stack: AsyncExitStack) -> Callable[[str, str, b
     return posting
 
 
-def _context(leaf: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=leaf / "ca.pem")
-    context.load_cert_chain(leaf / "cert.pem", leaf / "key.pem")
-    return context
+def context(leaf: Path) -> ssl.SSLContext:
+    """TLS of a client that shows this leaf."""
+    made = ssl.create_default_context(cafile=leaf / "ca.pem")
+    made.load_cert_chain(leaf / "cert.pem", leaf / "key.pem")
+    return made
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
