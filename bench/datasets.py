@@ -265,7 +265,7 @@ async def _read_store(reader: Reader, name: str) -> None:
 def _messages(chunk: bytes) -> list[bytes]:
     from services.datasets.arrow_records import split_messages  # noqa: PLC0415  # beside what else it imports
 
-    return split_messages(chunk)
+    return [bytes(row) for row in split_messages(chunk)]
 
 
 def _batch(row: bytes, file: DatasetFile) -> Any:  # noqa: ANN401  # pyarrow has no types

@@ -74,7 +74,7 @@ def take_plainly(upload: OpenUpload, _key: DataKey | None, chunk: PlannedChunk, 
     from services.datasets.push import ArrivedChunk  # noqa: PLC0415  # as above
 
     rows = upload.checked_rows(chunk, data)
-    batch = SealingBatch(salt=bytes(24), commitment=bytes(32), first_ordinal=chunk.first_ordinal, rows=iter(rows))
+    batch = SealingBatch(salt=bytes(24), commitment=bytes(32), first_ordinal=chunk.first_ordinal, rows=map(bytes, rows))
     return ArrivedChunk(chunk, chunk.digest.leaf_hash, encode_chunk(upload.id, chunk, batch))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,6 +21,9 @@ AHEAD_BYTES: Final = 4 << 20
 
 _MOST_AHEAD: Final = 4
 
+Step: TypeAlias = "tuple[int, bytes | memoryview]"
+"""Offset and bytes of a chunk."""
+
 
 class Arrivals:
     """The chunks of one upload, in groups; to be used as a context, which ends the reading.
@@ -31,7 +34,7 @@ class Arrivals:
         largest: bytes of the largest chunk that was announced.
     """
 
-    def __init__(self, steps: AsyncIterator[tuple[int, bytes] | None], upload: OpenUpload, *, largest: int) -> None:
+    def __init__(self, steps: AsyncIterator[Step | None], upload: OpenUpload, *, largest: int) -> None:
         self._steps = steps
         self._upload = upload
         ahead = max(1, min(_MOST_AHEAD, AHEAD_BYTES // largest))

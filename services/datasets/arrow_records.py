@@ -41,24 +41,25 @@ _TIMES: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 _NO_MESSAGE: Final = "not an Arrow message"
 
 
-def split_messages(data: bytes) -> list[bytes]:
-    """The messages of a chunk, as many as there are.
+def split_messages(data: bytes | memoryview) -> list[memoryview]:
+    """The messages of a chunk, as many as there are; each lies in `data`.
 
     Raises:
         BadRecord: some bytes of it are none.
     """
     reader = pa.BufferReader(data)
-    rows: list[bytes] = []
+    view = memoryview(data)
+    rows: list[memoryview] = []
     begun = 0
-    while begun < len(data):
-        if data[begun : begun + 4] != _CONTINUATION:
+    while begun < len(view):
+        if bytes(view[begun : begun + 4]) != _CONTINUATION:
             raise BadRecord(_NO_MESSAGE)
         try:
             ipc.read_message(reader)
         except (pa.ArrowException, OSError, EOFError):
             raise BadRecord(_NO_MESSAGE) from None
         ended = reader.tell()
-        rows.append(data[begun:ended])
+        rows.append(view[begun:ended])
         begun = ended
     return rows
 
@@ -70,7 +71,7 @@ class ArrowCheck:
         self._schema = arrow_schema(schema)
         self._columns = [(column, _judgements(column)) for column in schema]
 
-    def require(self, records: Sequence[bytes], *, first_record: int) -> int:
+    def require(self, records: Sequence[bytes | memoryview], *, first_record: int) -> int:
         """See `records.RecordCheck`."""
         found: list[tuple[int, BadRecord]] = []
         count = 0
@@ -88,7 +89,7 @@ class ArrowCheck:
             raise refuse(sorted(found, key=lambda each: each[0])[:MOST_NAMED]) from None
         return count
 
-    def _open(self, row: bytes) -> Any:  # noqa: ANN401  # pyarrow has no types
+    def _open(self, row: bytes | memoryview) -> Any:  # noqa: ANN401  # pyarrow has no types
         """The batch of a row, valid in itself."""
         try:
             message = ipc.read_message(row)

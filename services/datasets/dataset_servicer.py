@@ -16,6 +16,7 @@ from casemate.signing.batch_order import BatchOrder
 from services.datasets.answers import callers_tenant, description, invalid, promoted
 from services.datasets.arrivals import Arrivals
 from services.datasets.catalogue_servicer import MAXIMUM_VERSION, Catalogue, CatalogueCalls
+from services.datasets.chunk_messages import ChunkRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +43,7 @@ class DatasetServicer(CatalogueCalls):
         self._log_key = log_key
 
     async def PushDataset(  # noqa: N802  # the protocol's name
-        self, request_iterator: AsyncIterator[messages.PushDatasetRequest], _context: object
+        self, request_iterator: AsyncIterator[messages.PushDatasetRequest | ChunkRequest], _context: object
     ) -> AsyncIterator[messages.PushDatasetResponse]:
         """Answers each message once what it asked for is durable; a few chunks are in memory."""
         requests = aiter(request_iterator)
@@ -59,8 +60,8 @@ class DatasetServicer(CatalogueCalls):
         if arrivals.finished:
             yield promoted(await upload.finish())
 
-    async def _open(self, tenant: str, request: messages.PushDatasetRequest) -> OpenUpload:
-        if request.WhichOneof("step") != "manifest":
+    async def _open(self, tenant: str, request: messages.PushDatasetRequest | ChunkRequest) -> OpenUpload:
+        if isinstance(request, ChunkRequest) or request.WhichOneof("step") != "manifest":
             raise invalid("step", "the first message carries the manifest")
         return await self._intake.open(tenant=tenant, dataset=request.dataset, envelope=request.manifest)
 
@@ -146,15 +147,17 @@ class _Steps:
     No generator: that would keep a message of megabytes until the next one is asked for.
     """
 
-    def __init__(self, requests: AsyncIterator[messages.PushDatasetRequest], dataset: str) -> None:
+    def __init__(self, requests: AsyncIterator[messages.PushDatasetRequest | ChunkRequest], dataset: str) -> None:
         self._requests = requests
         self._dataset = dataset
 
     def __aiter__(self) -> _Steps:
         return self
 
-    async def __anext__(self) -> tuple[int, bytes] | None:
+    async def __anext__(self) -> tuple[int, bytes | memoryview] | None:
         request = await anext(self._requests)
+        if isinstance(request, ChunkRequest):
+            return request.offset, request.data
         if request.dataset not in {"", self._dataset}:
             raise invalid("dataset", "not the one of the first message")
         step = request.WhichOneof("step")

@@ -182,7 +182,7 @@ class OpenUpload:
         """Bytes of the largest chunk that the manifest announces."""
         return max(chunk.bytes for chunk in self._verified.manifest.chunks)
 
-    async def take(self, *, offset: int, data: bytes) -> ArrivedChunk:
+    async def take(self, *, offset: int, data: bytes | memoryview) -> ArrivedChunk:
         """Hashes a chunk, and if it is the signed one for its offset checks and seals it; stores nothing.
 
         May be called for a chunk while those before it are being stored.
@@ -232,7 +232,7 @@ class OpenUpload:
             self._upload = stored
             return judge_chunk(stored, arrived.chunk, arrived.leaf_hash)
 
-    def _take(self, key: DataKey | None, chunk: PlannedChunk, data: bytes) -> ArrivedChunk:
+    def _take(self, key: DataKey | None, chunk: PlannedChunk, data: bytes | memoryview) -> ArrivedChunk:
         leaf_hash = merkle.leaf_hash(data)
         if key is None or leaf_hash != chunk.digest.leaf_hash:
             return ArrivedChunk(chunk, leaf_hash, None)
@@ -241,7 +241,7 @@ class OpenUpload:
         batch = seal_rows(key, context, rows, first_ordinal=chunk.first_ordinal)
         return ArrivedChunk(chunk, leaf_hash, encode_chunk(self.id, chunk, batch))
 
-    def checked_rows(self, chunk: PlannedChunk, data: bytes) -> list[bytes]:
+    def checked_rows(self, chunk: PlannedChunk, data: bytes | memoryview) -> list[bytes] | list[memoryview]:
         """The rows of a chunk, if its counts and its records are as they were signed. Not for the event loop.
 
         Raises:

@@ -7,7 +7,7 @@ never leaves the checks in one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason
 from casemate.signing.framing import join_rows
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class RecordCheck(Protocol):
     """Checks rows of one format against one schema; made once for an upload."""
 
-    def require(self, records: Sequence[bytes], *, first_record: int) -> int:
+    def require(self, records: Sequence[Any], *, first_record: int) -> int:
         """Returns how many records the rows hold, if every one fits the columns.
 
         Args:
@@ -48,8 +48,10 @@ def record_check(encoding: Format, schema: Sequence[Column]) -> RecordCheck:
     return CsvCheck(schema) if encoding == "csv" else JsonCheck(schema)
 
 
-def split_records(data: bytes, *, field: str, encoding: Format = "jsonl") -> list[bytes]:
-    """The rows of a chunk: records without their line feeds, or messages of Arrow.
+def split_records(
+    data: bytes | memoryview, *, field: str, encoding: Format = "jsonl"
+) -> list[bytes] | list[memoryview]:
+    """The rows of a chunk: records without their line feeds, or messages of Arrow, which lie in `data`.
 
     Raises:
         InvalidRequest: RECORD_INVALID, the chunk does not end at a record boundary.
@@ -61,9 +63,10 @@ def split_records(data: bytes, *, field: str, encoding: Format = "jsonl") -> lis
             return split_messages(data)
         except BadRecord as bad:
             raise _no_boundary(field, bad.text) from None
-    if not data.endswith(b"\n"):
+    text = bytes(data)
+    if not text.endswith(b"\n"):
         raise _no_boundary(field, "does not end with a line feed")
-    return split_lines(data) if encoding == "csv" else data[:-1].split(b"\n")
+    return split_lines(text) if encoding == "csv" else text[:-1].split(b"\n")
 
 
 def join_records(records: Sequence[bytes], *, encoding: Format = "jsonl") -> bytes:

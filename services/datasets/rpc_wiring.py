@@ -14,6 +14,7 @@ from casemate.sealing.authority_rows import AuthorityKeyFile
 from casemate.signing.checkpoint import verification_key
 from casemate.transport.registry import registered
 from services.datasets.catalogue_servicer import Catalogue
+from services.datasets.chunk_messages import parsing_chunks_in_place
 from services.datasets.dataset_servicer import DatasetServicer
 from services.datasets.log_servicer import LogServicer
 from services.datasets.opening import log_origin
@@ -71,7 +72,7 @@ def build_services(footing: Footing) -> list[RegisteredService]:
     operations = KeyOperations(kek=stores.kek, stores=[stores.keys, AuthorityKeyFile(settings.authority_key)])
     log = LogServicer(log=stores.log, lineage=stores.lineage, checkpoints=footing.checkpoints)
     return [
-        registered(add_DatasetServiceServicer_to_server, datasets),
+        parsing_chunks_in_place(registered(add_DatasetServiceServicer_to_server, datasets)),
         registered(add_LogServiceServicer_to_server, log),
         key_service(operations),
     ]

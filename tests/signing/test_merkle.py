@@ -81,6 +81,7 @@ def test_hashes_are_those_of_rfc_6962():
     assert root([]).hex() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert leaf_hash(b"").hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
     assert leaf_hash(b"L123456").hex().startswith("395aa064")
+    assert leaf_hash(b"L12", memoryview(b""), b"3456") == leaf_hash(b"L123456"), "pieces are hashed as one"
     assert node_hash(b"N123", b"N456").hex().startswith("aa217fe8")
 
 

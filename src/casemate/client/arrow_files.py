@@ -102,13 +102,13 @@ def cut_batches(batches: Iterator[Any], columns: tuple[Column, ...], *, chunk_by
     for batch in batches:
         for row, held in _rows(_cast(batch, columns, schema), count):
             if pending and size + len(row) > chunk_bytes:
-                yield CutChunk(b"".join(pending), len(pending), records)
+                yield CutChunk(pending, len(pending), records)
                 pending, size, records = [], 0, 0
             pending.append(row)
             size, records, count = size + len(row), records + held, count + held
     if not count:
         raise invalid_file("file", "holds no record")
-    yield CutChunk(b"".join(pending), len(pending), records)
+    yield CutChunk(pending, len(pending), records)
 
 
 def _rows(batch: Any, before: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401  # pyarrow has no types

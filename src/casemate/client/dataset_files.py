@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from casemate.errors import CasemateError, ConfigurationError, FieldViolation, InvalidRequest, Reason
 from casemate.signing.columns import Column
@@ -30,11 +30,26 @@ FILE_CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CutChunk:
-    """Bytes of whole rows. `records` is None where a row is a record."""
+    """Bytes of whole rows, or the pieces that they are in. `records` is None where a row is a record."""
 
-    data: bytes
+    pieces: bytes | Sequence[Any]
     rows: int
     records: int | None = None
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """The pieces, in order; buffers of any kind."""
+        return (self.pieces,) if isinstance(self.pieces, bytes) else self.pieces
+
+    @property
+    def size(self) -> int:
+        """How many bytes they are together."""
+        return sum(map(len, self.parts))
+
+    @property
+    def data(self) -> bytes:
+        """All of them in one; where they are several, a copy."""
+        return self.pieces if isinstance(self.pieces, bytes) else b"".join(self.parts)
 
 
 ChunkSource = Callable[[], Iterator[CutChunk]]

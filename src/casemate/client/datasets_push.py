@@ -15,6 +15,7 @@ from typing import Final
 
 import grpc
 
+from casemate.client.chunk_requests import encode_chunk_request, push_call
 from casemate.client.chunks import DEFAULT_CHUNK_BYTES, RecordSource, cut
 from casemate.client.dataset_files import CutChunk, DatasetFile
 from casemate.client.datasets_versions import DatasetVersions
@@ -142,8 +143,7 @@ class DatasetPushes(DatasetVersions):
 
         while True:
             try:
-                chunks = (chunk.data for chunk in file.chunks())
-                return self.push_envelope(envelope, chunks, dataset=manifest.dataset, progress=told)
+                return self.push_envelope(envelope, file.chunks(), dataset=manifest.dataset, progress=told)
             except AlreadyExists as error:
                 manifest = _renumbered(manifest, error)
                 envelope = sign_dataset_manifest(manifest, signing_key)
@@ -159,7 +159,7 @@ class DatasetPushes(DatasetVersions):
     def push_envelope(
         self,
         envelope: bytes,
-        chunks: Iterator[bytes],
+        chunks: Iterator[bytes] | Iterator[CutChunk],
         *,
         dataset: str,
         progress: Callable[[int], None] | None = None,
@@ -167,7 +167,7 @@ class DatasetPushes(DatasetVersions):
         """Pushes an envelope that was signed elsewhere, and its chunks."""
         acknowledged: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         sending = _Sending(envelope, chunks, dataset, acknowledged)
-        responses = self._stub.PushDataset(iter(sending), timeout=PUSH_TIMEOUT_SECONDS)
+        responses = push_call(self._session.channel("datasets"))(iter(sending), timeout=PUSH_TIMEOUT_SECONDS)
         promoted: messages.PromotedVersion | None = None
         try:
             for response in responses:
@@ -212,7 +212,11 @@ class _Sending:
     """The manifest, the chunks from the announced offset on, and the end; gRPC iterates it in a thread of its own."""
 
     def __init__(
-        self, envelope: bytes, chunks: Iterator[bytes], dataset: str, acknowledged: queue.SimpleQueue[int | None]
+        self,
+        envelope: bytes,
+        chunks: Iterator[bytes] | Iterator[CutChunk],
+        dataset: str,
+        acknowledged: queue.SimpleQueue[int | None],
     ) -> None:
         self._envelope = envelope
         self._chunks = chunks
@@ -220,7 +224,7 @@ class _Sending:
         self._acknowledged = acknowledged
         self.error: Exception | None = None
 
-    def __iter__(self) -> Iterator[messages.PushDatasetRequest]:
+    def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._requests()
         except Exception as error:
@@ -228,22 +232,20 @@ class _Sending:
             self.error = error
             raise
 
-    def _requests(self) -> Iterator[messages.PushDatasetRequest]:
-        yield messages.PushDatasetRequest(dataset=self._dataset, manifest=self._envelope)
+    def _requests(self) -> Iterator[bytes]:
+        yield messages.PushDatasetRequest(dataset=self._dataset, manifest=self._envelope).SerializeToString()
         wanted = self._acknowledged.get()
         if wanted is None:
             return
         offset = in_flight = 0
-        for data in self._chunks:
+        for each in self._chunks:
+            chunk = CutChunk(each, 0) if isinstance(each, bytes) else each
             if offset >= wanted:
                 while in_flight >= CHUNKS_IN_FLIGHT:
                     if self._acknowledged.get() is None:
                         return
                     in_flight -= 1
-                request = messages.PushDatasetRequest()
-                # Set in place: a chunk given to the constructor would be copied once more.
-                request.chunk.offset, request.chunk.data = offset, data
-                yield request
+                yield encode_chunk_request(offset, chunk)
                 in_flight += 1
-            offset += len(data)
-        yield messages.PushDatasetRequest(finish=messages.Finish())
+            offset += chunk.size
+        yield messages.PushDatasetRequest(finish=messages.Finish()).SerializeToString()

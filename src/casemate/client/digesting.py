@@ -23,13 +23,11 @@ def digest_chunks(chunks: Iterable[CutChunk]) -> tuple[ChunkDigest, ...]:
 
     def take() -> None:
         chunk, leaf = waiting.popleft()
-        digests.append(
-            ChunkDigest(leaf_hash=leaf.result(), bytes=len(chunk.data), rows=chunk.rows, records=chunk.records)
-        )
+        digests.append(ChunkDigest(leaf_hash=leaf.result(), bytes=chunk.size, rows=chunk.rows, records=chunk.records))
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="digest") as threads:
         for chunk in chunks:
-            waiting.append((chunk, threads.submit(leaf_hash, chunk.data)))
+            waiting.append((chunk, threads.submit(leaf_hash, *chunk.parts)))
             if len(waiting) >= _AHEAD:
                 take()
         while waiting:

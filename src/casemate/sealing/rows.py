@@ -121,7 +121,9 @@ class SealingBatch:
         raise TypeError("a SealingBatch is not copied")
 
 
-def seal_rows(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealingBatch:
+def seal_rows(
+    key: DataKey, context: BatchContext, rows: Sequence[bytes] | Sequence[memoryview], *, first_ordinal: int
+) -> SealingBatch:
     """As `seal_batch`, for rows that are written as they are sealed: into a COPY, say.
 
     A sealed row is still in the processor's cache when it is written, and the batch is
@@ -244,7 +246,7 @@ def _place(context: BatchContext) -> str:
     return f"batch {context.batch} of {context.tenant}/{context.dataset} version {context.version}"
 
 
-def _oversized(rows: Sequence[bytes], most: int) -> int | None:
+def _oversized(rows: Sequence[bytes] | Sequence[memoryview], most: int) -> int | None:
     """The place of the first row that is longer than `most` bytes."""
     if max(map(len, rows), default=0) <= most:
         return None
