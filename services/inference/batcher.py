@@ -21,13 +21,10 @@ one request at a time.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from casemate.errors import DeadlineExceeded, InternalError
 from services.inference.batch_jobs import (
@@ -44,19 +41,18 @@ from services.inference.batch_jobs import (
     shape_of,
 )
 from services.inference.fair_queue import FairQueue
-from services.inference.latency import Lightness, RunTime
+from services.inference.latency import RunTime
+from services.inference.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
+    from services.inference.latency import Shapes
     from services.inference.serving import Serving
     from services.inference.statistics import Statistics
     from services.inference.tensors import Array
-
-_TIMED = 8  # every so-manieth run; asking the kernel costs as much as some models do
-_LOGGER = logging.getLogger(__name__)
 
 
 class Batcher:
@@ -72,6 +68,7 @@ class Batcher:
         board: where a worker notes what it runs; None outside of workers.
         key: names the model on the board.
         here: it computes in the thread that calls it; False where that thread only waits for another process.
+        steady: requests of the same shapes take the same time.
         now: the monotonic clock, in seconds.
     """
 
@@ -85,14 +82,14 @@ class Batcher:
         board: WorkerBoard | None = None,
         key: bytes = b"",
         here: bool = True,
+        steady: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._instance = instance
         self._batching = serving.batching
         self._levels = serving.priority_levels
         self._limit = serving.queue
         self._free = self._instances = serving.instances or instances
-        self._pad = pad_lone_row
+        self._runner = Runs(instance, merges=serving.batching is not None, pad_lone_row=pad_lone_row)
         self._board, self._key = board, key
         self._now = now
         self._lock = threading.Lock()
@@ -101,10 +98,9 @@ class Batcher:
         self._runs: dict[int, tuple[float, float]] = {}
         self._run_time = RunTime()
         self._gatherer: tuple[Job, int] | None = None
-        self._merges = self._batching is not None
         self._may_be_light = here and not serving.limited
-        self._lightness = Lightness()
-        self._turn = 0
+        # Never what would be queued, or noted on the board.
+        self._steady = steady and self._may_be_light and not self._runner.merges and board is None
 
     @property
     def waiting(self) -> int:
@@ -120,6 +116,23 @@ class Batcher:
         """For how many seconds the oldest run has been under way; 0 when none is."""
         began = min((run[0] for run in tuple(self._runs.values())), default=None)
         return 0.0 if began is None else self._now() - began
+
+    def at_once(self, shapes: Shapes) -> bool:
+        """Whether a request of these shapes is neither queued nor takes long, so that it needs no thread of its own."""
+        return self._steady and self._runner.lightness.knows_short(shapes)
+
+    def run_here(self, inputs: Mapping[str, Array], *, rows: int, statistics: Statistics) -> Ran:
+        """All outputs of a request of which `at_once` holds, from a run of its own in this thread, not queued.
+
+        Raises:
+            InvalidRequest: the values do not fit the model.
+            InternalError: the model failed.
+        """
+        job = Job(inputs, rows, None, "", "", 0, 0.0, 0.0, statistics)
+        self._runner.alone(job)
+        if job.outputs is None:
+            raise InternalError("a request left the batcher without an answer")
+        return Ran(job.outputs, 0, job.infer_ns)
 
     def run(self, inputs: Mapping[str, Array], *, rows: int, terms: Terms, statistics: Statistics) -> Ran:
         """All outputs of the request, from a run of its own or one that it shared.
@@ -138,7 +151,7 @@ class Batcher:
         job = Job(
             inputs,
             rows,
-            shape_of(inputs, rows) if self._merges else None,
+            shape_of(inputs, rows) if self._runner.merges else None,
             terms.tenant,
             terms.caller,
             self._priority(terms.priority),
@@ -150,7 +163,9 @@ class Batcher:
             job.mark, alone = self._board.mark(inputs, self._key + terms.tenant.encode())
             job.shape = None if alone else job.shape
         with self._lock:
-            idle = self._free > 0 or (self._may_be_light and not self._merges and self._lightness.covers(inputs))
+            idle = self._free > 0 or (
+                self._may_be_light and not self._runner.merges and self._runner.lightness.covers(inputs)
+            )
             if idle:
                 self._free -= 1
                 self._begin(job, now, rows)
@@ -216,7 +231,7 @@ class Batcher:
         until_free = max(0.0, min((run[1] for run in self._runs.values()), default=now) - now)
         ahead = len(self._queue)
         rows = self._queued_rows + job.rows
-        if self._merges and self._batching is not None:
+        if self._runner.merges and self._batching is not None:
             full, rest = divmod(rows, self._batching.max_rows)
             work = full * self._run_time.expect(self._batching.max_rows) + (self._run_time.expect(rest) if rest else 0)
             return until_free + work / min(self._instances, full + 1)
@@ -244,7 +259,7 @@ class Batcher:
     def _gather(self, leader: Job) -> list[Job]:
         batch = [leader]
         with self._lock:
-            if self._batching is not None and leader.shape is not None and self._merges:
+            if self._batching is not None and leader.shape is not None and self._runner.merges:
                 self._fill(batch, self._batching.max_rows)
                 self._linger(batch)
                 self._trim(batch)
@@ -337,64 +352,10 @@ class Batcher:
     def _execute(self, batch: list[Job]) -> None:
         board = self._board
         if board is None:
-            self._compute(batch)
+            self._runner.compute(batch)
             return
         places = board.begin([job.mark for job in batch])
         try:
-            self._compute(batch)
+            self._runner.compute(batch)
         finally:
             board.end(places)
-
-    def _compute(self, batch: list[Job]) -> None:
-        if len(batch) > 1:
-            try:
-                self._together(batch)
-            except Exception:  # noqa: BLE001, S110  # one of them is to blame; alone, each gets its own answer
-                pass
-            else:
-                return
-        for job in batch:
-            try:
-                self._alone(job)
-            except Exception as error:  # noqa: BLE001  # raised again in the request's own thread
-                job.error = error
-
-    def _alone(self, job: Job) -> None:
-        began = time.perf_counter_ns()
-        padded = self._pad and job.rows == 1 and job.shape is not None
-        inputs = {name: np.concatenate((array, array)) for name, array in job.inputs.items()} if padded else job.inputs
-        timed = self._turn % _TIMED == 0
-        self._turn += 1
-        ready, cpu = time.perf_counter_ns(), time.thread_time_ns() if timed else 0
-        outputs = self._instance.run(inputs)
-        ran = time.perf_counter_ns()
-        if timed:
-            # Of this thread alone: on a busy machine the clock on the wall says little about a run.
-            self._lightness.learn(time.thread_time_ns() - cpu, job.inputs)
-        job.outputs = {name: array[:1] for name, array in outputs.items()} if padded else outputs
-        job.infer_ns = ran - ready
-        job.statistics.executed(
-            rows=job.rows, input_ns=ready - began, infer_ns=ran - ready, output_ns=time.perf_counter_ns() - ran
-        )
-
-    def _together(self, batch: list[Job]) -> None:
-        """One run for all; raises, with nothing answered, when it cannot be split."""
-        began = time.perf_counter_ns()
-        inputs = {name: np.concatenate([job.inputs[name] for job in batch]) for name in batch[0].inputs}
-        ready = time.perf_counter_ns()
-        outputs = self._instance.run(inputs)
-        ran = time.perf_counter_ns()
-        rows = sum(job.rows for job in batch)
-        if any(array.ndim == 0 or array.shape[0] != rows for array in outputs.values()):
-            self._merges = False
-            _LOGGER.error("a run of %d rows did not give as many: this model's requests run alone from now on", rows)
-            raise InternalError("the model does not answer row by row")
-        start = 0
-        for job in batch:
-            stop = start + job.rows
-            job.outputs = {name: array[start:stop] for name, array in outputs.items()}
-            job.infer_ns = ran - ready
-            start = stop
-        batch[0].statistics.executed(
-            rows=rows, input_ns=ready - began, infer_ns=ran - ready, output_ns=time.perf_counter_ns() - ran
-        )

@@ -16,6 +16,7 @@ from services.inference.brain_floats import has_brain_floats, run_with_brain_flo
 from services.inference.model_memory import giving_back, share_arena
 from services.inference.onnx_wire import GraphLimits, check_onnx
 from services.inference.run_failures import failure_of
+from services.inference.steadiness import is_steady
 from services.inference.tensors import BY_ONNX, TensorSpec
 
 if TYPE_CHECKING:
@@ -62,12 +63,15 @@ class OnnxInstance:
         model: the file's bytes, as they were signed.
         limits: caps on the graph.
 
+    Attributes:
+        steady: requests of the same shapes take the same time, whatever their values.
+
     Raises:
         InvalidRequest: reason MODEL_INVALID: the model cannot be served.
     """
 
     def __init__(self, model: bytes, *, limits: GraphLimits | None = None) -> None:
-        check_onnx(model, limits=limits or GraphLimits())
+        operators = check_onnx(model, limits=limits or GraphLimits())
         try:
             self._session = onnxruntime.InferenceSession(
                 model, sess_options=session_options(), providers=["CPUExecutionProvider"]
@@ -76,6 +80,10 @@ class OnnxInstance:
             raise _invalid("does not load in ONNX Runtime") from error
         self._inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self._outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._names = [spec.name for spec in self._outputs]
+        # Private, and what the public method calls after it has looked whether values lie on a device: ours never do.
+        self._run_session = getattr(getattr(self._session, "_sess", None), "run", None) or self._session.run
+        self.steady = is_steady(operators, self._inputs)
         self._brain_floats = has_brain_floats((*self._inputs, *self._outputs))
         if self._brain_floats and any(spec.datatype.width is None for spec in self._inputs):
             raise _invalid("takes text beside BF16, which ONNX Runtime cannot be given from Python")
@@ -120,7 +128,7 @@ class OnnxInstance:
             return run_with_brain_floats(
                 self._session, inputs=inputs, takes=self._inputs, gives=self._outputs, options=options
             )
-        results: list[Array] = self._session.run(None, dict(inputs), options)
+        results: list[Array] = self._run_session(self._names, dict(inputs), options)
         return results
 
     def _run_with_room(self, inputs: Mapping[str, Array], options: Any) -> list[Array]:  # noqa: ANN401

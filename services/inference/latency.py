@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 LIGHT_NS = 300_000
 """Runs of less CPU time than this need not be queued: a wake-up would cost as much."""
 
+AT_ONCE_NS = 100_000
+"""Runs of less than this need no thread of their own: it would take as long to wake one and to come back."""
+
+Shapes = frozenset[tuple[str, tuple[int, ...]]]
+"""Names and shapes of a request's tensors."""
+
+_MOST_SHAPES = 64
 _LIGHT_MEMORY = 0.3
 _MEMORY = 0.97
 _ENOUGH = 5
@@ -56,12 +63,22 @@ class Lightness:
     def __init__(self) -> None:
         self._cpu_ns = 2.0 * LIGHT_NS  # until runs have shown what they cost
         self._largest = -1  # bytes of the largest inputs that were light
+        self._short: set[Shapes] = set()
 
     def learn(self, cpu_ns: int, inputs: Mapping[str, Array]) -> None:
         """A run of these inputs took so much of its thread's CPU time."""
         self._cpu_ns += _LIGHT_MEMORY * (cpu_ns - self._cpu_ns)
         size = _bytes(inputs)
         self._largest = max(self._largest, size) if cpu_ns < LIGHT_NS else min(self._largest, size - 1)
+        shapes = frozenset((name, array.shape) for name, array in inputs.items())
+        if cpu_ns >= AT_ONCE_NS:
+            self._short.discard(shapes)
+        elif len(self._short) < _MOST_SHAPES:
+            self._short.add(shapes)
+
+    def knows_short(self, shapes: Shapes) -> bool:
+        """Whether exactly these shapes were timed last as so short that they need no thread."""
+        return shapes in self._short
 
     def covers(self, inputs: Mapping[str, Array]) -> bool:
         """Whether these inputs are no larger than what was light, while runs are: an average says nothing of others."""

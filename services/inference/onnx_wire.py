@@ -64,8 +64,8 @@ class _Malformed(Exception):
     pass
 
 
-def check_onnx(data: bytes, *, limits: GraphLimits) -> None:
-    """Returns when the model keeps all its data inside and stays within the limits.
+def check_onnx(data: bytes, *, limits: GraphLimits) -> frozenset[bytes]:
+    """The operators of a model that keeps all its data inside and stays within the limits.
 
     Raises:
         InvalidRequest: reason MODEL_INVALID: external data, not an ONNX protobuf, or too large a graph.
@@ -78,6 +78,7 @@ def check_onnx(data: bytes, *, limits: GraphLimits) -> None:
     if not walk.graphs:
         raise _invalid("is not an ONNX model")
     walk.require_small_when_written_out()
+    return frozenset(walk.operators)
 
 
 def _invalid(description: str) -> InvalidRequest:
@@ -97,6 +98,7 @@ class _Walk:
         self.graphs = 0
         self._calls: Counter[_Name] = Counter()
         self._functions: dict[_Name, list[Counter[_Name]]] = {}
+        self.operators: set[bytes] = set()
 
     def message(self, kind: str, position: int, end: int, depth: int) -> None:
         """Walks one message's fields; raises on the first thing that may not be."""
@@ -118,6 +120,7 @@ class _Walk:
         name = (said[0], b"" if said[1] == _DEFAULT_DOMAIN else said[1])
         if kind == "node":
             self._calls[name] += 1
+            self.operators.add(said[0])
         elif kind == "function":
             self._functions.setdefault(name, []).append(self._calls)  # one name may have several overloads
             self._calls = outside

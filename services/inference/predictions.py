@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +127,24 @@ class Predictions:
         """
         return self._infer(caller, request, patience).serialized()
 
+    def quick(self, caller: Caller, request: InferRequest) -> LoadedModel | None:
+        """The model, if a prediction of it neither waits nor computes for long: what `infer_quickly` takes."""
+        try:
+            loaded = self._catalogue.find(tenant_of(caller), request.model_name, request.model_version)
+        except CasemateError:
+            return None
+        shapes = frozenset([(tensor.name, tuple(tensor.shape)) for tensor in request.inputs])
+        return loaded if loaded.batcher.at_once(shapes) else None
+
+    def infer_quickly(self, loaded: LoadedModel, request: InferRequest, trace: Trace | None = None) -> bytes:
+        """As `infer`, by a model that `quick` gave for this request; in this thread and without a queue.
+
+        Raises:
+            InvalidRequest: with the fields that are wrong.
+            Exhausted: reason REQUEST_TOO_LARGE: the reply would be too large.
+        """
+        return self._answer(loaded, request, None, trace).serialized()
+
     def stream(
         self,
         caller: Caller,
@@ -175,6 +194,12 @@ class Predictions:
     def _infer(self, caller: Caller, request: InferRequest, patience: Patience) -> Answer:
         tenant = tenant_of(caller)
         loaded = self._catalogue.find(tenant, request.model_name, request.model_version)
+        return self._answer(loaded, request, partial(self._terms, tenant, caller, request, patience), patience.trace)
+
+    def _answer(
+        self, loaded: LoadedModel, request: InferRequest, terms: Callable[[], Terms] | None, trace: Trace | None
+    ) -> Answer:
+        """One answer, counted; without terms it is not queued."""
         began = time.perf_counter_ns()
         try:
             instance = loaded.instance
@@ -182,19 +207,17 @@ class Predictions:
             if loaded.serving.refuse_non_finite:
                 require_finite(tensors.inputs, instance.inputs)
             read = time.perf_counter_ns()
-            ran = loaded.batcher.run(
-                tensors.inputs,
-                rows=tensors.rows,
-                terms=self._terms(tenant, caller, request, patience),
-                statistics=loaded.statistics,
-            )
+            if terms is None:
+                ran = loaded.batcher.run_here(tensors.inputs, rows=tensors.rows, statistics=loaded.statistics)
+            else:
+                ran = loaded.batcher.run(tensors.inputs, rows=tensors.rows, terms=terms(), statistics=loaded.statistics)
             done = time.perf_counter_ns()
             response = self._response(loaded, request, tensors, ran.outputs)
         except BaseException as error:
             ns = time.perf_counter_ns() - began
             loaded.statistics.failed(ns, _failure(error))
-            if patience.trace is not None:
-                patience.trace.ended(model=str(loaded.slot), outcome=_failure(error), total=ns // 1000)
+            if trace is not None:
+                trace.ended(model=str(loaded.slot), outcome=_failure(error), total=ns // 1000)
             raise
         ended = time.perf_counter_ns()
         loaded.statistics.succeeded(
@@ -205,8 +228,8 @@ class Predictions:
             infer_ns=ran.infer_ns,
             output_ns=ended - done,
         )
-        if patience.trace is not None:
-            patience.trace.ended(
+        if trace is not None:
+            trace.ended(
                 model=str(loaded.slot),
                 outcome="OK",
                 rows=tensors.rows,

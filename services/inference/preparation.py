@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from services.inference.batcher import Batcher
+from services.inference.instance import OnnxInstance
 from services.inference.names import UPSTREAM_FILE
 from services.inference.serving import Serving, read_serving
 from services.inference.trial import on_trial
@@ -77,6 +78,7 @@ class Preparation:
             board=self._board,
             key=_key(files) if self._board is not None else b"",
             here=UPSTREAM_FILE not in files,
+            steady=isinstance(instance, OnnxInstance) and instance.steady,
             now=self._now,
         )
         self._made.add(batcher)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from services.inference.models import Models
     from services.inference.predictions import Predictions
     from services.inference.publishing import Publishing
+    from services.inference.tracing import Trace
     from services.inference.wire_guard import InferRequest
 
 OPEN_INFERENCE = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -82,7 +83,14 @@ def open_inference_service(
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         stream, request_deserializer=parse_infer_request, response_serializer=None
     )
-    return RegisteredService(OPEN_INFERENCE, handlers)
+
+    def at_once(caller: Caller, request: InferRequest) -> Callable[[Any, Any], bytes] | None:
+        loaded = predictions.quick(caller, request)
+        if loaded is None:
+            return None
+        return lambda message, context: predictions.infer_quickly(loaded, message, _trace(context, sampler))
+
+    return RegisteredService(OPEN_INFERENCE, handlers, at_once={"ModelInfer": at_once})
 
 
 def model_service(publishing: Publishing) -> RegisteredService:
@@ -121,8 +129,11 @@ def _left(context: grpc.ServicerContext) -> bytes:
 
 
 def _patience(context: grpc.ServicerContext, sampler: Sampler) -> Patience:
-    trace = begin(context.invocation_metadata()) if sampler.choose() else None
-    return Patience(_remaining(context), context.add_callback, context.cancel, trace)
+    return Patience(_remaining(context), context.add_callback, context.cancel, _trace(context, sampler))
+
+
+def _trace(context: grpc.ServicerContext, sampler: Sampler) -> Trace | None:
+    return begin(context.invocation_metadata()) if sampler.choose() else None
 
 
 def _remaining(context: grpc.ServicerContext) -> float | None:

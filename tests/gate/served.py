@@ -120,7 +120,8 @@ def echo_service(echo) -> RegisteredService:
 class Served:
     """A running server and how to call it."""
 
-    def __init__(self, world: World, echo, port: int, source: CertificateSource) -> None:
+    def __init__(self, world: World, echo, port: int, source: CertificateSource, *, stop=None, lane=False) -> None:
+        self.stop, self.lane = stop, lane
         self.world = world
         self.echo = echo
         self.port = port
@@ -183,7 +184,7 @@ def serve(kind: str, world: World, leaf: Path, **settings) -> Iterator[Served]:
 @contextmanager
 def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
     echo = SyncEcho()
-    threads = settings.pop("threads", 16)
+    threads, lane = settings.pop("threads", 16), settings.pop("lane", True)
     source = settings.pop("source", None) or CertificateSource(leaf)
     services = settings.pop("services", None) or [echo_service(echo)]
     interceptor = GateInterceptor(world.gate, **{"recheck_every": OFTEN, **settings})
@@ -194,10 +195,11 @@ def serve_sync(world: World, leaf: Path, settings) -> Iterator[Served]:
         address="127.0.0.1:0",
         threads=threads,
         lame_duck=QUICK,
+        lane=lane,
     )
     server.start()
     try:
-        yield Served(world, echo, server.port, source)
+        yield Served(world, echo, server.port, source, stop=server.stop, lane=lane)
     finally:
         echo.never.set()
         server.stop(timedelta(seconds=1))

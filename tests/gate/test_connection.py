@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from casemate.errors import Reason
-from casemate.gate.adapters import calls, unary
+from casemate.gate.adapters import calls, lane
 from casemate.transport.status import from_rpc_error
 from tests.gate.served import PARSED, serve
 from tests.gate.world import World
@@ -21,11 +21,11 @@ def served(leaf):
 def test_the_short_way_says_of_a_connection_what_grpcio_says(served, leaf, monkeypatch):
     said = []
 
-    def both(gate, admission, context):
-        said.append((calls.connection_of(context._rpc_event), context.auth_context()))
-        return calls.proven_caller(gate, admission, context)
+    def both(context):
+        said.append((calls.auth_context(context), context.auth_context()))
+        return said[-1][0]
 
-    monkeypatch.setattr(unary, "proven_caller", both)
+    monkeypatch.setattr(lane, "auth_context", both)
     trainer = leaf("client", tenant="acme", name="trainer")
     with served.channel(trainer) as channel:
         assert served.call(channel, token=served.world.token(trainer)).version == PARSED

@@ -10,6 +10,7 @@ If this fails: one tenant's flood delays the others' calls. No right depends on 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Work = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+_Work = tuple["Future[Any] | None", Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+_LOGGER = logging.getLogger(__name__)
 
 SHARE: ContextVar[str | Callable[[Sequence[object]], str]] = ContextVar("casemate_share", default="")
 """Whose line a call waits in; an interceptor sets it in the call's own context. Empty: that of all strangers.
@@ -66,18 +68,29 @@ class FairThreadPool(ThreadPoolExecutor):
         if not isinstance(share, str):
             share = share(args)
         future: Future[T] = Future()
+        self._put(share, (future, fn, args, kwargs))
+        return future
+
+    def run(self, share: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Puts a call at the end of this share's line; nobody waits for its result, and it raises nothing.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        self._put(share, (None, fn, args, kwargs))
+
+    def _put(self, share: str, work: _Work) -> None:
         with self._turn:
             if self._ended:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             line = self._lines.get(share)
             if line is None:
                 line = self._lines[share] = deque()
-            line.append((future, fn, args, kwargs))
+            line.append(work)
             # Nobody is woken for a share that has all it may: whoever ends one of its calls takes the next.
             bed = self._rouse() if self._running.get(share, 0) < self._most else None
         if bed is not None:
             bed.release()
-        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # the base's
         """Ends the threads when the lines are empty; cancels what waits if asked to."""
@@ -86,7 +99,8 @@ class FairThreadPool(ThreadPoolExecutor):
             if cancel_futures:
                 for line in self._lines.values():
                     for work in line:
-                        work[0].cancel()
+                        if work[0] is not None:
+                            work[0].cancel()
                 self._lines.clear()
             self._wake_all()
         if wait:
@@ -173,7 +187,13 @@ class FairThreadPool(ThreadPoolExecutor):
             del self._running[share]
 
 
-def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(future: Future[Any] | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if future is None:
+        try:
+            fn(*args, **kwargs)
+        except Exception:
+            _LOGGER.exception("a call left its thread by an error")
+        return
     if not future.set_running_or_notify_cancel():
         return
     try:

@@ -7,7 +7,7 @@ code gives handlers only to a server. A recorder stands in for that server.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -17,13 +17,28 @@ from casemate.errors import ConfigurationError
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
+Behavior: TypeAlias = Callable[[Any, Any], Any]
+"""What serves a message, in its context."""
+AtOnce: TypeAlias = Callable[[Any, Any], Behavior | None]
+"""What serves a caller's message by so little work that the call need not be given a thread; None: give it one.
+
+Called on the thread that serves all calls, where the behavior then runs as well: neither may wait for
+anything nor compute for long."""
+
 
 @dataclass(frozen=True, slots=True)
 class RegisteredService:
-    """One service: its full name, and its handlers by bare method name."""
+    """One service: its full name, and its handlers by bare method name.
+
+    Attributes:
+        name: full name.
+        handlers: by bare method name.
+        at_once: see `AtOnce`; of unary methods, by bare method name.
+    """
 
     name: str
     handlers: Mapping[str, Handler]
+    at_once: Mapping[str, AtOnce] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def methods(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.floor import probe_floor
 from casemate.transport.health import SERVICE_NAME as HEALTH
 from casemate.transport.health import HealthState, aio_health_service, health_service
+from casemate.transport.lane import Lane, TakesCalls, available
 from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES, server_options
 from casemate.transport.registry import RegisteredService, registered
 
@@ -48,8 +49,10 @@ class SyncServer:
         services: Sequence[RegisteredService],
         health: HealthState,
         lame_duck: timedelta,
+        lane: Lane | None = None,
     ) -> None:
         self._server = server
+        self._lane = lane
         self._threads = threads
         self._lame_duck = lame_duck
         self.port = port
@@ -58,7 +61,10 @@ class SyncServer:
 
     def start(self) -> None:
         """Begins to serve."""
-        self._server.start()
+        if self._lane is not None:
+            self._lane.start()
+        else:
+            self._server.start()
 
     def stop(self, grace: timedelta = DEFAULT_GRACE) -> None:
         """Drains and ends: health to NOT_SERVING, lame duck, then running calls get `grace`. Blocks."""
@@ -142,6 +148,7 @@ def build_server(
     health: HealthState | None = None,
     lame_duck: timedelta = DEFAULT_LAME_DUCK,
     share_port: bool = False,
+    lane: bool = True,
 ) -> SyncServer:
     """A bound synchronous server that is not started yet.
 
@@ -155,6 +162,7 @@ def build_server(
         health: the state of the health service, if that is among `services`.
         lame_duck: how long calls are still taken once health says no.
         share_port: other processes of this user may bind the port as well, and get a part of its connections.
+        lane: unary methods are taken where their events arrive, if the one interceptor and grpcio allow it.
 
     Raises:
         ConfigurationError: TLS 1.2 would be answered, the address cannot be bound, or a service is there twice.
@@ -173,7 +181,15 @@ def build_server(
     )
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)
-    return SyncServer(server=server, threads=pool, port=port, services=services, health=health, lame_duck=lame_duck)
+    return SyncServer(
+        server=server,
+        threads=pool,
+        port=port,
+        services=services,
+        health=health,
+        lame_duck=lame_duck,
+        lane=_lane(server, pool, services, interceptors) if lane else None,
+    )
 
 
 def build_aio_server(
@@ -204,6 +220,27 @@ def build_aio_server(
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)
     return AioServer(server=server, port=port, services=services, health=health, lame_duck=lame_duck)
+
+
+def _lane(
+    server: grpc.Server,
+    pool: FairThreadPool,
+    services: Sequence[RegisteredService],
+    interceptors: Sequence[grpc.ServerInterceptor],
+) -> Lane | None:
+    """The lane of all unary methods, if the only interceptor serves them itself; another one would be passed by."""
+    if len(interceptors) != 1 or not isinstance(interceptors[0], TakesCalls) or not available(server):
+        return None
+    methods = {}
+    for service in services:
+        for name, handler in service.handlers.items():
+            if handler.unary_unary is None:
+                continue
+            method = f"/{service.name}/{name}"
+            make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
+            if make is not None:
+                methods[method] = make
+    return Lane(server, methods)
 
 
 def _prepare(

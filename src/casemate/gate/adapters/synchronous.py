@@ -29,6 +29,7 @@ from casemate.gate.adapters.calls import (
 )
 from casemate.gate.adapters.early_end import end_early
 from casemate.gate.adapters.incoming import Incoming
+from casemate.gate.adapters.lane import GatedMethod
 from casemate.gate.adapters.stream_places import StreamPlaces
 from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
+    from casemate.transport.fair_pool import FairThreadPool
+    from casemate.transport.lane import MakeCall
+    from casemate.transport.registry import AtOnce
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -118,9 +122,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         if handler is not None and policy is not None and policy.unwrapped:
             return watching(self._gate, admission, handler, self._watchdog)
         SHARE.set(partial(self._line_of, admission))
-        if not self._bodies_watched:
-            self._bodies_watched = True  # a thread begins with the first call, and not when a server is made
-            self._body_watchdog.add(self._bodies)
+        self._watch_bodies()
         if handler is not None and not handler.request_streaming and not handler.response_streaming:
             ADMITTED.set(admission)
             return self._unary_method(method, handler)
@@ -149,6 +151,29 @@ class GateInterceptor(grpc.ServerInterceptor):
         except Exception as error:  # noqa: BLE001  # raised when its turn has come, where a status can be sent
             admission.refusal = error.with_traceback(None)  # its frames hold the admission: they would be a ring
             return _STRANGERS
+
+    def lane_method(
+        self, method: str, handler: Handler, *, pool: FairThreadPool, at_once: AtOnce | None
+    ) -> MakeCall | None:
+        """What serves a unary method on the server's lane; None for what passes unwrapped, or without a policy."""
+        policy = self._gate.policies.find(method)
+        if policy is None or policy.unwrapped or handler.unary_unary is None:
+            return None
+        return GatedMethod(
+            self._gate,
+            method=method,
+            handler=handler,
+            bodies=self._bodies,
+            watch_bodies=self._watch_bodies,
+            request_ids=self._request_ids,
+            pool=pool,
+            at_once=at_once,
+        )
+
+    def _watch_bodies(self) -> None:
+        if not self._bodies_watched:
+            self._bodies_watched = True  # a thread begins with the first call, and not when a server is made
+            self._body_watchdog.add(self._bodies)
 
     def _unary_method(self, method: str, handler: Handler) -> Handler:
         """What serves a unary method, made once for as long as its handler stays the same."""

@@ -1,0 +1,215 @@
+"""Unary calls on the server's lane: headers, peer and binding on the serving thread, before any message is asked for.
+
+The steps are those of `unary`, in the same order. What differs is who makes them: up to
+the message no thread waits, so bodies that do not arrive hold none; and a call whose
+handler is known to be short runs where its message arrived.
+
+If this fails: handlers run for calls that the gate refused. Data stays sealed.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from casemate.errors import CasemateError, Unavailable
+from casemate.gate.adapters.caller_context import bind_caller, share_of
+from casemate.gate.adapters.calls import (
+    REQUEST_ID_KEY,
+    RequestIds,
+    auth_context,
+    authorize_message,
+    no_message,
+    parse_request,
+)
+from casemate.gate.adapters.unary import judge_failure, succeed
+from casemate.transport.lane_call import LaneCall
+from casemate.transport.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import grpc
+
+    from casemate.gate.adapters.bodies import Bodies
+    from casemate.gate.core.admission import Admission
+    from casemate.gate.core.caller import Caller
+    from casemate.gate.core.gate import Gate
+    from casemate.transport.fair_pool import FairThreadPool
+    from casemate.transport.registry import AtOnce, Behavior
+    from casemate.transport.status import WireStatus
+
+AT_ONCE_BYTES: Final = 16 * 1024
+"""Messages up to this size are parsed on the serving thread, where their method may be served at once."""
+
+
+class GatedMethod:
+    """Makes the calls of one method.
+
+    Args:
+        gate: decides.
+        method: full name.
+        handler: the method's own.
+        bodies: watches those that are waited for.
+        watch_bodies: begins that watch; called for each call.
+        request_ids: names for calls.
+        pool: threads for what is not served at once.
+        at_once: what serves a message here; None: nothing.
+    """
+
+    __slots__ = (
+        "at_once",
+        "behavior",
+        "bodies",
+        "deserializer",
+        "gate",
+        "method",
+        "pool",
+        "request_ids",
+        "serializer",
+        "watch_bodies",
+    )
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        method: str,
+        handler: grpc.RpcMethodHandler[Any, Any],
+        bodies: Bodies,
+        watch_bodies: Callable[[], None],
+        request_ids: RequestIds,
+        pool: FairThreadPool,
+        at_once: AtOnce | None,
+    ) -> None:
+        if handler.unary_unary is None:
+            raise ValueError("a unary method without a behavior")
+        self.gate = gate
+        self.method = method
+        self.behavior: Behavior = handler.unary_unary
+        self.deserializer = handler.request_deserializer
+        self.serializer = handler.response_serializer
+        self.bodies = bodies
+        self.watch_bodies = watch_bodies
+        self.request_ids = request_ids
+        self.pool = pool
+        self.at_once = at_once
+
+    def __call__(self, state: Any, event: Any) -> GatedCall:  # noqa: ANN401  # private types of grpcio
+        """One call."""
+        return GatedCall(self, state, event)
+
+
+class GatedCall(LaneCall):
+    """One call on its way from its headers to its answer."""
+
+    _admission: Admission
+    _caller: Caller
+
+    def __init__(self, of: GatedMethod, state: Any, event: Any) -> None:  # noqa: ANN401
+        super().__init__(state, event)
+        self._of = of
+
+    def begin(self) -> None:
+        """Admits the call, proves its peer, and asks for its message; or refuses it, and nothing of it is read."""
+        of = self._of
+        request_id = of.request_ids.take()
+        try:
+            admission = of.gate.at_headers(of.method, self.invocation_metadata(), request_id=request_id)
+        except Exception as error:  # noqa: BLE001  # errors outermost
+            self._refuse(to_status(error, request_id=request_id), request_id)
+            return
+        self._admission = admission
+        self._ours = ((REQUEST_ID_KEY, request_id),)
+        self._trailing = self._ours
+        of.watch_bodies()
+        try:
+            self._caller = caller = of.gate.at_message(admission, auth_context(self))
+            # Certificates without a token are a tenant's to have many of; clients are registered one by one.
+            of.bodies.begin(self, caller.client_id or share_of(caller), admission)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error, judged=False)
+            return
+        self.ask()
+
+    def arrived(self, raw: bytes | None) -> None:
+        """Serves the message here, or gives it to a thread."""
+        of = self._of
+        of.bodies.end(self)
+        if raw is None:
+            self._fail(no_message(), judged=False)
+        elif of.at_once is None or len(raw) > AT_ONCE_BYTES:
+            self._queue(self._judge_and_serve, raw)
+        else:
+            try:
+                message = self._judge(raw)
+                here = of.at_once(self._caller, message)
+            except Exception as error:  # noqa: BLE001
+                self._fail(error, judged=False)
+                return
+            if here is not None:
+                Context().run(self._serve, message, here)  # what it sets must not be the next call's
+            else:
+                self._queue(self._serve, message)
+
+    def _queue(self, serve: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401
+        self.watch()
+        try:
+            self._of.pool.run(share_of(self._caller), self._in_thread, serve, given)
+        except RuntimeError:  # the server ends
+            self._fail(Unavailable("no thread is left"), judged=True)
+
+    def _in_thread(self, serve: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401
+        if self.left:
+            self._of.gate.finish(self._admission, "CANCELLED")
+            self.answer(None)
+        else:
+            Context().run(serve, given)
+
+    def _judge(self, raw: bytes) -> Any:  # noqa: ANN401  # a message
+        message = parse_request(raw, self._of.deserializer)
+        authorize_message(self._of.gate, self._admission, self._caller, message)
+        return message
+
+    def _judge_and_serve(self, raw: bytes) -> None:
+        try:
+            message = self._judge(raw)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error, judged=False)
+        else:
+            self._serve(message)
+
+    def _serve(self, message: Any, behavior: Behavior | None = None) -> None:  # noqa: ANN401
+        of, judged = self._of, False
+        try:
+            of.gate.before_handler(self._admission, self._caller)
+            judged = True
+            bind_caller(self._caller)
+            reply = (behavior or of.behavior)(message, self)
+            if of.serializer is not None:
+                reply = of.serializer(reply)
+            code = succeed(self, self._ours)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error, judged=judged)
+            return
+        of.gate.finish(self._admission, code)
+        self.answer(reply)
+
+    def _fail(self, error: Exception, *, judged: bool) -> None:
+        gate, admission = self._of.gate, self._admission
+        if not judged and isinstance(error, CasemateError):
+            gate.refused(admission, error)
+        code, status = judge_failure(error, self, admission.request_id)
+        gate.finish(admission, code)
+        if status is not None:
+            self._refuse(status, admission.request_id)
+            return
+        if self._trailing is not self._ours:
+            self._trailing = (*(self._trailing or ()), *self._ours)
+        self.answer(None)
+
+    def _refuse(self, status: WireStatus, request_id: str) -> None:
+        self.set_code(status.code)
+        self.set_details(status.details)
+        self.set_trailing_metadata((*status.trailing, (REQUEST_ID_KEY, request_id)))
+        self.answer(None)

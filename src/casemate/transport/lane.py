@@ -1,0 +1,136 @@
+"""Unary calls of the synchronous server, taken where their events arrive.
+
+grpcio's own way wakes a thread of the pool for each call, which asks for the message, waits
+for the serving thread to bring it, and is woken again: three changes of the interpreter's owner
+before a handler begins. Here the serving thread judges the headers, asks for the message, and
+gives a thread to a call only once its message is there, or none at all where the handler is
+known to be short. Streams, and whatever is not registered, go grpcio's way as before, by the
+same completion queue. `docs/adr/0007` has the figures, and what is private in it.
+
+If this fails: calls are lost, or a server does not end. What a call may do is decided by
+whoever makes it: see `lane_call`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+import grpc
+
+from casemate.transport import lane_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    from casemate.transport.fair_pool import FairThreadPool
+    from casemate.transport.lane_call import LaneCall
+    from casemate.transport.registry import AtOnce
+
+    MakeCall: TypeAlias = "Callable[[Any, Any], LaneCall]"
+    """A call of one method, from the server's state and the event that brought its headers."""
+
+_LOOK_S: Final = 1.0  # grpcio's: how often a server that nobody holds any more is noticed
+_SERVER: Any = None
+try:
+    from grpc import _server
+
+    _SERVER = _server
+except ImportError:
+    pass
+_OF_SERVER: Final = (
+    *("_process_event_and_continue", "_begin_shutdown_once", "_stop_serving", "_request_registered_call"),
+    *("_request_call", "_ServerStage"),
+)
+_OF_STATE: Final = (
+    *("lock", "completion_queue", "server", "stage", "due", "rpc_states", "active_rpc_count"),
+    *("maximum_concurrent_rpcs", "registered_method_handlers", "server_deallocated"),
+)
+
+
+@runtime_checkable
+class TakesCalls(Protocol):
+    """An interceptor that can serve unary methods by itself, without grpcio's chain of handlers."""
+
+    def lane_method(
+        self,
+        method: str,
+        handler: grpc.RpcMethodHandler[Any, Any],
+        *,
+        pool: FairThreadPool,
+        at_once: AtOnce | None,
+    ) -> MakeCall | None:
+        """What makes a call of this method; None: it is to go grpcio's way."""
+        ...
+
+
+def available(server: grpc.Server) -> bool:
+    """Whether this release of grpcio has every private name that is needed here."""
+    state = getattr(server, "_state", None)
+    return (
+        lane_call.AVAILABLE
+        and all(hasattr(_SERVER, name) for name in _OF_SERVER)
+        and all(hasattr(state, name) for name in _OF_STATE)
+    )
+
+
+class Lane:
+    """The serving loop of a server, with methods that it takes for itself.
+
+    Args:
+        server: made by `grpc.server`, bound and not started; `available`.
+        methods: what makes a call, by full name of its method. Each must be registered with the server.
+    """
+
+    def __init__(self, server: grpc.Server, methods: Mapping[str, MakeCall]) -> None:
+        self._state: Any = server._state  # type: ignore[attr-defined]  # private: see `available`
+        self._methods = dict(methods)
+
+    def start(self) -> None:
+        """Begins to serve, as `grpc.Server.start` does; the server's own `stop` ends it."""
+        state = self._state
+        with state.lock:
+            state.server.start()
+            state.stage = _SERVER._ServerStage.STARTED
+            for method in state.registered_method_handlers:
+                _SERVER._request_registered_call(state, method)
+            _SERVER._request_call(state)
+        threading.Thread(target=self._serve, name="lane", daemon=True).start()
+
+    def _serve(self) -> None:
+        state, methods = self._state, self._methods
+        poll, timeout = state.completion_queue.poll, lane_call.CYGRPC.CompletionType.queue_timeout
+        go_on: bool = True
+        while go_on:
+            event = poll(time.time() + _LOOK_S)
+            if state.server_deallocated:
+                _SERVER._begin_shutdown_once(state)
+            if event.completion_type != timeout:
+                tag = event.tag
+                make = methods.get(tag) if type(tag) is str else None
+                go_on = (
+                    self._take(event, make) if make is not None else _SERVER._process_event_and_continue(state, event)
+                )
+                del tag
+            del event  # before the next poll: it may hold the last reference to an ended call
+
+    def _take(self, event: Any, make: MakeCall) -> bool:  # noqa: ANN401  # cygrpc's
+        """Headers have come; False when the server is at its end."""
+        state, call = self._state, None
+        with state.lock:
+            state.due.remove(event.tag)
+            limit = state.maximum_concurrent_rpcs
+            full = limit is not None and state.active_rpc_count >= limit
+            if event.success:
+                call = make(state, event)
+                state.rpc_states.add(call)
+                state.active_rpc_count += 1
+            if state.stage is _SERVER._ServerStage.STARTED:
+                _SERVER._request_registered_call(state, event.tag)
+            elif _SERVER._stop_serving(state):
+                return False
+        if call is not None:
+            call.take(full=full)
+        return True
