@@ -63,10 +63,11 @@ class VerifiedRow:
 class AuthorityKey:
     """The key of one service's authority rows. Made by `load_or_create`, or from a data key in hand."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_keyed",)
 
     def __init__(self, key: DataKey) -> None:
-        self._key = key
+        # Copied for each row: to key it anew, OpenSSL looks the algorithm up by name, which costs more than a row.
+        self._keyed = hmac.new(key.reveal(), digestmod="sha256")
 
     @classmethod
     async def load_or_create(cls, kek: KeyEncryptionKey, path: Path, *, create: bool = True) -> AuthorityKey:
@@ -105,7 +106,9 @@ class AuthorityKey:
             TypeError: a column holds something else than `Canonical`.
             ValueError: a datetime is naive.
         """
-        return hmac.digest(self._key.reveal(), _encode_row(table, primary_key, columns), "sha256")
+        keyed = self._keyed.copy()
+        keyed.update(_encode_row(table, primary_key, columns))
+        return keyed.digest()
 
     def verify(self, table: str, primary_key: str, columns: Mapping[str, Canonical], mac: bytes | None) -> VerifiedRow:
         """The row, proven to be as this service wrote it.
