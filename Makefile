@@ -38,11 +38,12 @@ test: .venv/dev.stamp ## Run the tests (a real PostgreSQL and real mTLS; no set-
 	@deploy/install-softhsm
 	@exec $(BIN)/python -m pytest -q -m "not long" --numprocesses auto --dist loadfile
 
-test-long: .venv/dev.stamp ## Run soaks and kill rounds (minutes), and record what they came to in docs/records/
+test-long: .venv/dev.stamp ## Run soaks and kill rounds (an hour), and record what they came to in docs/records/
 	@mkdir -p docs/records
 	@set -o pipefail; { date -u +%F; git rev-parse --short HEAD; \
-	  $(BIN)/python -c 'from bench.report import hardware; print(hardware())'; \
-	  $(BIN)/python -m pytest -q -m long --timeout=3600 -rA --show-capture=no; } | tee docs/records/test-long.txt
+	  $(BIN)/python -c 'from bench.report import hardware; print(hardware())'; } | tee docs/records/test-long.txt
+	@set -o pipefail; $(BIN)/python -m pytest -q -m long --timeout=3600 -rA --show-capture=no \
+	  | tee >(grep -E '^(RECORD|PASSED|FAILED|ERROR|NOT RUN|[0-9]+ (passed|failed))' >>docs/records/test-long.txt)
 
 check: lint types imports buf proto-check ## Everything that needs no running: ruff, mypy, buf, stubs, import walls
 

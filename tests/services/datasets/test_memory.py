@@ -73,11 +73,11 @@ async def test_128_mib_of_every_shape_stay_under_256_mib(embedded_postgres, tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize("gib", [1, 10])
-async def test_gibibytes_stay_under_256_mib(embedded_postgres, tmp_path, gib):
+async def test_gibibytes_stay_under_256_mib(embedded_postgres, tmp_path, gib, tell_record):
     """What a tenth of it needs, the whole needs too."""
     async with service(embedded_postgres, tmp_path) as push:
         shape = {"chunk_bytes": MIB, "row_bytes": MIB // 4}
         small = await push(made_up_arrow(gib * 1024 * MIB // 16, **shape), "small")
         peak = await push(made_up_arrow(gib * 1024 * MIB, **shape), "whole")
-    print(f"{gib} GiB: peak {peak / MIB:.0f} MiB, a sixteenth of it {small / MIB:.0f} MiB")
+    tell_record(f"{gib} GiB: peak {peak / MIB:.0f} MiB, a sixteenth of it {small / MIB:.0f} MiB")
     assert peak < LIMIT
