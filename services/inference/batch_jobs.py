@@ -70,6 +70,7 @@ class Job:
     wake: threading.Lock = field(default_factory=threading.Lock)
     state: int = QUEUED
     left: bool = False
+    led_at: float = 0.0
     mark: bytes = b""
     outputs: Mapping[str, Array] | None = None
     error: Exception | None = None

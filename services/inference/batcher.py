@@ -47,12 +47,17 @@ from services.inference.runs import Runs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from casemate.errors import Exhausted
     from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
     from services.inference.latency import Shapes
     from services.inference.serving import Serving
     from services.inference.statistics import Statistics
     from services.inference.tensors import Array
+
+_SLACK = 1.25
+"""A request is queued if there is a quarter more time than it is expected to take: answers have a way to go, requests
+had one that the server did not see, and a queue that is full to its deadlines serves everybody too late."""
 
 
 class Batcher:
@@ -98,6 +103,7 @@ class Batcher:
         self._runs: dict[int, tuple[float, float]] = {}
         self._run_time = RunTime()
         self._gatherer: tuple[Job, int] | None = None
+        self._lingers = self._batching is not None and self._batching.window_us > 0
         self._may_be_light = here and not serving.limited
         # Never what would be queued, or noted on the board.
         self._steady = steady and self._may_be_light and not self._runner.merges and board is None
@@ -120,6 +126,18 @@ class Batcher:
     def at_once(self, shapes: Shapes) -> bool:
         """Whether a request of these shapes is neither queued nor takes long, so that it needs no thread of its own."""
         return self._steady and self._runner.lightness.knows_short(shapes)
+
+    def refusal(self, ends_at: float, statistics: Statistics) -> Exhausted | None:
+        """Why no request could be queued that is to end by then, counted; None: one could. Waits for nothing."""
+        now = self._now()
+        with self._lock:
+            if self._free > 0:
+                return None
+            expected = self._expect(1, now)
+        if now + expected * _SLACK <= ends_at:
+            return None
+        statistics.shed("predicted")
+        return exhausted("would not be done before its deadline", now + expected * _SLACK - ends_at)
 
     def run_here(self, inputs: Mapping[str, Array], *, rows: int, statistics: Statistics) -> Ran:
         """All outputs of a request of which `at_once` holds, from a run of its own in this thread, not queued.
@@ -185,10 +203,10 @@ class Batcher:
     # Queueing. All under the lock but `_wait`.
 
     def _enqueue(self, job: Job, now: float) -> None:
-        expected = self._expect(job, now)
-        if now + expected > job.ends_at:
+        expected = self._expect(job.rows, now)
+        if now + expected * _SLACK > job.ends_at:
             job.statistics.shed("predicted")
-            raise exhausted("would not be done before its deadline", now + expected - job.ends_at)
+            raise exhausted("would not be done before its deadline", now + expected * _SLACK - job.ends_at)
         if len(self._queue) >= self._limit:
             displaced = self._queue.displaced_by(job)
             (displaced or job).statistics.shed("queue")
@@ -226,11 +244,11 @@ class Batcher:
         job.state = DONE
         job.wake.release()
 
-    def _expect(self, job: Job, now: float) -> float:
-        """Seconds until the job would be done if it were queued now."""
+    def _expect(self, more: int, now: float) -> float:
+        """Seconds until so many more rows would be done if they were queued now."""
         until_free = max(0.0, min((run[1] for run in self._runs.values()), default=now) - now)
         ahead = len(self._queue)
-        rows = self._queued_rows + job.rows
+        rows = self._queued_rows + more
         if self._runner.merges and self._batching is not None:
             full, rest = divmod(rows, self._batching.max_rows)
             work = full * self._run_time.expect(self._batching.max_rows) + (self._run_time.expect(rest) if rest else 0)
@@ -325,7 +343,9 @@ class Batcher:
             self._queued_rows += job.rows
 
     def _begin(self, leader: Job, now: float, rows: int) -> None:
-        self._runs[id(leader)] = (now, now + self._run_time.expect(rows))
+        # From when it was told to: until a woken thread runs, the instance serves nobody, and predictions must know.
+        began = leader.led_at if leader.led_at and not self._lingers else now
+        self._runs[id(leader)] = (began, began + self._run_time.expect(rows))
 
     def _hand_on(self, leader: Job, rows: int) -> None:
         """Ends a run, and makes the next in the queue a leader, or the instance free."""
@@ -337,7 +357,9 @@ class Batcher:
             job = self._queue.take(lambda _job: True) if self._free >= 0 else None
             while job is not None:
                 self._queued_rows -= job.rows
-                if job.ends_at > now:
+                # One that would only just miss its deadline is work for nothing, and makes the next one miss its own.
+                if job.ends_at > now + self._run_time.expect(job.rows):
+                    job.led_at = now
                     job.state = LEADS
                     job.wake.release()
                     return

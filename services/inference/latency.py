@@ -24,6 +24,7 @@ Shapes = frozenset[tuple[str, tuple[int, ...]]]
 """Names and shapes of a request's tensors."""
 
 _MOST_SHAPES = 64
+_FAR_TOO_LONG = 4
 _LIGHT_MEMORY = 0.3
 _MEMORY = 0.97
 _ENOUGH = 5
@@ -63,22 +64,26 @@ class Lightness:
     def __init__(self) -> None:
         self._cpu_ns = 2.0 * LIGHT_NS  # until runs have shown what they cost
         self._largest = -1  # bytes of the largest inputs that were light
-        self._short: set[Shapes] = set()
+        self._by_shapes: dict[Shapes, float] = {}
 
-    def learn(self, cpu_ns: int, inputs: Mapping[str, Array]) -> None:
+    def learn(self, cpu_ns: float, inputs: Mapping[str, Array]) -> None:
         """A run of these inputs took so much of its thread's CPU time."""
         self._cpu_ns += _LIGHT_MEMORY * (cpu_ns - self._cpu_ns)
         size = _bytes(inputs)
         self._largest = max(self._largest, size) if cpu_ns < LIGHT_NS else min(self._largest, size - 1)
         shapes = frozenset((name, array.shape) for name, array in inputs.items())
+        known = self._by_shapes.get(shapes)
+        if known is not None and cpu_ns < _FAR_TOO_LONG * AT_ONCE_NS:
+            # One slow run among quick ones was interrupted: without this, those under way would all be given threads.
+            cpu_ns = known + _LIGHT_MEMORY * (cpu_ns - known)
         if cpu_ns >= AT_ONCE_NS:
-            self._short.discard(shapes)
-        elif len(self._short) < _MOST_SHAPES:
-            self._short.add(shapes)
+            self._by_shapes.pop(shapes, None)
+        elif known is not None or len(self._by_shapes) < _MOST_SHAPES:
+            self._by_shapes[shapes] = cpu_ns
 
     def knows_short(self, shapes: Shapes) -> bool:
-        """Whether exactly these shapes were timed last as so short that they need no thread."""
-        return shapes in self._short
+        """Whether runs of exactly these shapes were so short lately, on the whole, that they need no thread."""
+        return shapes in self._by_shapes
 
     def covers(self, inputs: Mapping[str, Array]) -> bool:
         """Whether these inputs are no larger than what was light, while runs are: an average says nothing of others."""

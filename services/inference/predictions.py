@@ -127,17 +127,27 @@ class Predictions:
         """
         return self._infer(caller, request, patience).serialized()
 
-    def quick(self, caller: Caller, request: InferRequest) -> LoadedModel | None:
-        """The model, if a prediction of it neither waits nor computes for long: what `infer_quickly` takes."""
+    def find(self, caller: Caller, request: InferRequest) -> LoadedModel | None:
+        """The loaded model that a request means; None when `infer` would refuse it."""
         try:
-            loaded = self._catalogue.find(tenant_of(caller), request.model_name, request.model_version)
+            return self._catalogue.find(tenant_of(caller), request.model_name, request.model_version)
         except CasemateError:
             return None
-        shapes = frozenset([(tensor.name, tuple(tensor.shape)) for tensor in request.inputs])
-        return loaded if loaded.batcher.at_once(shapes) else None
+
+    def is_quick(self, loaded: LoadedModel, request: InferRequest) -> bool:
+        """Whether this prediction neither waits nor computes for long, so that `infer_quickly` may make it."""
+        return loaded.batcher.at_once(frozenset([(tensor.name, tuple(tensor.shape)) for tensor in request.inputs]))
+
+    def refusal(self, loaded: LoadedModel, seconds: float | None) -> CasemateError | None:
+        """What `infer` would refuse any request by that has so many seconds left, as things are; counted as its."""
+        left = self._deadline if seconds is None else min(self._deadline, seconds)
+        refusal = loaded.batcher.refusal(self._now() + left, loaded.statistics)
+        if refusal is not None:
+            loaded.statistics.failed(0, _failure(refusal))
+        return refusal
 
     def infer_quickly(self, loaded: LoadedModel, request: InferRequest, trace: Trace | None = None) -> bytes:
-        """As `infer`, by a model that `quick` gave for this request; in this thread and without a queue.
+        """As `infer`, by a model of which `is_quick` holds for this request; in this thread and without a queue.
 
         Raises:
             InvalidRequest: with the fields that are wrong.

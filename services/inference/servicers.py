@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -84,11 +85,19 @@ def open_inference_service(
         stream, request_deserializer=parse_infer_request, response_serializer=None
     )
 
-    def at_once(caller: Caller, request: InferRequest) -> Callable[[Any, Any], bytes] | None:
-        loaded = predictions.quick(caller, request)
+    def at_once(
+        caller: Caller, request: InferRequest, context: grpc.ServicerContext
+    ) -> Callable[[Any, Any], bytes] | None:
+        loaded = predictions.find(caller, request)
         if loaded is None:
             return None
-        return lambda message, context: predictions.infer_quickly(loaded, message, _trace(context, sampler))
+        if predictions.is_quick(loaded, request):
+            return lambda message, context: predictions.infer_quickly(loaded, message, _trace(context, sampler))
+        if loaded.batcher.waiting:
+            refusal = predictions.refusal(loaded, context.time_remaining())
+            if refusal is not None:
+                return partial(_refuse, refusal)
+        return None
 
     return RegisteredService(OPEN_INFERENCE, handlers, at_once={"ModelInfer": at_once})
 
@@ -120,6 +129,10 @@ def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMeth
     return grpc.unary_unary_rpc_method_handler(
         call, request_deserializer=small(request.FromString), response_serializer=None
     )
+
+
+def _refuse(refusal: Exception, _message: object, _context: grpc.ServicerContext) -> bytes:
+    raise refusal
 
 
 def _left(context: grpc.ServicerContext) -> bytes:

@@ -96,7 +96,7 @@ def service_of(handler: Any, at_once: Any = None) -> RegisteredService:
 
 def beside_one_served_at_once(handler: Any) -> RegisteredService:
     handlers = {name: grpc.unary_unary_rpc_method_handler(handler) for name in ("Open", "Other")}
-    return RegisteredService("test.Echo", handlers, {"Other": lambda _caller, _message: plainly})
+    return RegisteredService("test.Echo", handlers, {"Other": lambda _caller, _message, _context: plainly})
 
 
 def outcome(served: Any, leaf: Any, raw: bytes = RAW) -> tuple[Any, ...]:
@@ -129,7 +129,7 @@ def ways(leaf):
             for lane, service in (
                 (False, service_of(by_name)),
                 (True, service_of(by_name)),
-                (True, service_of(by_name, at_once=lambda _caller, _message: by_name)),
+                (True, service_of(by_name, at_once=lambda _caller, _message, _context: by_name)),
             )
         ]
 
@@ -170,7 +170,7 @@ def test_what_is_served_at_once_takes_no_thread_and_everything_else_does(leaf, a
     def named(_raw: bytes, _context: Any) -> bytes:
         return threading.current_thread().name.encode()
 
-    service = service_of(named, lambda _caller, _message: named if at_once else None)
+    service = service_of(named, lambda _caller, _message, _context: named if at_once else None)
     with serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served:
         assert outcome(served, leaf)[2] == thread.encode()
 
@@ -179,7 +179,7 @@ def test_a_large_message_is_given_a_thread_whatever_its_method_says(leaf):
     def named(_raw: bytes, _context: Any) -> bytes:
         return threading.current_thread().name.encode()
 
-    service = service_of(named, lambda _caller, _message: named)
+    service = service_of(named, lambda _caller, _message, _context: named)
     trainer = leaf("client", tenant="acme", name="trainer")
     with (
         serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served,
@@ -241,9 +241,11 @@ def test_a_handler_is_told_that_its_peer_left_and_a_waiting_call_of_that_peer_ne
                 threading.Event().wait(0.001)
             calls.append(invoke.future(b"second", metadata=token, timeout=LIMIT_S))
             # Served where it arrives, behind the second on one connection: so that one waits for a thread by now.
-            channel.unary_unary("/test.Echo/Other")(RAW, metadata=token, timeout=LIMIT_S)
+            other = channel.unary_unary("/test.Echo/Other")
+            other(RAW, metadata=token, timeout=LIMIT_S)
             for call in calls:
                 call.cancel()
+            other(RAW, metadata=token, timeout=LIMIT_S)  # behind both cancellations
             assert told.wait(LIMIT_S)
         go_on.set()
     assert entered == [b"first"]
@@ -280,6 +282,6 @@ def test_a_release_of_grpcio_without_a_private_name_is_served_grpcios_way(leaf, 
     def named(_raw: bytes, _context: Any) -> bytes:
         return threading.current_thread().name.encode()
 
-    service = service_of(named, lambda _caller, _message: named)
+    service = service_of(named, lambda _caller, _message, _context: named)
     with serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served:
         assert outcome(served, leaf)[2] == b"call_1"

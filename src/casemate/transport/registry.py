@@ -19,8 +19,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 Behavior: TypeAlias = Callable[[Any, Any], Any]
 """What serves a message, in its context."""
-AtOnce: TypeAlias = Callable[[Any, Any], Behavior | None]
-"""What serves a caller's message by so little work that the call need not be given a thread; None: give it one.
+AtOnce: TypeAlias = Callable[[Any, Any, Any], Behavior | None]
+"""What serves a caller's message in its context by so little work that it needs no thread; None: give it one.
 
 Called on the thread that serves all calls, where the behavior then runs as well: neither may wait for
 anything nor compute for long."""

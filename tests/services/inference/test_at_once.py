@@ -61,12 +61,21 @@ def test_only_shapes_that_were_timed_as_short_are_served_at_once() -> None:
     assert not fresh.at_once(frozenset([("x", (2, 64))]))
 
 
-def test_a_shape_that_took_long_when_it_was_timed_again_is_given_a_thread() -> None:
+@pytest.mark.parametrize("slow", [[4 * AT_ONCE_NS], [2 * AT_ONCE_NS] * 4])
+def test_a_shape_that_took_far_too_long_once_or_too_long_often_is_given_a_thread(slow: list[int]) -> None:
     lightness, array = Lightness(), {"x": np.zeros((1, 64), np.float32)}
     lightness.learn(AT_ONCE_NS - 1, array)
     assert lightness.knows_short(ONE_ROW)
-    lightness.learn(AT_ONCE_NS, array)
+    for cpu_ns in slow:
+        lightness.learn(cpu_ns, array)
     assert not lightness.knows_short(ONE_ROW)
+
+
+def test_a_quick_shape_that_was_interrupted_once_stays_where_it_was() -> None:
+    lightness, array = Lightness(), {"x": np.zeros((1, 64), np.float32)}
+    lightness.learn(AT_ONCE_NS // 10, array)
+    lightness.learn(2 * AT_ONCE_NS, array)
+    assert lightness.knows_short(ONE_ROW)
 
 
 def test_a_caller_of_many_shapes_does_not_fill_memory_with_them() -> None:

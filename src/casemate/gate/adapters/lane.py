@@ -143,7 +143,7 @@ class GatedCall(LaneCall):
         else:
             try:
                 message = self._judge(raw)
-                here = of.at_once(self._caller, message)
+                here = of.at_once(self._caller, message, self)
             except Exception as error:  # noqa: BLE001
                 self._fail(error, judged=False)
                 return
