@@ -61,3 +61,5 @@ const server = mutual
     requestCert: true, rejectUnauthorized: true, minVersion: 'TLSv1.3',
   }, provider.callback()).listen(0, '127.0.0.1', said)
   : provider.listen(0, '127.0.0.1', said);
+// Sides take turns for longer than the five seconds after which node ends an idle connection.
+server.keepAliveTimeout = 120_000;
