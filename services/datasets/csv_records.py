@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Possessive: a field is read once, whatever comes behind it.
 _FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",\r\n]*+))(,|\Z)')
 _NO_CSV: Final = "not a record of CSV"
+_OTHER_COLUMNS: Final = "has another number of columns than the schema"
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -38,11 +39,11 @@ def split_lines(data: bytes) -> list[bytes]:
     return records
 
 
-def parse_fields(text: str) -> list[tuple[str, bool]]:
+def parse_fields(text: str, *, most: int) -> list[tuple[str, bool]]:
     """The fields of a record, and whether each stood in quotes.
 
     Raises:
-        BadRecord: quotes or line ends are where RFC 4180 has none.
+        BadRecord: quotes or line ends are where RFC 4180 has none, or there are more than `most`.
     """
     fields: list[tuple[str, bool]] = []
     position = 0
@@ -51,6 +52,8 @@ def parse_fields(text: str) -> list[tuple[str, bool]]:
         if match is None:
             raise BadRecord(_NO_CSV)
         quoted, plain, comma = match.groups()
+        if len(fields) == most:
+            raise BadRecord(_OTHER_COLUMNS)
         fields.append((plain, False) if quoted is None else (quoted.replace('""', '"'), True))
         if not comma:
             return fields
@@ -82,13 +85,15 @@ class CsvCheck:
             raise BadRecord("larger than 1 MiB")
         text = _decode(record)
         if '"' in text:
-            fields = parse_fields(text)
+            fields = parse_fields(text, most=len(self._checks))
         elif "\r" in text:
             raise BadRecord("holds a carriage return; lines end with a line feed alone")
+        elif text.count(",") >= len(self._checks):
+            raise BadRecord(_OTHER_COLUMNS)  # counted first: a megabyte of commas is a hundred of fields
         else:
             fields = [(field, False) for field in text.split(",")]  # most lines have no quotes
         if not text or len(fields) != len(self._checks):
-            raise BadRecord("has another number of columns than the schema")
+            raise BadRecord(_OTHER_COLUMNS)
         for (name, check), (field, quoted) in zip(self._checks, fields, strict=True):
             complaint = check(field, quoted)
             if complaint:

@@ -64,6 +64,12 @@ def test_csv_of_any_platform_becomes_records_that_end_with_a_line_feed(tmp_path)
     assert refused(written(tmp_path, "b.csv", data))[0] == "columns[1]"
 
 
+@pytest.mark.parametrize(("end", "kind"), [("x", "text"), (".5", "number")])
+def test_a_megabyte_of_digits_is_a_number_or_a_text_and_holds_nobody_up(tmp_path, end, kind):
+    path = written(tmp_path, "a.csv", ("a\n" + "1" * (MAXIMUM_RECORD_BYTES - 8) + end + "\n").encode())
+    assert types(open_dataset_file(path)) == {"a": kind}
+
+
 def test_csv_columns_have_the_narrowest_type_that_all_records_fit(tmp_path):
     header = "a,b,c,d,e,f"
     lines = "1,1.5,x,2026-11-23T10:00:00Z,,true", "-7,2,,2026-11-23T10:00:00+01:00,,no", "9,,y,,,"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -199,3 +200,25 @@ def test_four_thousand_columns_are_checked():
     require_schema([json.dumps(row).encode()], encoding="jsonl", schema=schema, first_ordinal=0)
     require_schema([b",".join([b"1"] * 4096)], encoding="csv", schema=schema, first_ordinal=0)
     assert refusals(b",".join([b"1"] * 4097), "csv", schema) == "records[7]"
+
+
+@pytest.mark.parametrize("digits", [b"1", b".1", b"1e1", b"1."])
+def test_a_megabyte_of_digits_is_a_number_or_none_and_holds_nobody_up(digits):
+    """Tried again at every split, it took the interpreter from all tenants for hours: the limit of a test ends that."""
+    schema = (Column(name="a", type="number"), Column(name="b", type="text"))
+    long = digits.ljust(MAXIMUM_RECORD_BYTES - 4, b"0")
+    assert refusals(long + b"x,", "csv", schema) == "records[7].a"
+    fits = b"0" * 1000 + digits.replace(b"e1", b"e-1")
+    require_schema([fits + b","], encoding="csv", schema=schema, first_ordinal=0)
+
+
+@pytest.mark.parametrize("field", [b"", b'""'])
+def test_a_megabyte_of_commas_is_refused_before_its_fields_are_made(field):
+    record = (field + b",").join([b""] * (MAXIMUM_RECORD_BYTES // (len(field) + 1)))
+    tracemalloc.start()
+    try:
+        assert refusals(record, "csv", TEXTS) == "records[7]"
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    require_schema([field + b"," + field], encoding="csv", schema=TEXTS, first_ordinal=0)
