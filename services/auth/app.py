@@ -44,7 +44,7 @@ from casemate.transport.registry import RegisteredService, methods_of
 from casemate.transport.server import DEFAULT_LAME_DUCK, AioServer, build_aio_server
 from services.auth.feed import HEARTBEAT, SWEEP, TrustPublisher
 from services.auth.http_face import FacePace, build_face
-from services.auth.key_ring import LOOKED_AT, open_ring
+from services.auth.key_ring import LOOKED_AT, TokenKeyRing, open_ring
 from services.auth.key_schedule import KeySchedule
 from services.auth.known_clients import KnownClients
 from services.auth.log_teller import DatasetsLog, LogTeller
@@ -177,17 +177,8 @@ async def serving(
         families = FamilyStore(pool=authority.pool, tables=authority.tables, ended=ended)
         health_rpc, health = aio_health_service()
         report = _HealthReport(health, metrics)
-        publisher = TrustPublisher(
-            reader=NewsReader(pool=authority.pool, tables=authority.tables, issuer=settings.issuer, clock=clock),
-            state=trust,
-            alarms=authority.alarms,
-            after_change=ring.reload,
-            looked=report.looked,
-            clock=clock,
-            heartbeat=pace.heartbeat,
-            sweep=pace.sweep,
-            clients_changed=known.forget,
-            sweep_too=ended.look,
+        publisher = _publisher(
+            settings, authority, ring=ring, trust=trust, report=report, known=known, ended=ended, clock=clock, pace=pace
         )
         await publisher.refresh()
         await ended.look(clock.now())
@@ -215,6 +206,33 @@ async def serving(
         _tell_log(settings, stack, source, authority, audit)
         ports = {"port": server.port, "http_port": face.port, "metrics_port": metrics_server.port}
         yield Running(**ports, metrics=metrics, health=health, trust=trust)
+
+
+def _publisher(
+    settings: AuthSettings,
+    authority: Authority,
+    *,
+    ring: TokenKeyRing,
+    trust: TrustState,
+    report: _HealthReport,
+    known: KnownClients,
+    ended: EndedFamilies,
+    clock: Clock,
+    pace: Pace,
+) -> TrustPublisher:
+    """What tells everybody, this service too, of each change."""
+    return TrustPublisher(
+        reader=NewsReader(pool=authority.pool, tables=authority.tables, issuer=settings.issuer, clock=clock),
+        state=trust,
+        alarms=authority.alarms,
+        after_change=ring.reload,
+        looked=report.looked,
+        clock=clock,
+        heartbeat=pace.heartbeat,
+        sweep=pace.sweep,
+        clients_changed=known.forget,
+        sweep_too=ended.look,
+    )
 
 
 async def _take_calls(

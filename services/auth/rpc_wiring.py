@@ -62,37 +62,15 @@ def build_services(
         trust: the present trust.
         clock: time.
     """
-    store = authority.store
-    administration = Administration(
-        store=store,
-        new_token_key=ring.new_key,
-        token_keys=ring.overview,
-        trust_domain=settings.identity.trust_domain,
-        clock=clock,
-        audiences=settings.audiences,
-        forget=known.forget,
-    )
-    parts = TokenParts(
-        families=families,
-        credentials=CredentialStore(pool=authority.pool, tables=authority.tables),
-        known=known,
-        key=authority.key,
-        issuer=settings.issuer,
-        signing_key=ring.active,
-        trust=lambda: trust.current,
-        trust_state=trust,
-        administration=administration,
-        metrics=authority.metrics,
-        clock=clock,
-        audiences=settings.audiences,
-    )
+    parts = _token_parts(settings, authority, ring, families=families, known=known, trust=trust, clock=clock)
+    administration = parts.administration
     metadata = ServerMetadata(issuer=parts.issuer, trust=parts.trust, audiences=settings.audiences)
     tokens = TokenServicer(tokens=build_tokens(parts), metadata=metadata)
     listing = Listing(store=ListingStore(pool=authority.pool, tables=authority.tables), clock=clock)
     credentials = CredentialServicer(credentials=build_credentials(parts), listing=listing)
     releases = ReleaseServicer(
-        releases=Releases(store=store, clock=clock),
-        labels=Labels(store=store, audience=f"auth.{settings.identity.trust_domain}", clock=clock),
+        releases=Releases(store=authority.store, clock=clock),
+        labels=Labels(store=authority.store, audience=f"auth.{settings.identity.trust_domain}", clock=clock),
         listing=listing,
     )
     wraps = TokenKeyWraps(pool=authority.pool, tables=authority.tables)
@@ -111,6 +89,42 @@ def build_services(
         key_service(KeyOperations(kek=authority.kek, stores=[wraps, AuthorityKeyFile(settings.authority_key)])),
     ]
     return services, tokens
+
+
+def _token_parts(
+    settings: AuthSettings,
+    authority: Authority,
+    ring: TokenKeyRing,
+    *,
+    families: FamilyStore,
+    known: KnownClients,
+    trust: TrustState,
+    clock: Clock,
+) -> TokenParts:
+    """What issuing, proving and ending tokens is made of."""
+    administration = Administration(
+        store=authority.store,
+        new_token_key=ring.new_key,
+        token_keys=ring.overview,
+        trust_domain=settings.identity.trust_domain,
+        clock=clock,
+        audiences=settings.audiences,
+        forget=known.forget,
+    )
+    return TokenParts(
+        families=families,
+        credentials=CredentialStore(pool=authority.pool, tables=authority.tables),
+        known=known,
+        key=authority.key,
+        issuer=settings.issuer,
+        signing_key=ring.active,
+        trust=lambda: trust.current,
+        trust_state=trust,
+        administration=administration,
+        metrics=authority.metrics,
+        clock=clock,
+        audiences=settings.audiences,
+    )
 
 
 def build_witness(settings: AuthSettings, authority: Authority, clock: Clock) -> Witness:
