@@ -41,13 +41,14 @@ from casemate.gate.core.verifier import TokenVerifier
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.certificates import CertificateSource, load_pair
 from casemate.transport.fair_pool import FairThreadPool
+from casemate.transport.lane import lane_of
 from casemate.transport.metrics import Metrics
 from casemate.transport.options import server_options
+from casemate.transport.registry import AtOnce, RegisteredService
 from casemate.transport.server import server_credentials
 
 LAYERS = ("plaintext", "tls", "mtls", "naive", "cached", "policy", "quota", "audit")
 GATED = LAYERS[LAYERS.index("cached") :]
-SHARED = LAYERS[LAYERS.index("quota") :]
 SERVICE = "bench.Work"
 METHODS = {"echo": f"/{SERVICE}/Echo", "digits": f"/{SERVICE}/Infer"}
 TRUST_DOMAIN = "casemate.internal"
@@ -173,17 +174,23 @@ def _bind(server: Any, layer: str, directory: Path, handlers: dict[str, Any]) ->
 def _serve(work: str, directory: Path, mint: Mint) -> dict[str, int]:
     act, ports = works(directory)[work], {}
     for layer in LAYERS:
-        server = grpc.server(
-            # What shares threads out among tenants comes with the quota.
-            FairThreadPool(THREADS, name="call") if layer in SHARED else ThreadPoolExecutor(THREADS),
-            interceptors=_interceptors(layer, mint, METHODS[work], directory, aio=False),
-            options=server_options(),
-            maximum_concurrent_rpcs=1024,
-        )
-        ports[layer] = _bind(server, layer, directory, _handlers(work, act, aio=False))
-        server.start()
+        pool = FairThreadPool(THREADS, name="call") if layer in GATED else ThreadPoolExecutor(THREADS)
+        interceptors = _interceptors(layer, mint, METHODS[work], directory, aio=False)
+        server = grpc.server(pool, interceptors=interceptors, options=server_options(), maximum_concurrent_rpcs=1024)
+        handlers = _handlers(work, act, aio=False)
+        ports[layer] = _bind(server, layer, directory, handlers)
+        lane = None
+        if isinstance(pool, FairThreadPool):
+            # As `transport.server` serves what is behind the gate; and at once, as inference does models this short.
+            at_once = {name: _at_once(handler) for name, handler in handlers.items()}
+            lane = lane_of(server, pool, [RegisteredService(SERVICE, handlers, at_once)], interceptors)
+        (lane or server).start()
         _RUNNING.append(server)
     return ports
+
+
+def _at_once(handler: grpc.RpcMethodHandler[Any, Any]) -> AtOnce:
+    return lambda _caller, _message, _context: handler.unary_unary
 
 
 async def _serve_aio(work: str, directory: Path, mint: Mint) -> dict[str, int]:

@@ -80,9 +80,6 @@ class OnnxInstance:
             raise _invalid("does not load in ONNX Runtime") from error
         self._inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self._outputs = tuple(_spec(node) for node in self._session.get_outputs())
-        self._names = [spec.name for spec in self._outputs]
-        # Private, and what the public method calls after it has looked whether values lie on a device: ours never do.
-        self._run_session = getattr(getattr(self._session, "_sess", None), "run", None) or self._session.run
         self.steady = is_steady(operators, self._inputs)
         self._brain_floats = has_brain_floats((*self._inputs, *self._outputs))
         if self._brain_floats and any(spec.datatype.width is None for spec in self._inputs):
@@ -128,7 +125,7 @@ class OnnxInstance:
             return run_with_brain_floats(
                 self._session, inputs=inputs, takes=self._inputs, gives=self._outputs, options=options
             )
-        results: list[Array] = self._run_session(self._names, dict(inputs), options)
+        results: list[Array] = self._session.run(None, dict(inputs), options)
         return results
 
     def _run_with_room(self, inputs: Mapping[str, Array], options: Any) -> list[Array]:  # noqa: ANN401

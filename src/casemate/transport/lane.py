@@ -22,12 +22,12 @@ import grpc
 from casemate.transport import lane_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
     from casemate.transport.fair_pool import FairThreadPool
     from casemate.transport.lane_call import LaneCall
-    from casemate.transport.registry import AtOnce
+    from casemate.transport.registry import AtOnce, RegisteredService
 
     MakeCall: TypeAlias = "Callable[[Any, Any], LaneCall]"
     """A call of one method, from the server's state and the event that brought its headers."""
@@ -134,3 +134,27 @@ class Lane:
         if call is not None:
             call.take(full=full)
         return True
+
+
+def lane_of(
+    server: grpc.Server,
+    pool: FairThreadPool,
+    services: Sequence[RegisteredService],
+    interceptors: Sequence[grpc.ServerInterceptor],
+) -> Lane | None:
+    """The lane of all unary methods, if the only interceptor serves them itself; another one would be passed by.
+
+    None where that is not so, or this release of grpcio lacks a name: the server is then started as it is.
+    """
+    if len(interceptors) != 1 or not isinstance(interceptors[0], TakesCalls) or not available(server):
+        return None
+    methods = {}
+    for service in services:
+        for name, handler in service.handlers.items():
+            if handler.unary_unary is None:
+                continue
+            method = f"/{service.name}/{name}"
+            make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
+            if make is not None:
+                methods[method] = make
+    return Lane(server, methods)

@@ -24,7 +24,7 @@ from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.floor import probe_floor
 from casemate.transport.health import SERVICE_NAME as HEALTH
 from casemate.transport.health import HealthState, aio_health_service, health_service
-from casemate.transport.lane import Lane, TakesCalls, available
+from casemate.transport.lane import Lane, lane_of
 from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES, server_options
 from casemate.transport.registry import RegisteredService, registered
 
@@ -188,7 +188,7 @@ def build_server(
         services=services,
         health=health,
         lame_duck=lame_duck,
-        lane=_lane(server, pool, services, interceptors) if lane else None,
+        lane=lane_of(server, pool, services, interceptors) if lane else None,
     )
 
 
@@ -220,27 +220,6 @@ def build_aio_server(
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)
     return AioServer(server=server, port=port, services=services, health=health, lame_duck=lame_duck)
-
-
-def _lane(
-    server: grpc.Server,
-    pool: FairThreadPool,
-    services: Sequence[RegisteredService],
-    interceptors: Sequence[grpc.ServerInterceptor],
-) -> Lane | None:
-    """The lane of all unary methods, if the only interceptor serves them itself; another one would be passed by."""
-    if len(interceptors) != 1 or not isinstance(interceptors[0], TakesCalls) or not available(server):
-        return None
-    methods = {}
-    for service in services:
-        for name, handler in service.handlers.items():
-            if handler.unary_unary is None:
-                continue
-            method = f"/{service.name}/{name}"
-            make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
-            if make is not None:
-                methods[method] = make
-    return Lane(server, methods)
 
 
 def _prepare(
