@@ -41,10 +41,13 @@ class Prometheus:
 
     def require_metrics_exist(self) -> str:
         """Every metric of rules, alerts, dashboards and the autoscaler's query is one that a service shows."""
-        known = set(self._ask("label/__name__/values"))
         asked = {name for text in self._queries() for name in _METRIC.findall(text)}
         assert len(asked) > 8, asked
-        assert asked <= known, asked - known
+
+        def missing() -> set[str]:
+            return asked - set(self._ask("label/__name__/values"))
+
+        until(lambda: not missing(), lambda: f"no service shows {missing()}", _SCRAPED_SECONDS)
         return f"{len(asked)} metrics are asked for, all are there"
 
     def require_dashboard_filled(self) -> str:
