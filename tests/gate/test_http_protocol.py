@@ -99,6 +99,18 @@ async def test_a_body_that_comes_late_is_that_of_its_own_request(face, trainer, 
     assert [(await hear(line))[2] for _ in range(2)] == [b"four", b"/next"]
 
 
+async def test_a_body_is_waited_for_though_its_head_came_while_another_request_was_answered(face, trainer, behind):
+    line = await face.line(trainer)
+    line[1].write(get("/body", "Content-Length: 4", method="POST"))
+    await behind.begun.wait()
+    behind.begun.clear()
+    line[1].write(b"four" + get("/body", "Content-Length: 4", method="POST") + b"fi")
+    assert (await hear(line))[2] == b"four"
+    await behind.begun.wait()
+    line[1].write(b"ve")
+    assert (await hear(line))[2] == b"five"
+
+
 @pytest.mark.parametrize(
     ("request_", "ends"),
     [
@@ -106,6 +118,8 @@ async def test_a_body_that_comes_late_is_that_of_its_own_request(face, trainer, 
         (get("/", version="1.0"), True),
         (get("/", "Connection: keep-alive", version="1.0"), True),
         (get("/", "Connection: Upgrade", "Upgrade: websocket") + b"anything", True),
+        (get("/", "Connection: Upgrade", "Upgrade: h2c") + get("/let-fall"), True),
+        (get("/", "Upgrade: h2c"), False),
         (get("/", "Connection: keep-alive"), False),
     ],
 )
@@ -189,6 +203,23 @@ async def test_a_peer_that_leaves_within_its_body_is_not_waited_for(face, traine
     async with asyncio.timeout(LIMIT_S / 2):
         await behind.ended.wait()
     assert "Task exception" not in caplog.text
+
+
+async def test_a_body_under_way_when_the_face_ends_is_heard_and_what_comes_after_it_is_not(leaf, trainer, behind):
+    async with opened(leaf("service", service="datasets"), behind) as (face, _, server, protocols):
+        line = await face.line(trainer)
+        line[1].write(get("/body", "Content-Length: 4", method="POST"))
+        await behind.begun.wait()
+        server.close()
+        draining = asyncio.create_task(protocols.drain(timedelta(seconds=LIMIT_S)))
+        await asyncio.sleep(0)  # it has begun
+        line[1].write(b"four")
+        status, headers, body = await hear(line)
+        assert (status, headers["connection"], body) == (200, "close", b"four")
+        line[1].write(get("/after"))
+        assert await is_ended(line)
+        await draining
+    assert behind.asked == ["/body"]
 
 
 async def test_a_request_that_goes_on_after_the_grace_is_ended(leaf, trainer, behind):

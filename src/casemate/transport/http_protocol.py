@@ -23,6 +23,7 @@ from typing import Final, TypeAlias
 from aiohttp import HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from casemate.errors import CasemateError, InvalidRequest
 from casemate.transport.http_messages import Answer, Request
@@ -119,9 +120,9 @@ class _Connection(BaseProtocol):
         self._protocols = protocols
         self._requests = parser
         self._waiting: deque[tuple[RawRequestMessage, StreamReader] | None] = deque()
-        self._content: StreamReader | None = None
+        self._arriving: StreamReader = EMPTY_PAYLOAD
         self._known: Mapping[str, Sequence[bytes]] = {}
-        self._deaf = False
+        self._deaf = self._ending = False
         self._idle_until = 0.0
         self._idle: asyncio.TimerHandle | None = None
 
@@ -137,12 +138,12 @@ class _Connection(BaseProtocol):
         self._deaf = True
         if self._idle is not None:
             self._idle.cancel()
-        if self._content is not None and not self._content.is_eof():
-            self._content.set_exception(InvalidRequest("the connection ended before the body"))
+        if not self._arriving.is_eof():
+            self._arriving.set_exception(InvalidRequest("the connection ended before the body"))
         self._protocols.closed(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._deaf or (self._ending and self._arriving.is_eof()):
             return
         try:
             # The types say tuples of one kind; with a request to go over to another protocol comes what follows it.
@@ -151,7 +152,9 @@ class _Connection(BaseProtocol):
             self._deaf = True
             self._waiting.append(None)
         else:
-            self._waiting.extend(parsed)
+            if parsed:
+                self._arriving = parsed[-1][1]
+                self._waiting.extend(parsed)
             self._deaf = goes_over  # we speak no other protocol: what follows would have two readings
         if not self._waiting:
             return
@@ -161,8 +164,8 @@ class _Connection(BaseProtocol):
             self.task = self._loop.create_task(self._answer_all())
 
     def end(self) -> None:
-        """Hears nothing more; closes at once if no request is being answered, otherwise after that one."""
-        self._deaf = True
+        """Closes at once if no request is being answered; otherwise hears the rest of that one, and closes after it."""
+        self._ending = True
         if self.task is None and self.transport is not None:
             self.transport.close()
 
@@ -185,7 +188,7 @@ class _Connection(BaseProtocol):
         finally:
             self.task = None
             self._await_next()
-            if self._deaf and self.transport is not None:
+            if (self._deaf or self._ending) and self.transport is not None:
                 self.transport.close()
 
     async def _answer_next(self) -> bool:
@@ -196,14 +199,14 @@ class _Connection(BaseProtocol):
             return False
         self._requests.message_consumed()
         message, content = parsed
-        self._content = content
+        if self._buffer_paused and not content.is_eof():
+            self._resume_reading_for_buffer()  # it is the last that was parsed, and the rest of it is what comes next
         encoded, ends = await self._answer(message, content)
         self._send(encoded)
         if self.writing_paused:
             async with asyncio.timeout(self._protocols.idle_s):
                 await self._drain_helper()
         whole = content.is_eof() or await _dropped(content)
-        self._content = None
         return whole and not ends
 
     async def _answer(self, message: RawRequestMessage, content: StreamReader) -> tuple[bytes, bool]:
@@ -212,8 +215,10 @@ class _Connection(BaseProtocol):
         bodiless = message.method == "HEAD"
         try:
             answer = await self._protocols.answer(request)
-            # Requests that were parsed already are answered too, and the last of them ends the connection.
-            if message.should_close or message.version < HttpVersion11 or (self._deaf and not self._waiting):
+            # Requests that were parsed already are answered too, and the last of them ends the connection. What came
+            # behind a wish for another protocol, the parser has let fall.
+            last = (self._deaf or self._ending) and not self._waiting
+            if last or message.should_close or message.upgrade or message.version < HttpVersion11:
                 answer.ends = True
             return answer.encode(date=self._protocols.date(), bodiless=bodiless), answer.ends
         except Exception:
