@@ -121,13 +121,9 @@ class ScheduleStore:
             return index
 
     async def all(self) -> list[Schedule]:
-        """Every schedule.
-
-        Raises:
-            StoredDataUnreadable: one does not verify; then none is carried out until somebody has looked.
-        """
+        """Every schedule that verifies. The others alarm and are left out: no tenant's keeps up another's."""
         async with connected(self._pool) as connection:
-            return await self._rows.select(connection, "ORDER BY tenant, dataset")
+            return await self._rows.readable(connection, "ORDER BY tenant, dataset")
 
     def require_last(self, schedule: Schedule, logged: Logged) -> None:
         """Returns if the log has no later schedule of this dataset.
@@ -206,7 +202,7 @@ class Retention:
         """Expires and shreds what is due; how many attempts and versions that were.
 
         Raises:
-            CasemateError: a database does not answer, or a schedule does not verify.
+            CasemateError: a database does not answer.
         """
         now = self._clock.now()
         if abs(now - await self._schedules.now()) > self._agree_within:
@@ -229,13 +225,20 @@ class Retention:
     async def _keep(self, now: datetime) -> int:
         gone = 0
         for schedule in await self._schedules.all():
-            for upload in await self._due(schedule, now):
-                try:
-                    await self._shredder.shred(tenant=upload.tenant, dataset=upload.dataset, version=upload.version)
-                except NotFound:  # another replica, or an operator, was first
-                    continue
-                gone += 1
+            try:
+                due = await self._due(schedule, now)
+            except StoredDataUnreadable:  # the alarm has sounded; its versions stay, and the next one stands by itself
+                continue
+            for upload in due:
+                gone += await self._shred(upload)
         return gone
+
+    async def _shred(self, upload: Upload) -> bool:
+        try:
+            await self._shredder.shred(tenant=upload.tenant, dataset=upload.dataset, version=upload.version)
+        except (NotFound, StoredDataUnreadable):  # another replica, or an operator, was first; or the alarm has sounded
+            return False
+        return True
 
     async def _due(self, schedule: Schedule, now: datetime) -> list[Upload]:
         """What is to go by a schedule, if its row and the labels' are those that the log has."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from casemate.errors import StoredDataUnreadable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -80,6 +82,16 @@ class SignedTable(Generic[Row]):
             StoredDataUnreadable: one does not verify; that alarms. None is left out in silence.
         """
         return [self._verified(record) for record in await connection.fetch(self._select + rest, *values)]
+
+    async def readable(self, connection: Connection, rest: str, *values: object) -> list[Row]:
+        """Those of the rows that verify; the others alarm. For rows of which each stands for itself alone."""
+        found = []
+        for record in await connection.fetch(self._select + rest, *values):
+            try:
+                found.append(self._verified(record))
+            except StoredDataUnreadable:  # refused by being left out; the alarm has sounded
+                continue
+        return found
 
     def _verified(self, record: asyncpg.Record) -> Row:
         values = {name: record[name] for name in self._names}
