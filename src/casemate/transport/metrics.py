@@ -17,7 +17,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, Final, cast
 
 from cryptography import x509
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -42,9 +42,6 @@ GAUGES: Final = {
     "certificate_not_after_seconds": ("When the certificate in force expires, in seconds since 1970.", ()),
     "trust_staleness_seconds": ("Seconds since the primary was last read for the trust feed.", ()),
 }
-HISTOGRAMS: Final = {
-    "call_seconds": ("Time from the headers of a call to its status, by method.", ("method",)),
-}
 
 
 class Metrics:
@@ -67,8 +64,6 @@ class Metrics:
             self.counter(name, text, labels)
         for name, (text, labels) in GAUGES.items():
             self.gauge(name, text, labels)
-        for name, (text, labels) in HISTOGRAMS.items():
-            self.histogram(name, text, labels)
         self.gauge("component_info", "Which service this is.", ("component",))
         self.set_value("component_info", 1, component=component)
 
@@ -79,10 +74,6 @@ class Metrics:
     def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
         """Makes a gauge."""
         self._made[name] = Gauge(_PREFIX + name, text, labels, registry=self.registry)
-
-    def histogram(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
-        """Makes a histogram of seconds."""
-        self._made[name] = Histogram(_PREFIX + name, text, labels, registry=self.registry)
 
     def increment(self, name: str, amount: float = 1, **labels: str) -> None:
         """Adds to a counter. Raises KeyError for a name that was not made."""
@@ -98,10 +89,6 @@ class Metrics:
     def set_value(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge. Raises KeyError for a name that was not made."""
         self._of(name, labels).set(value)
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Adds one observation to a histogram. Raises KeyError for a name that was not made."""
-        self._of(name, labels).observe(value)
 
     def value(self, name: str, **labels: str) -> float:
         """The value of a counter or gauge now; 0 if nothing was counted under these labels."""
