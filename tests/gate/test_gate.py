@@ -311,6 +311,17 @@ def test_a_caller_has_its_share_of_running_calls_and_no_more(trainer):
     assert len(again) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("UNAUTHENTICATED", True), ("PERMISSION_DENIED", True), ("RESOURCE_EXHAUSTED", True), ("OK", False)],
+)
+def test_a_handlers_denial_is_audited_whatever_its_method_and_no_other_end_is(world, trainer, code, told):
+    admission = world.gate.at_headers(ECHO + "Unary", bearer(world.token(trainer)), request_id="r")
+    world.gate.at_message(admission, auth_context(trainer))
+    world.gate.finish(admission, code)
+    assert [(event.decision, event.reason) for event in world.audit.events] == [("denied", code)] * told
+
+
 def begun(world, leaf, metadata):
     admission = world.gate.at_headers(ECHO + "Open", metadata, request_id="r")
     world.gate.at_message(admission, auth_context(leaf))

@@ -51,7 +51,8 @@ WATCHES: Final = Shares(caller_concurrency=256, tenant_concurrency=256)
 UNJUDGED_S: Final = 0.05
 """Seconds after its headers for which a call's rights hold as judged, if no news came."""
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
-_DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+_DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED})
+"""Statuses of handlers that are written down as denials, whatever else of their method is."""
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
 
 
