@@ -170,8 +170,11 @@ def test_a_grant_ends_when_it_was_made_to(run):
     run("grant", "create", *about, "--expires", "2099-01-01T00:00:00")
     run("grant", "create", *about[:6], "--resource", "dataset/ever", *OPERATOR)
     listed = [json.loads(line) for line in run("grant", "list", "--tenant", "acme", "--json", *OPERATOR).splitlines()]
-    ends = {grant["resource"]: grant.get("expires") for grant in listed if grant["caller"] == "t/acme/late"}
-    assert ends == {"dataset/late": "2099-01-01T00:00:00Z", "dataset/ever": None}
+    ends = {grant["resource"]: grant["expires"] for grant in listed if grant["caller"] == "t/acme/late"}
+    assert ends == {"dataset/late": "2099-01-01T00:00:00+00:00", "dataset/ever": None}
+    columns = [line.split()[-2:] for line in run("grant", "list", "--tenant", "acme", *OPERATOR).splitlines()]
+    assert ["dataset/late", "2099-01-01T00:00:00+00:00"] in columns
+    assert ["dataset/ever", "-"] in columns
 
 
 def test_push_by_an_unregistered_key_is_refused(run, supplier, tmp_path):

@@ -33,9 +33,9 @@ def show(records: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
         click.echo(json.dumps(record) if as_json else "  ".join(_word(value) for value in record.values()).rstrip())
 
 
-def moment(message: Message, field: str) -> str:
-    """A timestamp in UTC; empty if it is not set."""
-    return getattr(message, field).ToDatetime(tzinfo=UTC).isoformat() if message.HasField(field) else ""
+def moment(message: Message, field: str) -> str | None:
+    """A timestamp in UTC; None if it is not set: of what does not end, JSON says null."""
+    return getattr(message, field).ToDatetime(tzinfo=UTC).isoformat() if message.HasField(field) else None
 
 
 @click.command("list")
@@ -219,6 +219,7 @@ def _release_with_versions(release: trust_pb2.Release) -> dict[str, object]:
 def _word(value: object) -> str:
     """One column: never empty, so that columns can be counted."""
     if isinstance(value, list):
-        words = [" ".join(map(str, one.values())) if isinstance(one, dict) else str(one) for one in value]
-        return ",".join(words) or "-"
-    return str(value) or "-"
+        return ",".join(map(_word, value)) or "-"
+    if isinstance(value, dict):
+        return " ".join(map(_word, value.values()))
+    return "-" if value is None else str(value) or "-"

@@ -71,7 +71,7 @@ async def test_an_operator_sets_up_clients_by_secret_key_and_exchange(world, tmp
 async def test_an_operator_sees_the_token_keys_and_ends_one(world, tmp_path):
     operator = Operator(world, tmp_path)
     key = json.loads(await operator.say("token-key", "list", "--json"))
-    assert (key["state"], key["until"]) == ("active", "")
+    assert (key["state"], key["until"]) == ("active", None)
     await operator.say("token-key", "revoke", key["kid"])
     async with asyncio.timeout(5):
         while key["kid"] in world.running.trust.current.keys:
