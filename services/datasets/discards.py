@@ -17,6 +17,7 @@ from casemate.signing import dsse
 from casemate.signing.statements import DATASET_MANIFEST_TYPE, DatasetManifest
 from services.datasets.database import connected, transaction
 from services.datasets.logged import read_log
+from services.datasets.row_ranges import delete_rows
 from services.datasets.shreddings import Shredding, ShreddingTable
 from services.datasets.upload import Upload, UploadState
 from services.datasets.upload_rows import SELECT, UploadRows, entry_body
@@ -96,6 +97,6 @@ class DiscardStore:
 
     async def delete_rows(self, upload: Upload) -> None:
         """Frees the space of an attempt whose key is gone."""
-        async with transaction(self._pool) as connection:
-            await connection.execute("DELETE FROM sealed_rows WHERE upload = $1", upload.id)
+        await delete_rows(self._pool, upload.id, batches=upload.chunk_count)
+        async with connected(self._pool) as connection:
             await connection.execute("DELETE FROM batches WHERE upload = $1", upload.id)

@@ -109,6 +109,8 @@ class Shredder:
             Unavailable: a database does not answer. What was begun is finished by itself.
         """
         attempts = await self._discards.attempts(tenant, dataset, version)
+        if not attempts:  # before the whole log is read for nothing
+            raise NotFound(f"no attempt at version {version} of {tenant}/{dataset}")
         logged = await self._discards.logged()
         receipts = [await self.discard(upload, why="shredded", logged=logged) for upload in attempts]
         found = [receipt for receipt in receipts if receipt is not None]
@@ -183,8 +185,14 @@ class Shredder:
             await asyncio.sleep(LOOK_EVERY.total_seconds())
 
     async def _finish_all(self, unfinished: list[tuple[Upload, Shredding]]) -> None:
+        failed: CasemateError | None = None
         for upload, shredding in unfinished:
-            await self._finish(upload, shredding)
+            try:
+                await self._finish(upload, shredding)
+            except CasemateError as error:
+                failed = failed or error  # the keys behind it are to go all the same
+        if failed is not None:
+            raise failed
 
     async def _finish(self, upload: Upload, shredding: Shredding) -> Shredding:
         context = rows_context(upload.tenant, upload.dataset, upload.version)

@@ -26,6 +26,7 @@ from casemate.sealing.rows import SealedBatch
 from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from services.datasets.copying import copy_chunks
 from services.datasets.database import connected, transaction
+from services.datasets.row_ranges import count_rows
 from services.datasets.upload import (
     StoredBatch,
     Upload,
@@ -176,7 +177,7 @@ class VersionStore:
             await connection.execute(_LOCK_DATASET, upload.tenant, upload.dataset)
             await self._require_next(connection, manifest.manifest)
             with self._alarms.on_integrity():
-                require_stored(manifest.manifest, *await _stored(connection, upload_id))
+                require_stored(manifest.manifest, *await _stored(connection, upload))
             now = self._clock.now()
             judge(now)
             index = await self._log.append(connection, "promotion", entry_body(upload), by="datasets")
@@ -253,9 +254,9 @@ def require_next(manifest: DatasetManifest, latest: Upload | None) -> None:
         )
 
 
-async def _stored(connection: Connection, upload_id: UUID) -> tuple[list[StoredBatch], int]:
+async def _stored(connection: Connection, upload: Upload) -> tuple[list[StoredBatch], int]:
     records = await connection.fetch(
-        "SELECT number, first_ordinal, row_count, leaf_hash FROM batches WHERE upload = $1 ORDER BY number", upload_id
+        "SELECT number, first_ordinal, row_count, leaf_hash FROM batches WHERE upload = $1 ORDER BY number", upload.id
     )
-    rows = await connection.fetchval("SELECT count(*) FROM sealed_rows WHERE upload = $1", upload_id)
+    rows = await count_rows(connection, upload.id, batches=upload.chunk_count)
     return [StoredBatch(*record.values()) for record in records], rows

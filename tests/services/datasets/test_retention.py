@@ -10,6 +10,8 @@ from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import AlreadyExists, CasemateError, Conflict, InvalidRequest, NotFound, StoredDataUnreadable
 from casemate.signing.checkpoint import parse_verification_key
 from casemate.signing.shred_receipt import verify_shred_receipt
+from casemate.storage import pool
+from services.datasets import row_ranges
 from tests.services.datasets.pushing import OTHER_BYTES
 from tests.services.datasets.reading import logged
 from tests.services.datasets.test_labels import move, versions
@@ -227,11 +229,14 @@ async def test_setting_it_needs_the_grant_to_shred_and_a_possible_time(world):
     assert await logged(world, "retention") == []
 
 
-async def test_a_version_number_of_which_nothing_is_there_is_not_found(world):
+async def test_a_version_number_of_which_nothing_is_there_is_not_found_without_reading_the_log(world):
     actor, _ = await versions(world, 1)
-    for version in (2, 9):
-        with pytest.raises(NotFound):
-            await actor.shred(version=version)
+    async with world.sql() as sql:
+        await sql.execute("ALTER TABLE log_entries RENAME TO elsewhere")
+        for version in (2, 9):
+            with pytest.raises(NotFound):
+                await actor.shred(version=version)
+        await sql.execute("ALTER TABLE elsewhere RENAME TO log_entries")
     with pytest.raises(AlreadyExists):
         await actor.push_all(world.signed(manifest_of()))
 
@@ -299,3 +304,30 @@ async def test_a_label_that_sql_took_away_or_put_back_gives_no_version_to_retent
         await sql.execute(insert, *true.values())
     assert await world.running.retention.look() == 1
     assert len((await actor.pull(version=1 if put_back else 2))[1]) == 3, "what the label names stays"
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """What a statement may take is less than six rows do, once SQL has made them slow."""
+    monkeypatch.setattr(pool, "COMMAND_TIMEOUT_SECONDS", 1.5)
+    monkeypatch.setattr(row_ranges, "BATCHES_AT_ONCE", 1)
+
+
+async def test_on_a_slow_disk_a_version_is_promoted_and_what_was_given_up_is_freed(slow_disk, patient_world):
+    """Counted or deleted at once, the rows would take longer than a statement may, at every try."""
+    chunks = [b"%d,row\n" % number for number in range(6)]
+    async with patient_world.serve() as world:
+        actor = world.actor()
+        given_up, wanted = (world.signed(manifest_of(chunks)) for _ in range(2))
+        for envelope in (given_up, wanted):
+            await actor.push([manifest_message(envelope), *chunk_messages(chunks)])
+        async with world.sql() as sql:
+            await sql.execute("ALTER TABLE sealed_rows ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+            await sql.execute("CREATE POLICY slow ON sealed_rows USING (pg_sleep(0.3) IS NOT NULL)")
+
+        await actor.push([manifest_message(wanted), FINISH])
+        world.clock.shift = timedelta(hours=2)
+        assert await world.running.retention.look() == 1
+
+        assert await states(world) == [(1, "discarded"), (1, "promoted")]
+        assert (await keys(world), await rows(world)) == (1, 6)

@@ -364,3 +364,35 @@ async def test_a_database_that_is_down_leaves_the_version_unreadable_and_the_wor
 
     await until(deleted)
     assert verified(await trainer.shred()).dataset == "digits"
+
+
+async def test_a_key_that_is_not_deleted_keeps_no_other_from_being(world):
+    trainer = world.actor()
+    root = (await trainer.push_all(world.signed())).root
+    await trainer.push_all(world.signed(manifest_of(version=2, previous_root=root)))
+    async with world.sql(data_keys=True) as keys:
+        await keys.execute("ALTER TABLE data_keys RENAME TO elsewhere")
+        for version in (1, 2):
+            with pytest.raises(CasemateError):
+                await trainer.shred(version)
+        await keys.execute(
+            "CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '57014'; END $$"
+        )
+        await keys.execute(
+            "CREATE TRIGGER stuck BEFORE DELETE ON elsewhere FOR EACH ROW WHEN (OLD.version = 1 AND "
+            "OLD.purpose = 'dataset-rows') EXECUTE FUNCTION stuck()"
+        )
+        await keys.execute("ALTER TABLE elsewhere RENAME TO data_keys")
+
+        async def second_deleted():
+            return await keys_of(world, 2) == 0
+
+        await until(second_deleted)
+        assert await keys_of(world) == 1
+        await keys.execute("DROP TRIGGER stuck ON data_keys")
+
+        async def first_deleted():
+            return await keys_of(world) == 0
+
+        await until(first_deleted)

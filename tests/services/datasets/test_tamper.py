@@ -142,12 +142,21 @@ async def test_the_progress_of_an_upload_is_not_moved_by_sql(world):
     assert (await trainer.push_all(envelope)).rows == 6
 
 
-async def test_a_row_lost_before_the_end_is_found_before_promotion(world):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM sealed_rows WHERE ordinal = 5",
+        "INSERT INTO sealed_rows SELECT upload, -1, 0, sealed FROM sealed_rows WHERE ordinal = 5",
+        "INSERT INTO sealed_rows SELECT upload, 2147483647, 0, sealed FROM sealed_rows WHERE ordinal = 5",
+        "INSERT INTO sealed_rows SELECT upload, 3, 0, sealed FROM sealed_rows WHERE ordinal = 5",
+    ],
+)
+async def test_a_row_lost_or_added_before_the_end_is_found_before_promotion(world, change):
     trainer = world.actor()
     envelope = world.signed()
     await trainer.push([manifest_message(envelope), *chunk_messages()])
     async with world.sql() as sql:
-        await sql.execute("DELETE FROM sealed_rows WHERE ordinal = 5")
+        assert (await sql.execute(change)).endswith(" 1")
 
     with pytest.raises(StoredDataUnreadable):
         await trainer.push([manifest_message(envelope), FINISH])
