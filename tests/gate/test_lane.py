@@ -175,6 +175,35 @@ def test_what_is_served_at_once_takes_no_thread_and_everything_else_does(leaf, a
         assert outcome(served, leaf)[2] == thread.encode()
 
 
+@pytest.mark.parametrize("raises", ["its handler", "what says if it is served at once", "its parser"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_whatever_a_call_raises_it_is_answered_and_the_next_one_is_served(leaf, at_once, raises):
+    def ending(where: str) -> None:
+        if bad and raises == where:
+            raise SystemExit(3)  # as a panic of compiled code, it is no Exception
+
+    def behavior(raw: bytes, _context: Any) -> bytes:
+        ending("its handler")
+        return raw
+
+    def judging(_caller: Any, _message: bytes, _context: Any) -> Any:
+        ending("what says if it is served at once")
+        return behavior if at_once else None
+
+    def parsing(raw: bytes) -> bytes:
+        ending("its parser")
+        return raw
+
+    methods = {"Open": grpc.unary_unary_rpc_method_handler(behavior, parsing)}
+    service = RegisteredService("test.Echo", methods, {"Open": judging})
+    with serve("sync", World(), leaf("service", service="datasets"), services=[service], threads=1) as served:
+        bad = True
+        assert [outcome(served, leaf)[:2] for _ in range(2)] == [(grpc.StatusCode.INTERNAL, "internal error")] * 2
+        bad = False
+        assert outcome(served, leaf)[2] == RAW
+        assert served.world.gate._quota.running == 0
+
+
 def test_a_large_message_is_given_a_thread_whatever_its_method_says(leaf):
     def named(_raw: bytes, _context: Any) -> bytes:
         return threading.current_thread().name.encode()

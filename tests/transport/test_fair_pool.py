@@ -51,6 +51,21 @@ def test_a_share_of_its_own_needs_no_turn(gate):
     pool.shutdown()
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_thread_outlives_whatever_its_calls_raise(error, caplog):
+    pool, served = FairThreadPool(1, name="test"), threading.Event()
+
+    def fail():
+        raise error
+
+    for _ in range(3):
+        pool.run("one", fail)
+    pool.run("one", served.set)
+    assert served.wait(LIMIT_S)
+    assert caplog.text.count("a call left its thread by an error") == 3
+    pool.shutdown()
+
+
 def test_no_share_holds_every_thread(gate):
     pool, entered = FairThreadPool(8, name="test"), threading.Semaphore(0)
 

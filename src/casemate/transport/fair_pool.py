@@ -191,8 +191,8 @@ def _run(future: Future[Any] | None, fn: Callable[..., Any], args: tuple[Any, ..
     if future is None:
         try:
             fn(*args, **kwargs)
-        except Exception:
-            _LOGGER.exception("a call left its thread by an error")
+        except BaseException:
+            _LOGGER.exception("a call left its thread by an error")  # the thread goes on: its share has it counted
         return
     if not future.set_running_or_notify_cancel():
         return

@@ -64,7 +64,7 @@ class LaneCall(grpc.ServicerContext):
         self._rpc_event = event
         self._turn = threading.Lock()
         self._due = 0
-        self._watching = self._answered = self._cancelled = self._begun = self._uncompressed = False
+        self._watching = self._answered = self._cancelled = self._over = self._begun = self._uncompressed = False
         self._callbacks: list[Callable[[], None]] | None = []
         self._code: Any = None
         self._details = b""
@@ -87,7 +87,7 @@ class LaneCall(grpc.ServicerContext):
                 self.answer(None)
             else:
                 self.begin()
-        except Exception as error:  # noqa: BLE001  # the loop must live
+        except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
 
     def ask(self) -> None:
@@ -111,14 +111,8 @@ class LaneCall(grpc.ServicerContext):
             if self._answered:
                 return
             self._answered = True
-            self._due += 1
-            try:
-                self._rpc_event.call.start_server_batch(self._ending(reply, self._trailing), self._on_end)
-            except Exception:
-                # Metadata that a handler set and that cannot be sent; the peer is to hear of an end all the same.
-                _LOGGER.exception("an answer could not be sent")
-                self._code, self._details = grpc.StatusCode.INTERNAL, b""
-                self._rpc_event.call.start_server_batch(self._ending(None, None), self._on_end)
+            if not self._over:
+                self._send(reply)
         with self._server_state.lock:
             self._server_state.active_rpc_count -= 1
 
@@ -126,6 +120,16 @@ class LaneCall(grpc.ServicerContext):
     def left(self) -> bool:
         """Whether the peer is known to have left; known only of calls that `watch`."""
         return self._cancelled
+
+    def _send(self, reply: bytes | None) -> None:
+        self._due += 1
+        try:
+            self._rpc_event.call.start_server_batch(self._ending(reply, self._trailing), self._on_end)
+        except Exception:
+            # What a handler set, or gave, and what cannot be sent; the peer is to hear of an end all the same.
+            _LOGGER.exception("an answer could not be sent")
+            self._code, self._details, self._compression = grpc.StatusCode.INTERNAL, b"", None
+            self._rpc_event.call.start_server_batch(self._ending(None, None), self._on_end)
 
     def _ending(self, reply: bytes | None, trailing: Any) -> list[Any]:  # noqa: ANN401
         code = CYGRPC.StatusCode.ok
@@ -146,7 +150,7 @@ class LaneCall(grpc.ServicerContext):
             return metadata
         return (_COMPRESSION.compression_algorithm_to_metadata(self._compression), *(metadata or ()))
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: BaseException) -> None:
         _LOGGER.error("a call could not be served", exc_info=error)
         self._code, self._details, self._trailing = grpc.StatusCode.INTERNAL, b"", None
         self.answer(None)
@@ -158,7 +162,7 @@ class LaneCall(grpc.ServicerContext):
             self._due -= 1
         try:
             self.arrived(event.batch_operations[0].message())
-        except Exception as error:  # noqa: BLE001  # the loop must live
+        except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
         return None, ()
 
@@ -174,8 +178,11 @@ class LaneCall(grpc.ServicerContext):
     def _on_end(self, _event: Any) -> Ended:  # noqa: ANN401
         with self._turn:
             self._due -= 1
-            if self._due or not self._answered:
+            # A call whose peer left is over for the server, whatever its handler does: a server that ends would
+            # wait for it otherwise.
+            if self._due or not (self._answered or self._cancelled):
                 return None, ()
+            self._over = True
             ended, self._callbacks = self._callbacks or (), None
         return self, ended
 

@@ -101,7 +101,11 @@ class GatedMethod:
 
 
 class GatedCall(LaneCall):
-    """One call on its way from its headers to its answer."""
+    """One call on its way from its headers to its answer.
+
+    Whatever is raised becomes a status, SystemExit and a panic of compiled code too: nobody
+    else is there to answer, and the thread serves others.
+    """
 
     _admission: Admission
     _caller: Caller
@@ -116,7 +120,7 @@ class GatedCall(LaneCall):
         request_id = of.request_ids.take()
         try:
             admission = of.gate.at_headers(of.method, self.invocation_metadata(), request_id=request_id)
-        except Exception as error:  # noqa: BLE001  # errors outermost
+        except BaseException as error:  # noqa: BLE001  # errors outermost
             self._refuse(to_status(error, request_id=request_id), request_id)
             return
         self._admission = admission
@@ -127,7 +131,7 @@ class GatedCall(LaneCall):
             self._caller = caller = of.gate.at_message(admission, auth_context(self))
             # Certificates without a token are a tenant's to have many of; clients are registered one by one.
             of.bodies.begin(self, caller.client_id or share_of(caller), admission)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             self._fail(error, judged=False)
             return
         self.ask()
@@ -144,7 +148,7 @@ class GatedCall(LaneCall):
             try:
                 message = self._judge(raw)
                 here = of.at_once(self._caller, message, self)
-            except Exception as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001
                 self._fail(error, judged=False)
                 return
             if here is not None:
@@ -174,7 +178,7 @@ class GatedCall(LaneCall):
     def _judge_and_serve(self, raw: bytes) -> None:
         try:
             message = self._judge(raw)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             self._fail(error, judged=False)
         else:
             self._serve(message)
@@ -189,13 +193,13 @@ class GatedCall(LaneCall):
             if of.serializer is not None:
                 reply = of.serializer(reply)
             code = succeed(self, self._ours)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             self._fail(error, judged=judged)
             return
         of.gate.finish(self._admission, code)
         self.answer(reply)
 
-    def _fail(self, error: Exception, *, judged: bool) -> None:
+    def _fail(self, error: BaseException, *, judged: bool) -> None:
         gate, admission = self._of.gate, self._admission
         if not judged and isinstance(error, CasemateError):
             gate.refused(admission, error)

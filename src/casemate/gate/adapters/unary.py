@@ -122,7 +122,9 @@ def succeed(context: grpc.ServicerContext, trailing: tuple[tuple[str, str], ...]
     return "OK" if context.code() is None else status_name(context)  # type: ignore[attr-defined]
 
 
-def judge_failure(error: Exception, context: grpc.ServicerContext, request_id: str) -> tuple[str, WireStatus | None]:
+def judge_failure(
+    error: BaseException, context: grpc.ServicerContext, request_id: str
+) -> tuple[str, WireStatus | None]:
     """The name of the status that a call ends with, and the status; None where grpcio knows it already."""
     # A bare RpcError is grpcio's word that the peer left; a bare Exception, that the handler aborted.
     if type(error) is grpc.RpcError:
