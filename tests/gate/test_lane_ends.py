@@ -1,0 +1,79 @@
+"""A server with a lane ends within its grace, and no handler keeps what the server needs."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+
+from casemate.transport.registry import RegisteredService
+from tests.gate.served import LIMIT_S, bearer, serve
+from tests.gate.world import World
+
+RAW = b"as it came"
+
+
+def service_of(handler: Any) -> RegisteredService:
+    return RegisteredService("test.Echo", {"Open": grpc.unary_unary_rpc_method_handler(handler)})
+
+
+@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("outstays", [True, False])
+def test_a_handler_that_outstays_the_grace_loses_its_call_and_does_not_hold_up_the_end(leaf, lane, outstays):
+    began, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def staying(raw: bytes, context: Any) -> bytes:
+        began.set()
+        go_on.wait(2 * LIMIT_S)
+        assert context.is_active() is not outstays
+        done.set()
+        return raw
+
+    trainer = leaf("client", tenant="acme", name="trainer")
+    world, service = World(), service_of(staying)
+    with (
+        serve("sync", world, leaf("service", service="datasets"), services=[service], lane=lane) as served,
+        served.channel(trainer) as channel,
+    ):
+        call = channel.unary_unary("/test.Echo/Open").future(
+            RAW, metadata=bearer(world.token(trainer)), timeout=2 * LIMIT_S
+        )
+        assert began.wait(LIMIT_S)
+        grace = timedelta(seconds=0.1 if outstays else LIMIT_S)
+        ending = threading.Thread(target=served.stop, args=(grace,), daemon=True)
+        ending.start()
+        if outstays:
+            ending.join(LIMIT_S)
+            assert not ending.is_alive()  # while its handler runs
+            assert not done.is_set()
+        go_on.set()
+        assert done.wait(LIMIT_S)
+        ending.join(LIMIT_S)
+        assert not ending.is_alive()
+        assert call.code() is (grpc.StatusCode.UNAVAILABLE if outstays else grpc.StatusCode.OK)
+
+
+def test_what_a_handler_set_and_cannot_be_sent_ends_its_call_and_leaves_nothing_behind(leaf):
+    def odd(raw: bytes, context: Any) -> bytes:
+        if raw != RAW:
+            context.set_compression("no such")
+        return raw
+
+    trainer = leaf("client", tenant="acme", name="trainer")
+    world, service = World(), service_of(odd)
+    with (
+        serve("sync", world, leaf("service", service="datasets"), services=[service]) as served,
+        served.channel(trainer) as channel,
+    ):
+        invoke, token = channel.unary_unary("/test.Echo/Open"), bearer(world.token(trainer))
+        with pytest.raises(grpc.RpcError) as ended:
+            invoke(b"odd", metadata=token, timeout=LIMIT_S)
+        assert ended.value.code() is grpc.StatusCode.INTERNAL
+        assert invoke(RAW, metadata=token, timeout=LIMIT_S) == RAW
+        ending = threading.Thread(target=served.stop, args=(timedelta(seconds=0.1),), daemon=True)
+        ending.start()
+        ending.join(LIMIT_S)
+        assert not ending.is_alive()
