@@ -87,7 +87,7 @@ class LaneCall(grpc.ServicerContext):
                 self.answer(None)
             else:
                 self.begin()
-        except Exception as error:  # noqa: BLE001  # the loop must live
+        except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
 
     def ask(self) -> None:
@@ -150,7 +150,7 @@ class LaneCall(grpc.ServicerContext):
             return metadata
         return (_COMPRESSION.compression_algorithm_to_metadata(self._compression), *(metadata or ()))
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: BaseException) -> None:
         _LOGGER.error("a call could not be served", exc_info=error)
         self._code, self._details, self._trailing = grpc.StatusCode.INTERNAL, b"", None
         self.answer(None)
@@ -162,7 +162,7 @@ class LaneCall(grpc.ServicerContext):
             self._due -= 1
         try:
             self.arrived(event.batch_operations[0].message())
-        except Exception as error:  # noqa: BLE001  # the loop must live
+        except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
         return None, ()
 
