@@ -77,3 +77,35 @@ def test_what_a_handler_set_and_cannot_be_sent_ends_its_call_and_leaves_nothing_
         ending.start()
         ending.join(LIMIT_S)
         assert not ending.is_alive()
+
+
+def test_a_peer_that_leaves_before_its_message_is_no_denial_and_one_that_sends_none_is(leaf):
+    """On the lane. grpcio's own way takes the first for the second now and then: whichever it hears of first."""
+    trainer = leaf("client", tenant="acme", name="trainer")
+    world, ended = World(), threading.Semaphore(0)
+    finish = world.gate.finish
+
+    def finishing(admission: Any, code: str) -> None:
+        finish(admission, code)
+        ended.release()
+
+    world.gate.finish = finishing
+    service = service_of(lambda raw, _context: raw)
+    with (
+        serve("sync", world, leaf("service", service="datasets"), services=[service]) as served,
+        served.channel(trainer) as channel,
+    ):
+        invoke, token = channel.stream_unary("/test.Echo/Open"), bearer(world.token(trainer))
+        with pytest.raises(grpc.RpcError) as none:
+            invoke(iter(()), metadata=token, timeout=LIMIT_S)
+        assert none.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert ended.acquire(timeout=LIMIT_S)
+        assert world.audit.denials == ["INVALID_FIELD"]
+        silent = threading.Event()
+        with pytest.raises(grpc.RpcError) as left:
+            invoke(iter(lambda: silent.wait(LIMIT_S) or RAW, None), metadata=token, timeout=0.2)
+        assert left.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ended.acquire(timeout=LIMIT_S)
+        silent.set()
+        assert world.audit.denials == ["INVALID_FIELD"]
+        assert world.gate._quota.running == 0

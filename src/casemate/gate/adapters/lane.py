@@ -141,7 +141,7 @@ class GatedCall(LaneCall):
         of = self._of
         of.bodies.end(self)
         if raw is None:
-            self._fail(no_message(), judged=False)
+            self._end_without_message()
         elif of.at_once is None or len(raw) > AT_ONCE_BYTES:
             self._queue(self._judge_and_serve, raw)
         else:
@@ -155,6 +155,18 @@ class GatedCall(LaneCall):
                 Context().run(self._serve, message, here)  # what it sets must not be the next call's
             else:
                 self._queue(self._serve, message)
+
+    def _end_without_message(self) -> None:
+        """Its peer left, which is no denial, or sent none: the end of the call tells, and is then noted."""
+        self._admission.release()
+        self.add_callback(self._note_end)
+        self._refuse(to_status(no_message(), request_id=self._admission.request_id), self._admission.request_id)
+
+    def _note_end(self) -> None:
+        gate, error = self._of.gate, no_message()
+        if not self.left:
+            gate.refused(self._admission, error)
+        gate.finish(self._admission, "CANCELLED" if self.left else error.code.value)
 
     def _queue(self, serve: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401
         self.watch()
