@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
 from casemate.gate.adapters.calls import REQUEST_ID_KEY
 from casemate.transport import lane_call
@@ -314,3 +315,50 @@ def test_a_release_of_grpcio_without_a_private_name_is_served_grpcios_way(leaf, 
     service = service_of(named, lambda _caller, _message, _context: named)
     with serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served:
         assert outcome(served, leaf)[2] == b"call_1"
+
+
+@pytest.mark.parametrize("who", ["owner", "thief", "stranger"])
+def test_the_message_of_a_call_is_asked_for_once_its_caller_is_proven_and_never_before(leaf, monkeypatch, who):
+    asked, ask = [], lane_call.LaneCall.ask
+
+    def asking(call: Any) -> None:
+        asked.append(call._caller.client_id)  # set by the proof of its peer
+        ask(call)
+
+    monkeypatch.setattr(lane_call.LaneCall, "ask", asking)
+    trainer, thief = leaf("client", tenant="acme", name="trainer"), leaf("client", tenant="acme", name="thief")
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service_of(plainly)]) as served,
+        served.channel(thief if who == "thief" else trainer) as channel,
+    ):
+        metadata = bearer("" if who == "stranger" else served.world.token(trainer))
+        call = channel.unary_unary("/test.Echo/Open").future(RAW, metadata=metadata, timeout=LIMIT_S)
+        assert call.code().name == ("OK" if who == "owner" else "UNAUTHENTICATED")
+    assert asked == (["acme-trainer"] if who == "owner" else [])
+
+
+@pytest.mark.parametrize("dataset", ["digits", "of-others"])
+def test_what_may_be_served_at_once_needs_its_grant_like_everything_else(leaf, dataset):
+    entered = []
+
+    def behavior(request: GetVersionRequest, _context: Any) -> bytes:
+        entered.append(request.dataset)
+        return b""
+
+    def judging(_caller: Any, request: GetVersionRequest, _context: Any) -> Any:
+        entered.append(f"asked of {request.dataset}")
+        return behavior
+
+    handler = grpc.unary_unary_rpc_method_handler(behavior, GetVersionRequest.FromString)
+    service = RegisteredService("test.Echo", {"Unary": handler}, {"Unary": judging})
+    trainer = leaf("client", tenant="acme", name="trainer")
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served,
+        served.channel(trainer) as channel,
+    ):
+        raw = GetVersionRequest(dataset=dataset, version=PARSED).SerializeToString()
+        metadata = bearer(served.world.token(trainer))
+        call = channel.unary_unary("/test.Echo/Unary").future(raw, metadata=metadata, timeout=LIMIT_S)
+        assert call.code().name == ("OK" if dataset == "digits" else "NOT_FOUND")
+        assert served.world.audit.denials == ([] if dataset == "digits" else ["GRANT_MISSING"])
+    assert entered == (["asked of digits", "digits"] if dataset == "digits" else [])
