@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
+from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
+from casemate.transport import server as transport_server
 from casemate.transport.registry import RegisteredService
 from tests.gate.served import LIMIT_S, bearer, serve
 from tests.gate.world import World
@@ -109,3 +111,43 @@ def test_a_peer_that_leaves_before_its_message_is_no_denial_and_one_that_sends_n
         silent.set()
         assert world.audit.denials == ["INVALID_FIELD"]
         assert world.gate._quota.running == 0
+
+
+def test_a_server_takes_so_many_calls_at_once_and_the_places_of_those_that_ended_again(leaf, monkeypatch):
+    monkeypatch.setattr(transport_server, "_MAXIMUM_CONCURRENT_CALLS", 2)
+    entered, go_on = threading.Semaphore(0), threading.Event()
+
+    def staying(raw: bytes, _context: Any) -> bytes:
+        entered.release()
+        go_on.wait(LIMIT_S)
+        return raw
+
+    trainer = leaf("client", tenant="acme", name="trainer")
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service_of(staying)]) as served,
+        served.channel(trainer) as channel,
+    ):
+        invoke, token = channel.unary_unary("/test.Echo/Open"), bearer(served.world.token(trainer))
+        calls = [invoke.future(RAW, metadata=token, timeout=LIMIT_S) for _ in range(2)]
+        assert all(entered.acquire(timeout=LIMIT_S) for _ in calls)
+        with pytest.raises(grpc.RpcError) as full:
+            invoke(RAW, metadata=token, timeout=LIMIT_S)
+        assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        go_on.set()
+        assert [call.result() for call in calls] == [RAW] * 2
+        assert [invoke(RAW, metadata=token, timeout=LIMIT_S) for _ in range(4)] == [RAW] * 4
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff", b""])
+def test_bytes_that_are_no_message_are_audited_once_as_a_denial(leaf, raw):
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RAW, GetVersionRequest.FromString)
+    service = RegisteredService("test.Echo", {"Open": handler})
+    trainer = leaf("client", tenant="acme", name="trainer")
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served,
+        served.channel(trainer) as channel,
+    ):
+        token = bearer(served.world.token(trainer))
+        call = channel.unary_unary("/test.Echo/Open").future(raw, metadata=token, timeout=LIMIT_S)
+        assert call.code().name == ("INVALID_ARGUMENT" if raw else "OK")
+        assert served.world.audit.denials == (["INVALID_FIELD"] if raw else [])
