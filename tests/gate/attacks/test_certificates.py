@@ -233,7 +233,12 @@ def test_both_sides_renew_again_and_again_under_load_and_no_call_fails(kind, lea
         while not calling.failed:
             assert time.monotonic() < ends
             time.sleep(0.001)
-    assert {from_rpc_error(error).reason for error in calling.failed} == {Reason.PEER_REFUSED}
+        # Its watch of health ends as well, and a channel that watches sends no more calls: one that does not hears why.
+        with served.channel(client) as unwatched, pytest.raises(grpc.RpcError) as refused:
+            served.call(unwatched, "Peer")
+        assert from_rpc_error(refused.value).reason is Reason.PEER_REFUSED
+    told = {from_rpc_error(error).reason for error in calling.failed}
+    assert told <= {Reason.PEER_REFUSED, Reason.DEPENDENCY_UNAVAILABLE}
 
 
 def test_a_renewal_that_does_not_come_makes_the_server_unready_before_its_certificate_ends(kind, leaf, trainer):
