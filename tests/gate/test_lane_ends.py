@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -151,3 +152,24 @@ def test_bytes_that_are_no_message_are_audited_once_as_a_denial(leaf, raw):
         call = channel.unary_unary("/test.Echo/Open").future(raw, metadata=token, timeout=LIMIT_S)
         assert call.code().name == ("INVALID_ARGUMENT" if raw else "OK")
         assert served.world.audit.denials == (["INVALID_FIELD"] if raw else [])
+
+
+def test_what_a_handler_sets_in_its_context_is_not_the_next_calls(leaf):
+    mark: ContextVar[bytes] = ContextVar("mark", default=b"nothing")
+
+    def marking(raw: bytes, _context: Any) -> bytes:
+        found = mark.get()
+        mark.set(raw)
+        return found
+
+    handler = grpc.unary_unary_rpc_method_handler(marking)
+    at_once = {"Open": lambda _caller, message, _context: marking if message != b"thread" else None}
+    service = RegisteredService("test.Echo", {"Open": handler}, at_once)
+    trainer = leaf("client", tenant="acme", name="trainer")
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service], threads=1) as served,
+        served.channel(trainer) as channel,
+    ):
+        invoke, token = channel.unary_unary("/test.Echo/Open"), bearer(served.world.token(trainer))
+        for raw in (b"here", b"here", b"thread", b"thread"):
+            assert invoke(raw, metadata=token, timeout=LIMIT_S) == b"nothing"
