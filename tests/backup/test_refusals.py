@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -93,6 +94,18 @@ async def test_wrong_inputs_are_refused_before_anything_is_written(kept, tmp_pat
 
         return rewrite
 
+    def behind_a_link(folder) -> None:
+        shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+        (folder / "keys").rename(tmp_path / "moved")
+        (folder / "keys").symlink_to(tmp_path / "moved")
+
+    def pipe(name: str):
+        def put(folder) -> None:
+            (folder / name).unlink()
+            os.mkfifo(folder / name)
+
+        return put
+
     newer_schema = {**SCHEMAS, AUTH: SCHEMAS[AUTH][:-1]}
     other_schema = {**SCHEMAS, DATASETS: ("00" * 32, *SCHEMAS[DATASETS][1:])}
     a_month_on = datetime.now(UTC) + timedelta(days=31)
@@ -105,6 +118,10 @@ async def test_wrong_inputs_are_refused_before_anything_is_written(kept, tmp_pat
         (say(format="casemate-backup/2"), {}, ConfigurationError, "not the manifest"),
         (lambda folder: (folder / MANIFEST).unlink(), {}, ConfigurationError, "no whole backup"),
         (lambda folder: (folder / "more").touch(), {}, StoredDataUnreadable, "not in its manifest"),
+        (lambda folder: (folder / "more").symlink_to(tmp_path), {}, StoredDataUnreadable, "not in its manifest"),
+        (behind_a_link, {}, StoredDataUnreadable, "not in its manifest"),
+        (pipe("casemate_auth.dump"), {}, StoredDataUnreadable, "not a file"),
+        (pipe(MANIFEST), {}, ConfigurationError, "not a file"),
         (replace(request, rows=backup[DATAKEYS]), {}, ConfigurationError, "class datakeys, and rows was wanted"),
         (request, {"schemas": newer_schema}, ConfigurationError, "newer than this program"),
         (request, {"schemas": other_schema}, ConfigurationError, "other migrations"),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from casemate.backup.manifest import MANIFEST, Manifest, Part
+from casemate.backup.manifest import MANIFEST, Manifest, Part, open_stored
 from casemate.errors import ConfigurationError, StoredDataUnreadable
 
 PIECE_BYTES: Final = 1024 * 1024
@@ -117,8 +117,7 @@ def read_part(folder: Path, part: Part, *, passed: Callable[[int], None] = lambd
     """
     digest, size, held = hashlib.sha256(), 0, b""
     try:
-        descriptor = os.open(folder / part.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
+        with open_stored(folder / part.path) as stream:
             while piece := stream.read(PIECE_BYTES):
                 digest.update(piece)
                 size += len(piece)

@@ -13,15 +13,18 @@ carry MACs, sealed rows and models still open only as what they were.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from casemate.errors import ConfigurationError, StoredDataUnreadable
 from casemate.sealing.kek import KeyEncryptionKey
@@ -155,7 +158,7 @@ class Manifest:
         """
         file = folder / MANIFEST
         try:
-            with file.open("rb") as stream:
+            with open_stored(file) as stream:
                 data = stream.read(_MAX_BYTES + 1)
         except OSError as error:
             raise ConfigurationError(f"{folder} is no whole backup: {MANIFEST}: {error.strerror}") from error
@@ -163,6 +166,20 @@ class Manifest:
             return _parse(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigurationError(f"{file} is not the manifest of a backup that this program reads") from error
+
+
+def open_stored(file: Path) -> IO[bytes]:
+    """Opens what a store of backups keeps, if it is a file: a pipe in its place would be waited for without end.
+
+    Raises:
+        OSError: it is missing, a link, or something else than a file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        stream.close()
+        raise FileNotFoundError(errno.ENOENT, "it is not a file")
+    return stream
 
 
 def _parse(document: Mapping[str, Any]) -> Manifest:

@@ -83,5 +83,6 @@ def _require_nothing_else(folder: Path, manifest: Manifest) -> None:
     known = {part.path for part in manifest.parts} | {MANIFEST}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in known:
+        # A link to a folder is none of ours either: what lies behind it was never written by a backup.
+        if (path.is_symlink() or not path.is_dir()) and name not in known:
             raise StoredDataUnreadable(f"{name} is in the backup's folder and not in its manifest")
