@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from pathlib import Path
@@ -95,7 +96,9 @@ def test_a_shredded_version_is_gone_and_its_receipt_verifies_offline_and_a_chang
         assert "acme/digits version 1 was shredded" in verified
         assert "no backup opens it from" in verified
     envelope = json.loads(receipt.read_text())
-    envelope["payload"] = envelope["payload"].replace("A", "B", 1)
+    statement = base64.b64decode(envelope["payload"]).replace(b"acme", b"evil", 1)
+    assert statement != base64.b64decode(envelope["payload"])
+    envelope["payload"] = base64.b64encode(statement).decode()
     (tmp_path / "changed.json").write_text(json.dumps(envelope))
     run("dataset", "verify-receipt", "changed.json", "--log-key", "log.key", expect=1)
     assert json.loads(run("dataset", "describe", "digits", *SUPPLIER))["shredded_at"]

@@ -83,6 +83,10 @@ def chunk_messages(chunks: Sequence[bytes] = CHUNKS) -> list[messages.PushDatase
 FINISH = messages.PushDatasetRequest(finish=messages.Finish())
 
 
+TRIES = 5
+WRITE_MET_THE_END = "Internal error from Core"
+"""grpc.aio's own words, when a write fails before it has read the status that the server sent."""
+
 OPTIONS = (("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"), ("grpc.enable_http_proxy", 0))
 """Of a channel without our client's health checking: it calls a service that says it does not serve."""
 
@@ -113,22 +117,36 @@ class Actor:
     directory: Path
 
     async def push(self, requests: Iterable[messages.PushDatasetRequest]) -> list[messages.PushDatasetResponse]:
-        """Sends in lockstep, gives all answers, leaves the call open at the end by cancelling it."""
+        """Sends in lockstep, gives all answers, leaves the call open at the end by cancelling it.
+
+        A call that is refused at its headers may end while its first message is being written. grpc.aio then
+        sometimes answers by itself, without the server's status: such a call is made again.
+        """
+        said = list(requests)
+        for _ in range(TRIES - 1):
+            try:
+                return await self._push(said)
+            except grpc.aio.AioRpcError as error:
+                if (error.code(), error.details()) != (grpc.StatusCode.INTERNAL, WRITE_MET_THE_END):
+                    raise from_rpc_error(error) from None
         with our_errors():
-            call = self.datasets.PushDataset(metadata=self.metadata)
-            answers = []
-            for request in requests:
-                # A failed call refuses to be written to, and says why when it is read.
-                with suppress(grpc.aio.UsageError, grpc.RpcError):
-                    await call.write(request)
-                answer = await call.read()
-                if answer is grpc.aio.EOF:
-                    break
-                answers.append(answer)
-            if call.done():
-                await call.code()
-            call.cancel()
-            return answers
+            return await self._push(said)
+
+    async def _push(self, requests: Sequence[messages.PushDatasetRequest]) -> list[messages.PushDatasetResponse]:
+        call = self.datasets.PushDataset(metadata=self.metadata)
+        answers: list[messages.PushDatasetResponse] = []
+        for request in requests:
+            # A failed call refuses to be written to, and says why when it is read.
+            with suppress(grpc.aio.UsageError, grpc.RpcError):
+                await call.write(request)
+            answer = await call.read()
+            if answer is grpc.aio.EOF:
+                break
+            answers.append(answer)
+        if call.done():
+            await call.code()
+        call.cancel()
+        return answers
 
     async def push_all(
         self, envelope: bytes, chunks: Sequence[bytes] = CHUNKS, *, dataset: str = "digits"
