@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pyarrow as pa
 import pytest
@@ -250,3 +251,50 @@ def test_a_text_of_json_is_less_than_1_mib_however_large_its_record_may_be():
         check.require([lone(f'"{"x" * (1 << 20)}"')], first_record=0)
     assert caught.value.violations[0].field == "records[0].said"
     assert check.require([lone(f'"{"x" * ((1 << 20) - 3)}"')], first_record=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "bad", "said"),
+    [({"maximum": 0}, 1, "minimum and maximum"), ({}, None, "finite")],
+    ids=["out of bounds", "a gap"],
+)
+def test_a_bad_element_among_eight_million_is_found_without_making_each_a_value(bounds, bad, said):
+    """As Python's they cost 64 MB, which a supplier could have the service spend with every chunk."""
+    schema = (Column(name="v", type="vector", storage="int8", **bounds),)
+    check, count = record_check("arrow", schema), MAXIMUM_LONE_ROW_BYTES - (1 << 21)
+
+    def lone(*last: int | None) -> bytes:
+        zeros = pa.Array.from_buffers(pa.int8(), count, [None, pa.py_buffer(bytes(count))])
+        elements = pa.concat_arrays([zeros, pa.array(last, pa.int8())])
+        lists = pa.ListArray.from_arrays(pa.array([0, len(elements)], pa.int32()), elements)
+        return pa.record_batch([lists], schema=arrow_schema(schema)).serialize().to_pybytes()
+
+    wrong = lone(0, bad)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as caught:
+            check.require([wrong], first_record=4)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.violations[0].field == "records[4].v"
+    assert said in caught.value.violations[0].description
+    assert check.require([lone(0, 0)], first_record=4) == 1
+
+
+@given(
+    st.lists(st.none() | st.lists(st.integers(-3, 3), max_size=4), min_size=1, max_size=12),
+    st.integers(-3, 0),
+    st.integers(0, 3),
+)
+def test_the_first_record_out_of_bounds_is_the_one_that_is_named(lists, low, high):
+    schema = (Column(name="v", type="vector", storage="int8", minimum=low, maximum=high, nullable=True),)
+    check = record_check("arrow", schema)
+    row = pa.record_batch([pa.array(lists, pa.list_(pa.int8()))], schema=arrow_schema(schema)).serialize().to_pybytes()
+    first = next((n for n, some in enumerate(lists) if any(not low <= each <= high for each in some or ())), None)
+    if first is None:
+        assert check.require([row], first_record=0) == len(lists)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        check.require([row], first_record=0)
+    assert caught.value.violations[0].field == f"records[{first}].v"
