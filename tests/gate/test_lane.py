@@ -14,7 +14,7 @@ from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.errors import Reason
 from casemate.gate.adapters.calls import REQUEST_ID_KEY
 from casemate.transport import lane_call
-from casemate.transport.registry import RegisteredService
+from casemate.transport.registry import LATER, RegisteredService
 from casemate.transport.status import from_rpc_error
 from tests.gate.served import LIMIT_S, PARSED, bearer, serve
 from tests.gate.world import World
@@ -119,9 +119,22 @@ def by_name(raw: bytes, context: Any) -> bytes:
     return handler(raw, context)
 
 
+def by_somebody_else(raw: bytes, context: Any) -> object:
+    """Has the call ended by a thread that knows nothing of it, after this one has left it."""
+    left = threading.Event()
+
+    def conclude() -> None:
+        assert left.wait(LIMIT_S)
+        context.conclude(lambda: by_name(raw, context))
+
+    context.in_thread(conclude)
+    left.set()
+    return LATER
+
+
 @pytest.fixture(scope="module")
 def ways(leaf):
-    """Servers of the same handlers: grpcio's way, on the lane with a thread for each call, and without."""
+    """Servers of the same handlers: grpcio's way, on the lane with a thread for each call, without, and later."""
     with ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -131,14 +144,15 @@ def ways(leaf):
                 (False, service_of(by_name)),
                 (True, service_of(by_name)),
                 (True, service_of(by_name, at_once=lambda _caller, _message, _context: by_name)),
+                (True, service_of(by_name, at_once=lambda _caller, _message, _context: by_somebody_else)),
             )
         ]
 
 
 @pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: handler.__name__)
 def test_a_caller_sees_of_a_handler_the_same_on_the_lane_as_grpcios_way(ways, leaf, handler):
-    grpcios, with_threads, without = (outcome(served, leaf, handler.__name__.encode()) for served in ways)
-    assert grpcios == with_threads == without
+    grpcios, with_threads, without, later = (outcome(served, leaf, handler.__name__.encode()) for served in ways)
+    assert grpcios == with_threads == without == later
 
 
 @pytest.mark.parametrize("lane", [True, False])

@@ -6,10 +6,11 @@ code gives handlers only to a server. A recorder stands in for that server.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -24,6 +25,29 @@ AtOnce: TypeAlias = Callable[[Any, Any, Any], Behavior | None]
 
 Called on the thread that serves all calls, where the behavior then runs as well: neither may wait for
 anything nor compute for long."""
+
+LATER: Final = object()
+"""What a behavior returns whose context is an `AnswersLater`, when somebody else is to end the call."""
+
+
+class AnswersLater(ABC):
+    """The context of a call for which no thread has to wait: its behavior returns `LATER`, and `conclude` ends it."""
+
+    @abstractmethod
+    def conclude(self, reply: Callable[[], Any]) -> None:
+        """Ends the call as if its behavior had returned, or raised, what `reply` does.
+
+        Once, from any thread, also before the behavior has returned `LATER`. Never waits for the peer;
+        whatever `reply` raises is this call's alone.
+        """
+
+    @abstractmethod
+    def in_thread(self, work: Callable[[], object]) -> None:
+        """Gives work a thread of the server, in the line of the call's tenant.
+
+        Raises:
+            RuntimeError: the server ends, and no thread is left.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from casemate.gate.adapters.calls import (
 )
 from casemate.gate.adapters.unary import judge_failure, succeed
 from casemate.transport.lane_call import LaneCall
+from casemate.transport.registry import LATER, AnswersLater
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class GatedMethod:
         return GatedCall(self, state, event)
 
 
-class GatedCall(LaneCall):
+class GatedCall(LaneCall, AnswersLater):
     """One call on its way from its headers to its answer.
 
     Whatever is raised becomes a status, SystemExit and a panic of compiled code too: nobody
@@ -202,14 +203,29 @@ class GatedCall(LaneCall):
             judged = True
             bind_caller(self._caller)
             reply = (behavior or of.behavior)(message, self)
-            if of.serializer is not None:
-                reply = of.serializer(reply)
-            code = succeed(self, self._ours)
         except BaseException as error:  # noqa: BLE001
             self._fail(error, judged=judged)
             return
+        if reply is not LATER:
+            self.conclude(lambda: reply)
+
+    def conclude(self, reply: Callable[[], Any]) -> None:
+        """Ends a judged call by what `reply` returns or raises; from any thread, once."""
+        of = self._of
+        try:
+            message = reply()
+            if of.serializer is not None:
+                message = of.serializer(message)
+            code = succeed(self, self._ours)
+        except BaseException as error:  # noqa: BLE001
+            self._fail(error, judged=True)
+            return
         of.gate.finish(self._admission, code)
-        self.answer(reply)
+        self.answer(message)
+
+    def in_thread(self, work: Callable[[], object]) -> None:
+        """Gives work a thread, in the line of the caller's tenant."""
+        self._of.pool.run(share_of(self._caller), work)
 
     def _fail(self, error: BaseException, *, judged: bool) -> None:
         gate, admission = self._of.gate, self._admission
