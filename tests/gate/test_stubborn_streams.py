@@ -264,6 +264,57 @@ def test_a_handler_that_takes_the_end_of_its_right_for_the_end_of_its_messages_i
         until(lambda: world.gate._quota.running == 0)
 
 
+WORDS = 40
+
+
+class Flooding:
+    """A handler of the synchronous server that says more than its peer takes."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def many(self, _request, _context):
+        for _ in range(WORDS):
+            yield GetVersionResponse(signer_key_id="x" * 1_000_000)
+            self.said += 1
+
+    async def many_aio(self, _request, _context):
+        for _ in range(WORDS):
+            yield GetVersionResponse(signer_key_id="x" * 1_000_000)
+            self.said += 1
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_stream_whose_peer_does_not_read_is_cut_and_it_learns_why(kind, service_leaf, trainer, reads):
+    """On the synchronous server a message that waits to be sent keeps metadata back: the text names the call."""
+    flooding, world = Flooding(), World()
+    many = flooding.many if kind == "sync" else flooding.many_aio
+    handler = grpc.unary_stream_rpc_method_handler(many, **WIRE)
+    services = [RegisteredService("test.Echo", {"UnaryStream": handler})]
+    with serve(kind, world, service_leaf, services=services) as served, served.channel(trainer) as channel:
+        call = channel.unary_stream("/test.Echo/UnaryStream")(
+            DIGITS.SerializeToString(), metadata=bearer(world.token(trainer, jti="the-token")), timeout=LIMIT_S
+        )
+        looks = [-1, 0]
+        while len(set(looks[-5:])) > 1 or not looks[-1]:  # until all that the connection takes is under way
+            looks.append(flooding.said)
+            threading.Event().wait(0.02)
+        assert looks[-1] < WORDS
+        world.revoke(RevocationKind.TOKEN, "the-token" if not reads else "another-token")
+        if reads:
+            assert sum(1 for _ in call) == WORDS
+            assert (call.code(), world.audit.denials) == (grpc.StatusCode.OK, [])
+            return
+        until(lambda: world.gate._quota.running == 0)  # it reads nothing until all is over
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+        assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        [event] = world.audit.events
+        assert event.reason == "TOKEN_REVOKED"
+        told = ended.value.details() if kind == "sync" else dict(ended.value.trailing_metadata())
+        assert event.request_id in f"{told}"
+
+
 def until(happened):
     for _ in range(int(LIMIT_S * 100)):
         if happened():

@@ -10,11 +10,14 @@ If this fails: one authenticated caller holds threads until `within`, and others
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate.errors import DeadlineExceeded, Exhausted
+from casemate.gate.adapters.early_end import cut
+from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +62,7 @@ class Bodies:
         self._waiting: dict[int, tuple[Cancellable, str, float, Admission | None]] = {}
         self._suspects: dict[str, float] = {}
         self._looked_at: float | None = None
+        self._ending = threading.Lock()
 
     def begin(self, context: Cancellable, caller: str, admission: Admission | None = None) -> None:
         """Notes that a body is waited for from now on.
@@ -73,8 +77,15 @@ class Bodies:
         self._waiting[id(context)] = (context, caller, self._clock.monotonic(), admission)
 
     def end(self, context: Cancellable) -> None:
-        """Notes that the body arrived, or will not."""
-        self._waiting.pop(id(context), None)
+        """Notes that the body arrived, or will not: once for each `begin`.
+
+        Raises:
+            DeadlineExceeded: it is too late. The call is ended for it, and that is noted; so it must not run.
+        """
+        if self._waiting.pop(id(context), None) is None:
+            with self._ending:  # whoever ends it notes that first
+                pass
+            raise DeadlineExceeded("the body arrived while its call was ended for it")
 
     def tick(self, monotonic: float) -> None:
         """Ends waits that took too long, and those of suspects beyond their few."""
@@ -98,9 +109,17 @@ class Bodies:
                     self._end_late(context, admission)
 
     def _end_late(self, context: Cancellable, admission: Admission | None) -> None:
-        if self._ended is not None and admission is not None:
-            self._ended(admission, DeadlineExceeded("the body did not arrive"))
-        context.cancel()
+        error = DeadlineExceeded("the body did not arrive")
+        with self._ending:
+            # Whoever takes it out decides: a body of this very instant is served, or its call is ended, and never both.
+            if self._waiting.pop(id(context), None) is None:
+                return
+            if self._ended is not None and admission is not None:
+                self._ended(admission, error)
+        if admission is None:
+            context.cancel()
+        else:
+            cut(context, to_status(error, request_id=admission.request_id), request_id=admission.request_id)
 
     def _is_suspect(self, caller: str) -> bool:
         return self._suspects.get(caller, 0.0) > self._clock.monotonic()

@@ -27,7 +27,7 @@ from casemate.gate.adapters.calls import (
     parse_request,
     proven_caller,
 )
-from casemate.gate.adapters.early_end import end_early
+from casemate.gate.adapters.early_end import cut, end_early
 from casemate.gate.adapters.incoming import Incoming
 from casemate.gate.adapters.lane import GatedMethod
 from casemate.gate.adapters.stream_places import StreamPlaces
@@ -55,7 +55,7 @@ RECHECK_EVERY = timedelta(milliseconds=250)
 BODY_WITHIN = timedelta(seconds=10)
 STREAMS = 12
 """Three quarters of the threads that a server has if nothing else is said."""
-_CANCEL_AFTER_S = 0.5
+_CUT_AFTER_S = 0.5
 _STREAM_AGAIN = timedelta(seconds=1)
 _STRANGERS = ""
 """The line of calls that are refused, and of all where grpcio does not show the connection of a call in line."""
@@ -272,11 +272,11 @@ class _Call:
             return
         if self._denied_at is None:
             self._denied_at = monotonic
-        if monotonic - self._denied_at >= _CANCEL_AFTER_S:
-            context.cancel()  # its peer does not read either: the status is lost, the rights are too
+        status = to_status(self._denial, request_id=self._admission.request_id)
+        if monotonic - self._denied_at >= _CUT_AFTER_S:
+            cut(context, status, request_id=self._admission.request_id)  # its peer does not read either
         else:
             # The handler neither reads nor answers, so it cannot tell its peer itself.
-            status = to_status(self._denial, request_id=self._admission.request_id)
             end_early(context, status.with_trailing(*self._trailing))
 
     def _judge_silence(self, monotonic: float) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from casemate.gate.adapters.calls import REQUEST_ID_KEY, proven_caller
-from casemate.gate.adapters.early_end import end_early
+from casemate.gate.adapters.early_end import cut, end_early
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _Watching:
         """Proves the peer, or ends the call."""
         try:
             self._caller = proven_caller(self._gate, self._admission, self._context)
-        except Exception as error:  # noqa: BLE001  # errors outermost
+        except BaseException as error:  # noqa: BLE001  # errors outermost: grpcio leaves others than Exception open
             status = self._status(error)
             self._end(status.code.name)
             self._context.abort_with_status(status)
@@ -93,9 +93,9 @@ class _Watching:
             self._told += 1
             end_early(self._context, self._denied)
         else:
-            self._context.cancel()  # its peer does not read: the status is lost, the right is too
+            cut(self._context, self._denied, request_id=self._admission.request_id)  # its peer does not read
 
-    def _status(self, error: Exception) -> WireStatus:
+    def _status(self, error: BaseException) -> WireStatus:
         status = to_status(error, request_id=self._admission.request_id)
         return status.with_trailing((REQUEST_ID_KEY, self._admission.request_id))
 
