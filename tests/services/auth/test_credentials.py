@@ -199,6 +199,16 @@ async def test_e5_an_assertion_of_or_about_another_proves_nobody(world):
         await _unknown(caller.token("inference", assertion=assertion))
 
 
+async def test_e5_an_assertion_by_a_name_that_no_client_can_have_is_refused_as_anybodys(world):
+    """Looked up as it stands, a NUL would be the database's error, and tell this name from others."""
+    signatory = Signatory()
+    _, caller, _ = await _by_key(world, signatory)
+    names = ("nobody", "nobody\x00", "acme-batch\x00", "-", "", "a" * 129, "b\u00e9", "acme-batch\n")
+    refusals = [await _unknown(caller.token("inference", assertion=signatory.assertion(name))) for name in names]
+    assert len({re.sub(r"request [^)]*", "", str(refusal)) for refusal in refusals}) == 1
+    await caller.token("inference", assertion=signatory.assertion("acme-batch"))
+
+
 async def test_e6_a_client_that_names_another_than_its_certificate_is_refused(world):
     operator = world.operator()
     caller = await world.enlist(operator, "acme", "caller", **ALLOWED)
