@@ -101,7 +101,8 @@ class Administration:
         """Registers a client inside its tenant's SPIFFE path; `enabled` and `created_at` are set here.
 
         Raises:
-            InvalidRequest: names the fields; NotFound: the tenant; AlreadyExists: identifier or SPIFFE ID.
+            InvalidRequest: names the fields; NotFound: the tenant; AlreadyExists: identifier or SPIFFE ID,
+                which one if it is a client's that the administrator may know of.
         """
         checks = FieldChecks(known=self._audiences)
         checks.identifier("client.client_id", client.client_id)
@@ -126,7 +127,8 @@ class Administration:
                 scopes=tuple(sorted(set(client.scopes))),
                 enabled=True,
                 created_at=self._clock.now(),
-            )
+            ),
+            within=reach_of(admin),
         )
 
     async def _is_client_of(self, name: str, tenant: str) -> bool:
@@ -143,6 +145,19 @@ class Administration:
         revocations = revocations_of_client(client_id, now=now)
         await self._store.disable_client(client_id, within=reach_of(admin), revocations=revocations, now=now)
         self._forget(frozenset({client_id}))
+
+    async def enable_client(self, admin: str, client_id: str) -> datetime | None:
+        """Lets a client have tokens again; what it held stays dead. Raises NotFound.
+
+        Returns:
+            Up to when a token that is issued to it is refused all the same; None if it is not.
+        """
+        checks = FieldChecks()
+        checks.identifier("client_id", client_id)
+        checks.raise_if_any()
+        until = await self._store.enable_client(client_id, within=reach_of(admin), now=self._clock.now())
+        self._forget(frozenset({client_id}))
+        return until
 
     async def create_grant(self, admin: str, grant: Grant) -> str:
         """Creates a grant under a new identifier, which is returned.

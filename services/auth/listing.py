@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from casemate.clock import Clock
 from casemate.errors import NotFound
-from casemate.gate.core.records import Grant, Release
+from casemate.gate.core.records import Grant, Release, Revocation
 from casemate.signing.signers import Signer
 from services.auth.administration import reach_of, require_reach
 from services.auth.credential_records import ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
@@ -60,7 +60,7 @@ class Listing:
 
     Args:
         store: pages of rows.
-        clock: for grants that ended.
+        clock: for grants and revocations that ended.
     """
 
     def __init__(self, *, store: ListingStore, clock: Clock) -> None:
@@ -94,6 +94,13 @@ class Listing:
         page = await self._page(self._store.grants, admin, place)
         now = self._clock.now()
         live = tuple(grant for grant in page.records if grant.expires_at is None or grant.expires_at > now)
+        return Listed(records=live, after=page.after)
+
+    async def revocations(self, admin: str, place: Place) -> Listed[Revocation]:
+        """What is revoked and could matter; of one tenant, what names it. Raises NotFound: outside of reach."""
+        page = await self._page(self._store.revocations, admin, place)
+        now = self._clock.now()
+        live = tuple(one for one in page.records if one.expires_at is None or one.expires_at > now)
         return Listed(records=live, after=page.after)
 
     async def signers(self, admin: str, place: Place) -> Listed[Signer]:

@@ -78,13 +78,18 @@ class LastEntries:
         return [(key, body) for (known, key), body in self.records.items() if known == kind]
 
     def was_disabled(self, client: Client) -> bool:
-        """Whether the client was disabled: said of it, or revoked as client and as subject in one change."""
-        if self.records.get(("client", (client.client_id,)), {}).get("enabled") is False:
+        """Whether the client was disabled: said of it, or revoked as client and as subject in one change.
+
+        What was said of it later than that, that it is enabled, counts: it was enabled again.
+        """
+        said = self.records.get(("client", (client.client_id,)), {})
+        if said.get("enabled") is False:
             return True
+        enabled_at = said["sequence"] if said.get("enabled") is True else 0
         digest = sha256(client.client_id)
         as_client = self.revoked.get((RevocationKind.CLIENT.value, digest), set())
         as_subject = self.revoked.get((RevocationKind.SUBJECT.value, digest), set())
-        return any(sequence + 1 in as_subject for sequence in as_client)
+        return any(sequence > enabled_at and sequence + 1 in as_subject for sequence in as_client)
 
 
 class Replay:

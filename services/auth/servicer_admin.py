@@ -12,7 +12,7 @@ from casemate.auth.v1 import trust_pb2
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceServicer
 from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied
 from casemate.gate.adapters.caller_context import current_caller
-from casemate.gate.adapters.records import grant_to_message, signer_to_message
+from casemate.gate.adapters.records import grant_to_message, revocation_to_message, signer_to_message
 from casemate.gate.core.records import Effect, Grant, RevocationKind
 from services.auth.administration import FROM_THE_BEGINNING, Administration, SignerRequest
 from services.auth.key_schedule import since
@@ -106,6 +106,16 @@ class AdminServicer(AdminServiceServicer):
         await self._administration.disable_client(administrator(), request.client_id)
         return messages.DisableClientResponse()
 
+    async def EnableClient(  # noqa: N802
+        self, request: messages.EnableClientRequest, _context: Context
+    ) -> messages.EnableClientResponse:
+        """Lets a disabled client have tokens again."""
+        response = messages.EnableClientResponse()
+        until = await self._administration.enable_client(administrator(), request.client_id)
+        if until is not None:
+            response.tokens_count_from.FromDatetime(until)
+        return response
+
     async def CreateGrant(  # noqa: N802
         self, request: messages.CreateGrantRequest, _context: Context
     ) -> messages.CreateGrantResponse:
@@ -193,6 +203,14 @@ class AdminServicer(AdminServiceServicer):
         if kind is None:
             raise _invalid("kind", "must be set")
         return messages.RevokeResponse(id=await self._administration.revoke(administrator(), kind, request.value))
+
+    async def ListRevocations(  # noqa: N802
+        self, request: messages.ListRevocationsRequest, _context: Context
+    ) -> messages.ListRevocationsResponse:
+        """Lists what is revoked."""
+        page = await self._listing.revocations(administrator(), place_of(request))
+        found = [revocation_to_message(revocation) for revocation in page.records]
+        return messages.ListRevocationsResponse(revocations=found, next_page_token=page.token)
 
 
 def administrator() -> str:

@@ -17,6 +17,7 @@ from services.auth.subjects import parse_pinned_key
 PagedRequest: TypeAlias = (
     administration.ListClientsRequest
     | administration.ListGrantsRequest
+    | administration.ListRevocationsRequest
     | administration.ListSignersRequest
     | credentials.ListIssuersRequest
     | credentials.ListExchangeGrantsRequest

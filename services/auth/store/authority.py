@@ -18,6 +18,7 @@ from casemate.gate.core.records import Grant, Release, ReleasedVersion, Revocati
 from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
 from services.auth.records import Client, LabelRow, OperatorChange, ReleaseHead, Tenant, TokenKey
+from services.auth.store import clients
 from services.auth.store.changes import Change, EventKind, begin_change
 from services.auth.store.families import end_families, end_families_of_issuer, session_revocation
 from services.auth.store.layouts import VersionRow
@@ -87,36 +88,30 @@ class AuthorityStore:
             await self._tables.tenants.insert(change.connection, tenant)
             await change.tell(EventKind.TENANT, tenant.name)
 
-    async def add_client(self, client: Client) -> None:
+    async def add_client(self, client: Client, *, within: str | None = None) -> None:
         """Adds a client.
 
         Raises:
             NotFound: there is no such tenant.
-            AlreadyExists: its identifier or SPIFFE ID is taken.
+            AlreadyExists: its identifier or SPIFFE ID is taken; says which, if by a client within reach.
         """
         async with self._changing() as change:
             await self._require_tenant(change.connection, client.tenant)
-            await self._tables.clients.insert(change.connection, client)
-            await change.tell(EventKind.CLIENT, client.client_id)
+            await clients.add_client(self._tables, change, client, within=within)
 
     async def disable_client(
         self, client_id: str, *, within: str | None, revocations: Sequence[Revocation], now: datetime
     ) -> None:
-        """Disables a client and revokes what it holds; again is no error.
-
-        Raises:
-            NotFound: there is no such client within reach.
-        """
+        """As `clients.disable_client`."""
         async with self._changing() as change:
-            client = await self._tables.clients.get(change.connection, client_id)
-            if client is None or within not in (None, client.tenant):
-                raise NotFound(f"client {client_id}")
-            if client.enabled:
-                await self._tables.clients.replace(change.connection, replace(client, enabled=False))
-                await change.tell(EventKind.CLIENT, client_id)
-            await end_families(self._tables, change, now=now, client_id=client_id)
-            for revocation in revocations:
-                await add_revocation(self._tables, change, revocation)
+            await clients.disable_client(
+                self._tables, change, client_id, within=within, revocations=revocations, now=now
+            )
+
+    async def enable_client(self, client_id: str, *, within: str | None, now: datetime) -> datetime | None:
+        """As `clients.enable_client`."""
+        async with self._changing() as change:
+            return await clients.enable_client(self._tables, change, client_id, within=within, now=now)
 
     async def add_grant(self, grant: Grant) -> None:
         """Adds a grant.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from casemate.gate.core.records import Grant, Release
+from casemate.gate.core.caller import spiffe_path
+from casemate.gate.core.records import Grant, Release, Revocation, RevocationKind
 from casemate.signing.signers import Signer
 from casemate.storage.pool import storage_errors
 from services.auth.credential_records import ClientKey, ClientSecret, ExchangeGrant, ExternalIssuer
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from casemate.storage.pool import Connection, Pool
 
 Key: TypeAlias = "tuple[str, ...] | None"
+
+_NAMED: Final = frozenset({RevocationKind.CLIENT, RevocationKind.SUBJECT})
+"""Revocations by a name that belongs to somebody's tenant."""
 
 
 class ListingStore:
@@ -47,6 +51,31 @@ class ListingStore:
     async def grants(self, tenant: str | None, *, after: Key, limit: int) -> Page[Grant]:
         """Grants, by identifier, those that ended too."""
         return await self._page(self._tables.grants, tenant, after, limit)
+
+    async def revocations(self, tenant: str | None, *, after: Key, limit: int) -> Page[Revocation]:
+        """Revocations, by identifier, those that ended too; of a tenant those that name somebody of it.
+
+        One read more for each client or subject on the page that a tenant asks for.
+        """
+        page = await self._page(self._tables.revocations, None, after, limit)
+        if tenant is None:
+            return page
+        whose: dict[str, str | None] = {}
+        async with self._reading() as connection:
+            for one in page.records:
+                if one.kind in _NAMED and one.value not in whose:
+                    whose[one.value] = await self._tenant_of(connection, one.value)
+        own = (one for one in page.records if _tenant_in(one) == tenant or whose.get(one.value) == tenant)
+        return Page(records=tuple(own), after=page.after)
+
+    async def _tenant_of(self, connection: Connection, name: str) -> str | None:
+        """Whose a client or a subject is: a client's identifier, or `<issuer>:<sub>` of an external issuer."""
+        issuer, external, _ = name.partition(":")
+        if external:
+            issuers = await self._tables.external_issuers.matching(connection, name=issuer)
+            return issuers[0].tenant if issuers else None
+        clients = await self._tables.clients.matching(connection, client_id=name)
+        return clients[0].tenant if clients else None
 
     async def signers(self, tenant: str | None, *, after: Key, limit: int) -> Page[Signer]:
         """Signers, by key id."""
@@ -93,3 +122,12 @@ class ListingStore:
         equal = {} if tenant is None else {"tenant": tenant}
         async with self._reading() as connection:
             return await table.page(connection, after=after, limit=limit, **equal)
+
+
+def _tenant_in(revocation: Revocation) -> str | None:
+    """The tenant that a SPIFFE ID says; None for what says none."""
+    if revocation.kind is not RevocationKind.SPIFFE_ID:
+        return None
+    kind, _, rest = spiffe_path(revocation.value).partition("/")
+    tenant, inside, _ = rest.partition("/")
+    return tenant if kind == "t" and inside else None

@@ -128,9 +128,20 @@ def create_client(
 @click.argument("client_id")
 @with_session
 def disable_client(session: Session, client_id: str) -> None:
-    """Disables CLIENT_ID for good, and revokes the tokens that it holds."""
+    """Disables CLIENT_ID, and revokes the tokens that it holds. `enable` takes the first back, and not the second."""
     Administration(session).disable_client(client_id)
     click.echo(f"client {client_id} disabled")
+
+
+@client_command.command("enable")
+@click.argument("client_id")
+@with_session
+def enable_client(session: Session, client_id: str) -> None:
+    """Lets CLIENT_ID, which was disabled, have tokens again. What it held then stays dead."""
+    until = Administration(session).enable_client(client_id)
+    click.echo(f"client {client_id} enabled")
+    if until is not None:
+        click.echo(f"tokens that are issued to it up to {until:%Y-%m-%dT%H:%M:%SZ} are refused all the same")
 
 
 @click.group("grant")

@@ -1,4 +1,4 @@
-"""The lists of tenants, clients, grants, signers, issuers, operators and releases: one line a record, or one object."""
+"""The lists of what auth holds, tenants to releases and revocations: one line a record, or one object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from casemate.auth.v1 import admin_service_pb2, trust_pb2
 from casemate.cli.connection import with_session
-from casemate.client.admin import AUTHENTICATIONS, ROLES
+from casemate.client.admin import AUTHENTICATIONS, REVOCATIONS, ROLES
 from casemate.client.listing import Listing
 from casemate.client.session import Session
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HOUSE_TENANT = "casemate"
 
 _AUTHENTICATIONS = {number: name for name, number in AUTHENTICATIONS.items()}
+_REVOCATIONS = {number: name for name, number in REVOCATIONS.items()}  # all but keys, which `token-key` revokes
 _ROLES = {number: name for name, number in ROLES.items()}
 
 with_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
@@ -158,6 +159,20 @@ def list_releases(session: Session, tenant: str, as_json: bool) -> None:
     show(map(whole, Listing(session).releases(tenant)), as_json=as_json)
 
 
+@click.group("revocation")
+def revocation_command() -> None:
+    """What was revoked; `casemate revoke` revokes."""
+
+
+@revocation_command.command("list")
+@of_tenant
+@with_json
+@with_session
+def list_revocations(session: Session, tenant: str, as_json: bool) -> None:
+    """Lists what is revoked and could still matter: of a tenant its clients, subjects and SPIFFE IDs."""
+    show(map(_revocation, Listing(session).revocations(tenant)), as_json=as_json)
+
+
 def _client(found: admin_service_pb2.ClientStatus) -> dict[str, object]:
     client = found.client
     return {
@@ -181,6 +196,16 @@ def _grant(grant: trust_pb2.Grant) -> dict[str, object]:
         "verb": grant.verb,
         "resource": grant.resource,
         "expires": moment(grant, "expires_at"),
+    }
+
+
+def _revocation(revocation: trust_pb2.Revocation) -> dict[str, object]:
+    return {
+        "id": revocation.id,
+        "kind": _REVOCATIONS.get(revocation.kind, "key"),
+        "value": revocation.value,
+        "issued_until": moment(revocation, "not_before"),
+        "expires": moment(revocation, "expires_at"),
     }
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "issuer": ("casemate.cli.credentials", "External issuers, and who may speak for their subjects."),
     "token-key": ("casemate.cli.credentials", "The keys that sign access tokens."),
     "revoke": ("casemate.cli.revoke", "End tokens, sessions, clients, subjects and certificates at once."),
+    "revocation": ("casemate.cli.listing", "What was revoked."),
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "kek": ("casemate.cli.kek", "Rotate key-encryption keys, and see what they wrap."),

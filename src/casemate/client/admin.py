@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, TypeAlias, TypeVar
 
 import grpc
@@ -76,6 +76,11 @@ class Administration:
     def disable_client(self, client_id: str) -> None:
         """Disables a client and revokes what it holds."""
         self._call(self._stub.DisableClient, messages.DisableClientRequest(client_id=client_id))
+
+    def enable_client(self, client_id: str) -> datetime | None:
+        """Lets a disabled client have tokens again; until the moment returned, if one is, they are refused."""
+        response = self._call(self._stub.EnableClient, messages.EnableClientRequest(client_id=client_id))
+        return response.tokens_count_from.ToDatetime(tzinfo=UTC) if response.HasField("tokens_count_from") else None
 
     def create_grant(
         self,

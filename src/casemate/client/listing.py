@@ -76,6 +76,16 @@ class Listing:
         for page in _pages(ask):
             yield from page.grants
 
+    def revocations(self, tenant: str = "") -> Iterator[records.Revocation]:
+        """What is revoked and could still matter, by identifier; of a tenant, what its names say."""
+
+        def ask(token: str) -> administration.ListRevocationsResponse:
+            request = administration.ListRevocationsRequest(tenant=tenant, page_size=self._size, page_token=token)
+            return _call(self._admin.ListRevocations, request)
+
+        for page in _pages(ask):
+            yield from page.revocations
+
     def signers(self, tenant: str = "") -> Iterator[records.Signer]:
         """Signers, by key id, revoked ones too."""
 

@@ -14,9 +14,13 @@ from casemate.auth.v1 import admin_service_pb2 as admin
 from casemate.auth.v1 import credential_service_pb2 as credentials
 from casemate.auth.v1 import trust_pb2
 from casemate.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, Reason, SignatureInvalid
+from casemate.gate.core.records import Revocation, RevocationKind
 from casemate.signing.keys import SigningKey
 from casemate.signing.statements import sign_registration
+from services.auth.listing import Listing, Place
+from services.auth.store.listing import ListingStore
 from tests.services.auth.identities import Signatory, issuer_message
+from tests.services.auth.lines import HandClock
 from tests.services.auth.world import client_message, failure, grant_message, spiffe_id
 from tests.support.authority import TRUST_DOMAIN
 
@@ -198,6 +202,38 @@ async def test_nobody_learns_of_another_tenants_names_by_trying_them(world):
         assert isinstance(await failure(administrator.administer(create, request)), AlreadyExists), create
 
 
+async def test_what_is_taken_is_named_by_its_field(world):
+    operator = world.operator()
+    administrator = await _tenant_admin(world, "acme")
+    await administrator.administer("CreateClient", _creation("acme.caller", "acme", "caller"))
+    taken = {
+        ("acme.caller", "other"): {"client.client_id"},
+        ("acme.other", "caller"): {"client.spiffe_id"},
+        ("acme.caller", "caller"): {"client.client_id", "client.spiffe_id"},
+    }
+    for caller in (administrator, operator):
+        for (client_id, name), fields in taken.items():
+            error = await failure(caller.administer("CreateClient", _creation(client_id, "acme", name)))
+            assert (type(error), _fields(error)) == (AlreadyExists, fields), client_id
+    shared = _creation("acme.third", "acme", "caller")
+    shared.client.authentication = admin.CLIENT_AUTHENTICATION_SECRET  # which several may share
+    await administrator.administer("CreateClient", shared)
+
+
+async def test_what_another_tenant_took_by_sql_is_not_named(world):
+    """By the application alone no name reaches over: such a row tells its own tenant's administrator nothing."""
+    operator = world.operator()
+    administrator = await _tenant_admin(world, "acme")
+    await world.enlist(operator, "globex", "caller", audiences=("inference",), scopes=("models.infer",))
+    await world.sql(
+        "UPDATE client SET client_id = 'acme.caller', spiffe_id = $1 WHERE client_id = 'globex-caller'",
+        spiffe_id("acme", "caller"),
+    )
+    error = await failure(administrator.administer("CreateClient", _creation("acme.caller", "acme", "caller")))
+    assert (type(error), error.violations) == (AlreadyExists, ())
+    await administrator.administer("CreateClient", _creation("acme.other", "acme", "other"))
+
+
 async def test_a_tenants_prefix_is_nobody_elses_not_even_by_an_operator(world):
     operator = world.operator()
     await _tenant_admin(world, "acme")
@@ -343,3 +379,15 @@ async def _audited(world, count):
         if len(lines) >= count:
             return lines
         await asyncio.sleep(0)
+
+
+async def test_a_revocation_that_can_match_nothing_any_more_is_not_listed(shelf):
+    clock = HandClock()
+    ends = clock.now() + timedelta(minutes=6)
+    for name, expires_at in (("a", ends), ("b", None)):
+        revocation = Revocation(id=name, kind=RevocationKind.TOKEN, value=name, expires_at=expires_at)
+        await shelf.store.revoke(revocation, now=clock.now())
+    listing = Listing(store=ListingStore(pool=shelf.pool, tables=shelf.tables), clock=clock)
+    for expected in ({"a", "b"}, {"b"}):
+        assert {one.value for one in (await listing.revocations("casemate", Place())).records} == expected
+        clock.pass_by(timedelta(minutes=6))

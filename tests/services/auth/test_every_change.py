@@ -21,6 +21,7 @@ CHANGES = {
     "CreateTenant": {EventKind.TENANT},
     "CreateClient": {EventKind.CLIENT},
     "DisableClient": {EventKind.CLIENT, EventKind.REVOCATION},
+    "EnableClient": {EventKind.CLIENT},
     "CreateGrant": {EventKind.GRANT},
     "DeleteGrant": {EventKind.GRANT},
     "RegisterSigner": {EventKind.SIGNER},
@@ -98,6 +99,7 @@ async def _clients(operator, noted):
     removed = credentials.RemoveClientKeyRequest(client_id="acme-job", key_id=added.key_id)
     await noted.do(operator, "RemoveClientKey", removed)
     await noted.do(operator, "DisableClient", admin.DisableClientRequest(client_id="acme-job"))
+    await noted.do(operator, "EnableClient", admin.EnableClientRequest(client_id="acme-job"))
 
 
 async def _exchange(operator, noted):

@@ -30,6 +30,7 @@ LISTS = {
     "ListClients": (admin.ListClientsRequest, "clients", lambda one: one.client.client_id),
     "ListGrants": (admin.ListGrantsRequest, "grants", lambda one: one.id),
     "ListSigners": (admin.ListSignersRequest, "signers", lambda one: one.key_id),
+    "ListRevocations": (admin.ListRevocationsRequest, "revocations", lambda one: one.id),
     "ListIssuers": (credentials.ListIssuersRequest, "issuers", lambda one: one.name),
     "ListExchangeGrants": (credentials.ListExchangeGrantsRequest, "grants", lambda one: one.id),
     "ListReleases": (releases.ListReleasesRequest, "releases", lambda one: f"{one.tenant}/{one.model}"),
@@ -63,6 +64,9 @@ async def _furnish(operator, world, tenant):
         await operator.administer(
             "CreateGrant", admin.CreateGrantRequest(grant=grant_message(tenant, f"t/{tenant}/{caller}"))
         )
+    for name in ("gone", "lost"):
+        revoked = admin.RevokeRequest(kind=trust_pb2.REVOCATION_KIND_SPIFFE_ID, value=spiffe_id(tenant, name))
+        await operator.administer("Revoke", revoked)
     issuer = issuer_message(Signatory(kid="k1"))
     issuer.name, issuer.tenant = f"{tenant}-idp", tenant
     await operator.administer("RegisterIssuer", credentials.RegisterIssuerRequest(issuer=issuer))
@@ -124,6 +128,22 @@ async def test_an_administrator_sees_its_own_tenant_and_no_other(house):
         first = await operator.administer(name, request(page_size=1))
         reached = await administrators["globex"].administer(name, request(page_token=first.next_page_token))
         assert {LISTS[name][2](one) for one in getattr(reached, LISTS[name][1])} <= set(others), name
+
+
+async def test_a_tenant_sees_the_revocations_of_its_names_and_the_house_all_of_them(house):
+    _, operator, administrators = house
+    own = {"client": "acme-batch", "subject": "acme-job"}
+    others = {"token": "some-token", "session": "some-session", "certificate": "some-leaf", "client": "globex-batch"}
+    for kind, value in (*own.items(), ("subject", "acme-idp:alice"), *others.items(), ("subject", "globex-idp:bob")):
+        number = getattr(trust_pb2, f"REVOCATION_KIND_{kind.upper()}")
+        await operator.administer("Revoke", admin.RevokeRequest(kind=number, value=value))
+    lists = {}
+    for name, caller in (("acme", administrators["acme"]), ("house", operator)):
+        page = await caller.administer("ListRevocations", admin.ListRevocationsRequest())
+        lists[name] = {one.value for one in page.revocations}
+    gone = {spiffe_id("acme", name) for name in ("gone", "lost")}
+    assert lists["acme"] == {*own.values(), "acme-idp:alice", *gone}
+    assert lists["house"] > lists["acme"] | set(others.values()) | {"globex-idp:bob"}
 
 
 async def test_tenants_are_all_for_the_house_and_one_for_another(house):
@@ -229,6 +249,8 @@ async def test_the_commands_list_what_there_is_as_lines_and_as_json(house, tmp_p
         ("issuer", "list"): ("name", "globex-idp"),
         ("issuer", "allowed", "--tenant", "globex"): ("client_id", "globex-batch"),
         ("release", "list", "--tenant", "globex"): ("model", "c"),
+        ("revocation", "list", "--tenant", "acme"): ("value", spiffe_id("acme", "gone")),
+        ("revocation", "list"): ("kind", "spiffe-id"),
         ("token-key", "list"): ("state", "active"),
     }
     for words, (name, value) in expected.items():

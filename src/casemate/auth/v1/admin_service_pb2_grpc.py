@@ -66,6 +66,11 @@ class AdminServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientResponse.FromString,
                 _registered_method=True)
+        self.EnableClient = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/EnableClient',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientResponse.FromString,
+                _registered_method=True)
         self.CreateGrant = channel.unary_unary(
                 '/casemate.auth.v1.AdminService/CreateGrant',
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.CreateGrantRequest.SerializeToString,
@@ -106,6 +111,11 @@ class AdminServiceStub(object):
                 request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeResponse.FromString,
                 _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/casemate.auth.v1.AdminService/ListRevocations',
+                request_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -129,7 +139,7 @@ class AdminServiceServicer(object):
 
     def CreateClient(self, request, context):
         """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
-        audiences and the scopes it may have. Errors: ALREADY_EXISTS,
+        audiences and the scopes it may have. Errors: ALREADY_EXISTS (names the field that is taken),
         INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -152,6 +162,15 @@ class AdminServiceServicer(object):
 
     def DisableClient(self, request, context):
         """Disables a client and revokes what it holds. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableClient(self, request, context):
+        """Lets a disabled client have tokens again. What it held stays dead: a token that
+        is issued before `tokens_count_from` is refused, and refresh tokens are gone. A
+        revocation of its SPIFFE ID is not taken back. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,6 +238,16 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRevocations(self, request, context):
+        """Lists what is revoked and could still matter, by identifier. Callers see what names
+        their tenant: its clients, subjects and SPIFFE IDs. Whose a token, a session, a key or a
+        certificate is, its name does not say: those are for the house tenant. A page may hold
+        fewer than asked for, and still not be the last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -251,6 +280,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DisableClient,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientResponse.SerializeToString,
+            ),
+            'EnableClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableClient,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientResponse.SerializeToString,
             ),
             'CreateGrant': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateGrant,
@@ -291,6 +325,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeRequest.FromString,
                     response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -457,6 +496,33 @@ class AdminService(object):
             '/casemate.auth.v1.AdminService/DisableClient',
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.DisableClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/EnableClient',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.EnableClientResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -673,6 +739,33 @@ class AdminService(object):
             '/casemate.auth.v1.AdminService/Revoke',
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeRequest.SerializeToString,
             casemate_dot_auth_dot_v1_dot_admin__service__pb2.RevokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.auth.v1.AdminService/ListRevocations',
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsRequest.SerializeToString,
+            casemate_dot_auth_dot_v1_dot_admin__service__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,7 @@ class AdminServiceStub:
     """Lists the tenants within reach, by name."""
     CreateClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientRequest, _admin_service_pb2.CreateClientResponse]
     """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
-    audiences and the scopes it may have. Errors: ALREADY_EXISTS,
+    audiences and the scopes it may have. Errors: ALREADY_EXISTS (names the field that is taken),
     INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
     """
     ListClients: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientsRequest, _admin_service_pb2.ListClientsResponse]
@@ -50,6 +50,11 @@ class AdminServiceStub:
     """Describes a client. Errors: NOT_FOUND."""
     DisableClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DisableClientRequest, _admin_service_pb2.DisableClientResponse]
     """Disables a client and revokes what it holds. Errors: NOT_FOUND."""
+    EnableClient: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EnableClientRequest, _admin_service_pb2.EnableClientResponse]
+    """Lets a disabled client have tokens again. What it held stays dead: a token that
+    is issued before `tokens_count_from` is refused, and refresh tokens are gone. A
+    revocation of its SPIFFE ID is not taken back. Errors: NOT_FOUND.
+    """
     CreateGrant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateGrantRequest, _admin_service_pb2.CreateGrantResponse]
     """Creates a grant. Errors: INVALID_ARGUMENT / INVALID_FIELD (a pattern that
     could match another tenant's callers), NOT_FOUND (tenant).
@@ -77,6 +82,12 @@ class AdminServiceStub:
     """
     Revoke: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeRequest, _admin_service_pb2.RevokeResponse]
     """Revokes tokens or certificates, everywhere within a second."""
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRevocationsRequest, _admin_service_pb2.ListRevocationsResponse]
+    """Lists what is revoked and could still matter, by identifier. Callers see what names
+    their tenant: its clients, subjects and SPIFFE IDs. Whose a token, a session, a key or a
+    certificate is, its name does not say: those are for the house tenant. A page may hold
+    fewer than asked for, and still not be the last.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -91,7 +102,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists the tenants within reach, by name."""
     CreateClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateClientRequest, _admin_service_pb2.CreateClientResponse]  # type: ignore[assignment]
     """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
-    audiences and the scopes it may have. Errors: ALREADY_EXISTS,
+    audiences and the scopes it may have. Errors: ALREADY_EXISTS (names the field that is taken),
     INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
     """
     ListClients: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListClientsRequest, _admin_service_pb2.ListClientsResponse]  # type: ignore[assignment]
@@ -100,6 +111,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Describes a client. Errors: NOT_FOUND."""
     DisableClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DisableClientRequest, _admin_service_pb2.DisableClientResponse]  # type: ignore[assignment]
     """Disables a client and revokes what it holds. Errors: NOT_FOUND."""
+    EnableClient: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EnableClientRequest, _admin_service_pb2.EnableClientResponse]  # type: ignore[assignment]
+    """Lets a disabled client have tokens again. What it held stays dead: a token that
+    is issued before `tokens_count_from` is refused, and refresh tokens are gone. A
+    revocation of its SPIFFE ID is not taken back. Errors: NOT_FOUND.
+    """
     CreateGrant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateGrantRequest, _admin_service_pb2.CreateGrantResponse]  # type: ignore[assignment]
     """Creates a grant. Errors: INVALID_ARGUMENT / INVALID_FIELD (a pattern that
     could match another tenant's callers), NOT_FOUND (tenant).
@@ -127,6 +143,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     Revoke: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeRequest, _admin_service_pb2.RevokeResponse]  # type: ignore[assignment]
     """Revokes tokens or certificates, everywhere within a second."""
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRevocationsRequest, _admin_service_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """Lists what is revoked and could still matter, by identifier. Callers see what names
+    their tenant: its clients, subjects and SPIFFE IDs. Whose a token, a session, a key or a
+    certificate is, its name does not say: those are for the house tenant. A page may hold
+    fewer than asked for, and still not be the last.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """AdminService is how operators change what is trusted. Callers act inside
@@ -156,7 +178,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateClientResponse, _abc.Awaitable[_admin_service_pb2.CreateClientResponse]]:
         """Registers who may ask for tokens: a SPIFFE ID inside its tenant's path, the
-        audiences and the scopes it may have. Errors: ALREADY_EXISTS,
+        audiences and the scopes it may have. Errors: ALREADY_EXISTS (names the field that is taken),
         INVALID_ARGUMENT / INVALID_FIELD (outside the tenant's path), NOT_FOUND (tenant).
         """
 
@@ -183,6 +205,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DisableClientResponse, _abc.Awaitable[_admin_service_pb2.DisableClientResponse]]:
         """Disables a client and revokes what it holds. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def EnableClient(
+        self,
+        request: _admin_service_pb2.EnableClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.EnableClientResponse, _abc.Awaitable[_admin_service_pb2.EnableClientResponse]]:
+        """Lets a disabled client have tokens again. What it held stays dead: a token that
+        is issued before `tokens_count_from` is refused, and refresh tokens are gone. A
+        revocation of its SPIFFE ID is not taken back. Errors: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def CreateGrant(
@@ -258,5 +291,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeResponse, _abc.Awaitable[_admin_service_pb2.RevokeResponse]]:
         """Revokes tokens or certificates, everywhere within a second."""
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _admin_service_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListRevocationsResponse, _abc.Awaitable[_admin_service_pb2.ListRevocationsResponse]]:
+        """Lists what is revoked and could still matter, by identifier. Callers see what names
+        their tenant: its clients, subjects and SPIFFE IDs. Whose a token, a session, a key or a
+        certificate is, its name does not say: those are for the house tenant. A page may hold
+        fewer than asked for, and still not be the last.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
