@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from casemate.signing.framing import MAXIMUM_LONE_ROW_BYTES, MAXIMUM_ROW_BYTES, 
 try:
     import msgspec
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import types as kinds
 
     from casemate.signing.arrow_form import arrow_schema
@@ -22,6 +24,10 @@ except ImportError as missing:
 
 _FRAME_BYTES: Final = 4096
 """Left for what a message needs beside its values."""
+
+_LAID_OUT_BYTES: Final = 4 << 20
+_LAID_OUT_RECORDS: Final = 64 * MAXIMUM_ROW_RECORDS
+"""Of a batch that are brought into the declared layout at once: a file may hold one batch, of any size."""
 
 Read = Callable[[Path], Iterator[Any]]
 """Gives Arrow's schema, then record batches."""
@@ -59,12 +65,18 @@ def read_arrow(path: Path) -> Iterator[Any]:
             file = pa.ipc.open_file(source)
             yield file.schema
             for number in range(file.num_record_batches):
-                yield file.get_batch(number)
+                yield _sound(file.get_batch(number))
         else:
             source.seek(0)
             stream = pa.ipc.open_stream(source)
             yield stream.schema
-            yield from stream
+            yield from map(_sound, stream)
+
+
+def _sound(batch: Any) -> Any:  # noqa: ANN401  # pyarrow has no types
+    """The batch, if it is sound in itself: whatever reads it follows its offsets."""
+    batch.validate(full=True)
+    return batch
 
 
 def read_parquet(path: Path) -> Iterator[Any]:
@@ -73,7 +85,9 @@ def read_parquet(path: Path) -> Iterator[Any]:
 
     with _readable(path), parquet.ParquetFile(path) as file:
         yield file.schema_arrow
-        yield from file.iter_batches(batch_size=MAXIMUM_ROW_RECORDS)
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        width = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0) + 1
+        yield from file.iter_batches(batch_size=max(1, min(MAXIMUM_ROW_RECORDS, _LAID_OUT_BYTES // width)))
 
 
 class _readable:  # noqa: N801  # reads as a word: with _readable(path)
@@ -99,8 +113,8 @@ def cut_batches(batches: Iterator[Any], columns: tuple[Column, ...], *, chunk_by
     schema = arrow_schema(columns)
     pending: list[Any] = []
     size = records = count = 0
-    for batch in batches:
-        for row, held in _rows(_cast(batch, columns, schema), count):
+    for part in chain.from_iterable(_parts(batch, schema) for batch in batches):
+        for row, held in _rows(_cast(part, columns, schema), count):
             if pending and size + len(row) > chunk_bytes:
                 yield CutChunk(pending, len(pending), records)
                 pending, size, records = [], 0, 0
@@ -127,6 +141,29 @@ def _rows(batch: Any, before: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401
         begun += count
 
 
+def _parts(batch: Any, schema: Any) -> Iterator[Any]:  # noqa: ANN401  # as above
+    """The batch in parts that may be laid out anew in bounded memory; whole, where nothing has to be."""
+    if not batch.num_rows or [_stored(values).type for values in batch.columns] == schema.types:
+        yield batch
+        return
+    width = batch.nbytes // batch.num_rows + 1 + sum(map(_longest_entry, batch.columns))
+    most = max(1, min(_LAID_OUT_RECORDS, _LAID_OUT_BYTES // width))
+    if most > MAXIMUM_ROW_RECORDS:
+        most -= most % MAXIMUM_ROW_RECORDS  # so that rows stay full
+    for begun in range(0, batch.num_rows, most):
+        yield batch.slice(begun, most)
+
+
+def _longest_entry(values: Any) -> int:  # noqa: ANN401  # as above
+    """The most bytes that a record has of a dictionary, which the batch holds once and its records name."""
+    if not kinds.is_dictionary(values.type):
+        return 0
+    entries = values.dictionary
+    if not (_is_text(entries.type) or kinds.is_binary(entries.type) or kinds.is_large_binary(entries.type)):
+        return 0
+    return pc.max(pc.binary_length(entries.cast(pa.large_binary()))).as_py() or 0
+
+
 def _cast(batch: Any, columns: tuple[Column, ...], schema: Any) -> Any:  # noqa: ANN401
     """The batch in the layout that the columns declare."""
     arrays = []
@@ -139,16 +176,22 @@ def _cast(batch: Any, columns: tuple[Column, ...], schema: Any) -> Any:  # noqa:
 
 
 def _laid_out(values: Any, column: Column, target: Any) -> Any:  # noqa: ANN401
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
+    values = _stored(values)
     if values.type == target:
         return values
+    if kinds.is_nested(values.type):
+        # A slice of lists refers to the elements of all; joined with nothing, it holds its own.
+        values = pa.concat_arrays([values, values.slice(0, 0)])
     if column.type == "json" and not _is_text(values.type):
         texts = [None if value is None else msgspec.json.encode(value).decode() for value in values.to_pylist()]
         return pa.array(texts, target)
     if kinds.is_dictionary(values.type):
         values = values.dictionary_decode()
     return values.cast(target)
+
+
+def _stored(values: Any) -> Any:  # noqa: ANN401
+    return values.storage if isinstance(values, pa.ExtensionArray) else values
 
 
 def _is_text(kind: Any) -> bool:  # noqa: ANN401
