@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from pyarrow import ipc
 
 from casemate.client.csv_files import read_fields
 from casemate.errors import StoredDataUnreadable
-from casemate.signing.arrow_buffers import require_disjoint_buffers
-from casemate.signing.arrow_form import arrow_schema, arrow_stream
+from casemate.signing.arrow_form import arrow_schema
+from casemate.signing.arrow_rows import require_one_batch
 
 if TYPE_CHECKING:
     from casemate.signing.columns import Column, ColumnType
@@ -47,17 +46,10 @@ class ArrowBatches:
             StoredDataUnreadable: a value is not of its column's type, which the service was to see to.
         """
         try:
-            if self._encoding == "arrow":
-                for row in rows:
-                    message = ipc.read_message(row)
-                    require_disjoint_buffers(message.metadata.to_pybytes(), message.body.size)
-                stream = b"".join(arrow_stream(rows, self._columns))
-                table = ipc.open_stream(pa.py_buffer(stream)).read_all().combine_chunks()
-                found = table.to_batches()
-                return found[0] if found else pa.RecordBatch.from_pylist([], schema=self._schema)
-            values = self._values(rows, self._columns)
-            arrays = [pa.array(column, type=field.type) for column, field in zip(values, self._schema, strict=True)]
-            return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            found = self._of_messages(rows) if self._encoding == "arrow" else self._of_lines(rows)
+            for field, values in zip(self._schema, found.columns, strict=True):
+                if values.null_count and not field.nullable:
+                    raise ValueError("nothing where the schema wants a value")
         except (
             pa.ArrowException,
             ValueError,
@@ -66,9 +58,28 @@ class ArrowBatches:
             OverflowError,
             OSError,
             EOFError,
-            struct.error,
+            RecursionError,
         ) as error:
             raise StoredDataUnreadable("a proven row does not fit its own schema") from error
+        return found
+
+    def _of_messages(self, rows: Sequence[bytes]) -> Any:  # noqa: ANN401  # as above
+        if not rows:
+            return pa.RecordBatch.from_pylist([], schema=self._schema)
+        return pa.concat_batches([self._opened(row) for row in rows])
+
+    def _opened(self, row: bytes) -> Any:  # noqa: ANN401  # as above
+        """One row, which is one message: what stands behind it, or in no column of the schema, is not read."""
+        require_one_batch(row)
+        batch = ipc.read_record_batch(ipc.read_message(row), self._schema)
+        # Offsets, lengths and UTF-8: whoever reads the values believes them, and reads where they point.
+        batch.validate(full=True)
+        return batch
+
+    def _of_lines(self, rows: Sequence[bytes]) -> Any:  # noqa: ANN401  # as above
+        values = self._values(rows, self._columns)
+        arrays = [pa.array(column, type=field.type) for column, field in zip(values, self._schema, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
 
 def _csv_values(rows: Sequence[bytes], columns: Sequence[Column]) -> list[list[Any]]:
@@ -87,6 +98,8 @@ def _of_texts(column: Column, texts: list[str | None]) -> list[Any]:
 
 def _json_values(rows: Sequence[bytes], columns: Sequence[Column]) -> list[list[Any]]:
     records = [json.loads(row) for row in rows]
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError("a line that is no object")
     return [_of_json(column, [record.get(column.name) for record in records]) for column in columns]
 
 
