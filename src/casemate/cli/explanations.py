@@ -60,6 +60,13 @@ _MEANINGS = {
         None,
     ),
     "RATE_LIMITED": ("Too many calls at once or too fast: the caller, its tenant, or on this resource.", None),
+    "SERVER_FULL": (
+        (
+            "The server had all the calls running that it takes at once, of everybody; nothing of this one was judged. "
+            "Its caller was told RATE_LIMITED, and when to come back."
+        ),
+        None,
+    ),
     "TRUST_STALE": (
         "The service had no news from auth for too long, and would rather refuse than guess.",
         "casemate health auth",

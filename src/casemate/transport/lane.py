@@ -13,6 +13,7 @@ whoever makes it: see `lane_call`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -42,7 +43,7 @@ except ImportError:
     pass
 _OF_SERVER: Final = (
     *("_process_event_and_continue", "_begin_shutdown_once", "_stop_serving", "_request_registered_call"),
-    *("_request_call", "_ServerStage"),
+    *("_request_call", "_ServerStage", "_REQUEST_CALL_TAG", "_SHUTDOWN_TAG"),
 )
 _OF_STATE: Final = (
     *("lock", "completion_queue", "server", "stage", "due", "rpc_states", "active_rpc_count"),
@@ -65,6 +66,10 @@ class TakesCalls(Protocol):
         """What makes a call of this method; None: it is to go grpcio's way."""
         ...
 
+    def lane_overflow(self, state: Any, event: Any) -> LaneCall:  # noqa: ANN401  # private types of grpcio
+        """A call of any method that came while the server had all that it takes: it is to be refused, unjudged."""
+        ...
+
 
 def available(server: grpc.Server) -> bool:
     """Whether this release of grpcio has every private name that is needed here."""
@@ -82,11 +87,13 @@ class Lane:
     Args:
         server: made by `grpc.server`, bound and not started; `available`.
         methods: what makes a call, by full name of its method. Each must be registered with the server.
+        overflow: what makes a call, of any method, that came while the server had all that it takes.
     """
 
-    def __init__(self, server: grpc.Server, methods: Mapping[str, MakeCall]) -> None:
+    def __init__(self, server: grpc.Server, methods: Mapping[str, MakeCall], overflow: MakeCall) -> None:
         self._state: Any = server._state  # type: ignore[attr-defined]  # private: see `available`
         self._methods = dict(methods)
+        self._overflow = overflow
 
     def start(self) -> None:
         """Begins to serve, as `grpc.Server.start` does; the server's own `stop` ends it."""
@@ -102,6 +109,7 @@ class Lane:
     def _serve(self) -> None:
         state, methods = self._state, self._methods
         poll, timeout = state.completion_queue.poll, lane_call.CYGRPC.CompletionType.queue_timeout
+        most = state.maximum_concurrent_rpcs or math.inf
         go_on: bool = True
         while go_on:
             event = poll(time.time() + _LOOK_S)
@@ -110,6 +118,9 @@ class Lane:
             if event.completion_type != timeout:
                 tag = event.tag
                 make = methods.get(tag) if type(tag) is str else None
+                # Calls of this loop and grpcio's own way alike: it would refuse without a word of when to come back.
+                if state.active_rpc_count >= most and type(tag) is str and tag != _SERVER._SHUTDOWN_TAG:
+                    make = self._overflow
                 go_on = (
                     self._take(event, make) if make is not None else _SERVER._process_event_and_continue(state, event)
                 )
@@ -121,18 +132,19 @@ class Lane:
         state, call = self._state, None
         with state.lock:
             state.due.remove(event.tag)
-            limit = state.maximum_concurrent_rpcs
-            full = limit is not None and state.active_rpc_count >= limit
             if event.success:
                 call = make(state, event)
                 state.rpc_states.add(call)
                 state.active_rpc_count += 1
             if state.stage is _SERVER._ServerStage.STARTED:
-                _SERVER._request_registered_call(state, event.tag)
+                if event.tag == _SERVER._REQUEST_CALL_TAG:
+                    _SERVER._request_call(state)
+                else:
+                    _SERVER._request_registered_call(state, event.tag)
             elif _SERVER._stop_serving(state):
                 return False
         if call is not None:
-            call.take(full=full)
+            call.take()
         return True
 
 
@@ -157,4 +169,4 @@ def lane_of(
             make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
             if make is not None:
                 methods[method] = make
-    return Lane(server, methods)
+    return Lane(server, methods, interceptors[0].lane_overflow)

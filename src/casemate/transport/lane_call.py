@@ -79,14 +79,10 @@ class LaneCall(grpc.ServicerContext):
     def arrived(self, raw: bytes | None) -> None:
         """The message is in; None: the call ended without one. `answer`, now or later."""
 
-    def take(self, *, full: bool) -> None:
-        """Begins the call, or refuses it when the server has all it may have. Nothing leaves this by exception."""
+    def take(self) -> None:
+        """Begins the call. Nothing leaves this by exception."""
         try:
-            if full:
-                self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, b"Concurrent RPC limit exceeded!"
-                self.answer(None)
-            else:
-                self.begin()
+            self.begin()
         except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
 

@@ -13,6 +13,9 @@ Option = tuple[str, Any]
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
+MAXIMUM_CONCURRENT_CALLS: Final = 1_024
+"""Calls that a server takes at once, of everybody."""
+
 HARDENED_SERVER_OPTIONS: Final[tuple[Option, ...]] = (
     # A second process of the same user could otherwise bind our port and take a share of our connections.
     ("grpc.so_reuseport", 0),

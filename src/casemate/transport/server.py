@@ -25,7 +25,7 @@ from casemate.transport.floor import probe_floor
 from casemate.transport.health import SERVICE_NAME as HEALTH
 from casemate.transport.health import HealthState, aio_health_service, health_service
 from casemate.transport.lane import Lane, lane_of
-from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES, server_options
+from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES, MAXIMUM_CONCURRENT_CALLS, server_options
 from casemate.transport.registry import RegisteredService, registered
 
 __all__ = ["AioServer", "RegisteredService", "SyncServer", "build_aio_server", "build_server", "registered"]
@@ -34,7 +34,10 @@ DEFAULT_GRACE = timedelta(seconds=10)
 DEFAULT_LAME_DUCK = timedelta(milliseconds=300)
 """How long calls are still taken after health says no; balancers that watch health leave in it (measured)."""
 
-_MAXIMUM_CONCURRENT_CALLS = 1_024
+_MAXIMUM_CONCURRENT_CALLS = MAXIMUM_CONCURRENT_CALLS
+_OVERFLOWING = 2
+"""As many times that are known to grpc.aio at once: the gate refuses what is beyond, with a word of when to come back,
+and grpcio, without one, what comes while as many again are being refused."""
 
 
 class SyncServer:
@@ -215,7 +218,7 @@ def build_aio_server(
     server = grpc.aio.server(
         interceptors=tuple(interceptors),
         options=server_options(max_message_bytes=max_message_bytes),
-        maximum_concurrent_rpcs=_MAXIMUM_CONCURRENT_CALLS,
+        maximum_concurrent_rpcs=_OVERFLOWING * _MAXIMUM_CONCURRENT_CALLS,
     )
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)

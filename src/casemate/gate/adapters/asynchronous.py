@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, InternalError
 from casemate.gate.adapters.caller_context import bind_caller, current_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -30,6 +30,7 @@ from casemate.gate.adapters.calls import (
 from casemate.gate.adapters.fair_turns import FairTurns
 from casemate.gate.adapters.late_bodies import LateBodies
 from casemate.gate.adapters.stream_guard import StreamGuard
+from casemate.transport.options import MAXIMUM_CONCURRENT_CALLS
 from casemate.transport.status import to_status
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ RECHECK_EVERY = timedelta(milliseconds=250)
 BODY_WITHIN = timedelta(seconds=10)
 AT_ONCE = 64
 """Handlers of single calls that run at once; the next wait their tenant's turn."""
+PASSING = (GeneratorExit, KeyboardInterrupt)
+"""What is not the call's: the event loop goes, or whoever runs the process interrupts it. All else ends by a status,
+SystemExit too: a handler's would end the server."""
 
 
 class AioGateInterceptor(grpc.aio.ServerInterceptor):
@@ -59,6 +63,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         recheck_every: how often running streams are judged again; also at once when trust changes.
         body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
         at_once: single calls whose handlers run at once, shared out among tenants. Streams are not counted.
+        calls: that may be under way at once, of every kind and of everybody; the next are refused unjudged.
     """
 
     def __init__(
@@ -68,8 +73,10 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         recheck_every: timedelta = RECHECK_EVERY,
         body_within: timedelta = BODY_WITHIN,
         at_once: int = AT_ONCE,
+        calls: int = MAXIMUM_CONCURRENT_CALLS,
     ) -> None:
         self._gate = gate
+        self._under_way = _UnderWay(calls)
         self._turns = FairTurns(at_once)
         self._request_ids = RequestIds()
         self._recheck_every_s = recheck_every.total_seconds()
@@ -92,13 +99,25 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = _text(handler_call_details.method)
         request_id = self._request_ids.take()
+        if self._under_way.count >= self._under_way.most:
+            return _refusal(self._gate.overflowed(method, request_id=request_id), request_id)
         try:
             admission = self._gate.at_headers(
                 method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None
             )
-        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
             return _refusal(error, request_id)
-        call = _Call(self._gate, admission, handler, self._recheck_every_s, self._bodies, turns=self._turns)
+        call = _Call(
+            self._gate,
+            admission,
+            handler,
+            self._recheck_every_s,
+            bodies=self._bodies,
+            turns=self._turns,
+            under_way=self._under_way,
+        )
         serializer = handler.response_serializer if handler is not None else None
         if handler is not None and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(call.answer_many, None, serializer)
@@ -109,7 +128,7 @@ def _text(method: str | bytes) -> str:
     return method.decode("ascii", "replace") if isinstance(method, bytes) else method
 
 
-def _refusal(error: Exception, request_id: str) -> Handler:
+def _refusal(error: BaseException, request_id: str) -> Handler:
     """A handler that refuses without waiting for the body: a streaming one does not read it."""
 
     async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
@@ -117,6 +136,16 @@ def _refusal(error: Exception, request_id: str) -> Handler:
         await context.abort(status.code, status.details, status.trailing)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class _UnderWay:
+    """How many calls are, of how many may be. Counted from where their end is certain to be seen."""
+
+    __slots__ = ("count", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
 
 
 class _Call:
@@ -128,11 +157,13 @@ class _Call:
         admission: Admission,
         handler: Handler | None,
         recheck_every_s: float,
-        bodies: LateBodies,
         *,
+        bodies: LateBodies,
         turns: FairTurns,
+        under_way: _UnderWay,
     ) -> None:
         self._gate = gate
+        self._under_way = under_way
         self._admission = admission
         self._handler = handler
         self._recheck_every_s = recheck_every_s
@@ -145,12 +176,15 @@ class _Call:
 
     async def answer_one(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  # a message
         """Serves a method with one response."""
+        self._under_way.count += 1
         try:
             argument = await self._admit(requests, context)
             response = await self._behavior("unary")(argument, self._for_handler(argument, context))
             self._judge_again()
             self._succeed(context)
-        except (Exception, asyncio.CancelledError) as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             await self._fail(error, context)
             raise
         else:
@@ -164,6 +198,7 @@ class _Call:
         Writes them itself: every await is then inside this coroutine, where a
         revocation can interrupt it and still send its status.
         """
+        self._under_way.count += 1
         try:
             argument = await self._admit(requests, context)
             answer = self._behavior("stream")(argument, self._for_handler(argument, context))
@@ -173,7 +208,9 @@ class _Call:
                 await answer  # the handler writes by its context
             self._judge_again()
             self._succeed(context)
-        except (Exception, asyncio.CancelledError) as error:
+        except PASSING:
+            raise
+        except BaseException as error:
             await self._fail(error, context)
             raise
         finally:
@@ -276,7 +313,11 @@ class _Call:
             with guard.uninterrupted():
                 await self._tell(context, denial)
         if isinstance(error, asyncio.CancelledError):
-            return
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                return
+            # Nobody ends this call: something that its handler waited for was cancelled. grpcio would leave it open.
+            error = InternalError("the handler raised a cancellation that was not its own")
         await self._tell(context, error)
 
     async def _tell(self, context: Context, error: BaseException) -> None:
@@ -287,6 +328,7 @@ class _Call:
         await context.abort(status.code, status.details, status.trailing)
 
     def _end(self) -> None:
+        self._under_way.count -= 1
         if self._share is not None:
             self._turns.give(self._share)
         if self._guard is not None:

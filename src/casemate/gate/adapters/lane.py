@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from casemate.errors import CasemateError, Unavailable
+from casemate.errors import CasemateError, DeadlineExceeded, Unavailable
 from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -140,7 +140,11 @@ class GatedCall(LaneCall, AnswersLater):
     def arrived(self, raw: bytes | None) -> None:
         """Serves the message here, or gives it to a thread."""
         of = self._of
-        of.bodies.end(self)
+        try:
+            of.bodies.end(self)
+        except DeadlineExceeded as error:
+            self._fail(error, judged=True)
+            return
         if raw is None:
             self._end_without_message()
         elif of.at_once is None or len(raw) > AT_ONCE_BYTES:

@@ -30,6 +30,7 @@ from casemate.gate.adapters.calls import (
 from casemate.gate.adapters.early_end import cut, end_early
 from casemate.gate.adapters.incoming import Incoming
 from casemate.gate.adapters.lane import GatedMethod
+from casemate.gate.adapters.overflow import OverflowingCall
 from casemate.gate.adapters.stream_places import StreamPlaces
 from casemate.gate.adapters.unary import ADMITTED, UnaryMethod, await_body, judge_failure, succeed
 from casemate.gate.adapters.watchdog import Watchdog
@@ -117,7 +118,7 @@ class GateInterceptor(grpc.ServerInterceptor):
             admission = self._gate.at_headers(
                 method, handler_call_details.invocation_metadata, request_id=request_id, served=handler is not None
             )
-        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, grpcio would send its text
+        except BaseException as error:  # noqa: BLE001  # grpcio would send its text, or end the thread that serves all
             return _refusal(error, request_id)
         if handler is not None and policy is not None and policy.unwrapped:
             return watching(self._gate, admission, handler, self._watchdog)
@@ -148,7 +149,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         try:
             admission.caller = self._gate.at_message(admission, known)
             return share_of(admission.caller)
-        except Exception as error:  # noqa: BLE001  # raised when its turn has come, where a status can be sent
+        except BaseException as error:  # noqa: BLE001  # raised when its turn has come, where a status can be sent
             admission.refusal = error.with_traceback(None)  # its frames hold the admission: they would be a ring
             return _STRANGERS
 
@@ -169,6 +170,10 @@ class GateInterceptor(grpc.ServerInterceptor):
             pool=pool,
             at_once=at_once,
         )
+
+    def lane_overflow(self, state: Any, event: Any) -> OverflowingCall:  # noqa: ANN401  # private types of grpcio
+        """A call that came while the server had all that it takes: it is refused, and told when to come back."""
+        return OverflowingCall(self._gate, self._request_ids.take(), state, event)
 
     def _watch_bodies(self) -> None:
         if not self._bodies_watched:
@@ -192,7 +197,7 @@ class GateInterceptor(grpc.ServerInterceptor):
         return wrapped
 
 
-def _refusal(error: Exception, request_id: str) -> Handler:
+def _refusal(error: BaseException, request_id: str) -> Handler:
     """A handler that refuses without waiting for the body: a streaming one does not read it."""
 
     def refuse(_requests: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
@@ -237,7 +242,7 @@ class _Call:
             response = self._behavior("unary")(self._admit(requests, context), context)
             self._judge_again()  # a handler that swallowed its end has not succeeded
             self._code = succeed(context, self._trailing)
-        except Exception as error:  # noqa: BLE001  # errors outermost
+        except BaseException as error:  # noqa: BLE001  # errors outermost; grpcio leaves what is no Exception unanswered
             self._fail(error, context)
         else:
             return response
@@ -252,7 +257,9 @@ class _Call:
                 yield response
             self._judge_again()
             self._code = succeed(context, self._trailing)
-        except Exception as error:  # noqa: BLE001  # errors outermost
+        except GeneratorExit:
+            raise  # grpcio wants no more: the peer has left
+        except BaseException as error:  # noqa: BLE001  # as above
             self._fail(error, context)
         finally:
             self._end()
@@ -346,7 +353,7 @@ class _Call:
                 self._denial = error  # type: ignore[assignment]  # ours, or a bug that ends the call as well
                 raise
 
-    def _fail(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+    def _fail(self, error: BaseException, context: grpc.ServicerContext) -> NoReturn:
         self._code, status = judge_failure(self._denial or error, context, self._admission.request_id)
         if status is not None:
             context.abort_with_status(status.with_trailing(*self._trailing))

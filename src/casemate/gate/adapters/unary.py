@@ -8,12 +8,13 @@ If this fails: handlers run for calls that the gate refused. Data stays sealed.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, InternalError
 from casemate.gate.adapters.caller_context import bind_caller, share_of
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
@@ -66,7 +67,11 @@ class UnaryMethod:
         self._bodies = bodies
 
     def __call__(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:  # noqa: ANN401  # a message
-        """Proves the peer before the body has come, then reads, parses, authorizes and serves."""
+        """Proves the peer before the body has come, then reads, parses, authorizes and serves.
+
+        Whatever is raised becomes a status: grpcio leaves a call unanswered whose handler raised SystemExit, or by
+        which compiled code panicked.
+        """
         admission = ADMITTED.get()
         trailing = ((REQUEST_ID_KEY, admission.request_id),)
         code, judged = "CANCELLED", False
@@ -81,7 +86,7 @@ class UnaryMethod:
             judged = True
             response = self._behavior(message, context)
             code = succeed(context, trailing)
-        except Exception as error:
+        except BaseException as error:
             if not judged and isinstance(error, CasemateError):
                 self._gate.refused(admission, error)
             code, status = judge_failure(error, context, admission.request_id)
@@ -102,6 +107,7 @@ def await_body(
     Raises:
         Exhausted: the caller lets too many wait.
         InvalidRequest: the call ended before its message.
+        DeadlineExceeded: it came too late, and the call is being ended.
     """
     # Certificates without a token are a tenant's to have many of; clients are registered one by one.
     bodies.begin(context, caller.client_id or share_of(caller), admission)
@@ -131,5 +137,7 @@ def judge_failure(
         return "CANCELLED", None
     if type(error) is Exception and not error.args and status_name(context) != "OK":
         return status_name(context), None
+    if isinstance(error, CancelledError):
+        error = InternalError("the handler raised a cancellation")  # nobody cancels a thread: it is a fault of its own
     status = to_status(error, request_id=request_id)
     return status.code.name, status

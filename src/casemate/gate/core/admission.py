@@ -52,7 +52,7 @@ class Admission:
         self.resource: str | None = None
         self.denied = False
         self.caller: Caller | None = None
-        self.refusal: Exception | None = None
+        self.refusal: BaseException | None = None
         self.started = started
 
     def release(self) -> None:

@@ -12,11 +12,13 @@ sealed under keys that no caller holds.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate.errors import (
     CasemateError,
     Code,
+    Exhausted,
     NotFound,
     NotServed,
     PermissionDenied,
@@ -48,6 +50,8 @@ MAX_RESOURCE: Final = 512
 """Bytes of a resource's path. What patterns mean is kept by path, so a longer one would be a caller's way to memory."""
 WATCHES: Final = Shares(caller_concurrency=256, tenant_concurrency=256)
 """Of methods that are `unwrapped`: they take no place of calls that work, but a server has only so many of both."""
+FULL_FOR: Final = timedelta(seconds=1)
+"""After which a caller is told to come back to a server that had all the calls it takes."""
 UNJUDGED_S: Final = 0.05
 """Seconds after its headers for which a call's rights hold as judged, if no news came."""
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
@@ -192,6 +196,17 @@ class Gate:
         waited_s = self.clock.monotonic() - admission.started
         if self.trust.current is not admission.judged_by or waited_s > UNJUDGED_S:
             self.recheck(admission, caller)
+
+    def overflowed(self, method: str, *, request_id: str) -> Exhausted:
+        """Notes that a call came while its server had all that it takes; gives what to refuse it by.
+
+        Nothing of it is judged: there is no room to. Audited as SERVER_FULL; repeats are counted, as of any denial.
+        """
+        policy = self.policies.find(method)
+        admission = Admission(request_id, method, policy or _UNKNOWN, policy is not None, self.clock.monotonic())
+        error = Exhausted("the server has all the calls that it takes", retry_after=FULL_FOR)
+        self._deny(admission, error, reason="SERVER_FULL")
+        return error
 
     def refused(self, admission: Admission, error: CasemateError) -> None:
         """Notes that an adapter refused an admitted call before its handler: told once, as the gate's own are."""
