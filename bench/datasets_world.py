@@ -49,14 +49,20 @@ class Caller:
 
     def __init__(self, *, port: int, leaf: Path, token_key: Ed25519PrivateKey) -> None:
         self._token_key = token_key
+        self._source = CertificateSource(leaf)
         self._kid = VerificationKey.load(token_key.public_key().public_bytes(*_SPKI)).kid
         self._channel = RotatingChannel(
             target=f"127.0.0.1:{port}",
             service_name=self.service_name("datasets"),
-            source=CertificateSource(leaf),
+            source=self._source,
             max_message_bytes=MAXIMUM_MESSAGE_BYTES,
             call_metadata=lambda pair: [("authorization", f"Bearer {self._token(pair)}")],
         )
+
+    @property
+    def caller(self) -> str:
+        """See `Session.caller`."""
+        return self._source.current.spiffe_id
 
     def channel(self, _service: str) -> RotatingChannel:
         """See `Session.channel`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,7 @@ from casemate.cli.connection import with_session
 from casemate.client.admin import AUTHENTICATIONS, REVOCATIONS, ROLES
 from casemate.client.listing import Listing
 from casemate.client.session import Session
+from casemate.client.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -36,7 +36,7 @@ def show(records: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
 
 def moment(message: Message, field: str) -> str | None:
     """A timestamp in UTC; None if it is not set: of what does not end, JSON says null."""
-    return getattr(message, field).ToDatetime(tzinfo=UTC).isoformat() if message.HasField(field) else None
+    return parse_timestamp(getattr(message, field), field).isoformat() if message.HasField(field) else None
 
 
 @click.command("list")

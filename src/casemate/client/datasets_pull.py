@@ -14,15 +14,16 @@ from itertools import accumulate
 import grpc
 
 from casemate.client.datasets_versions import DatasetVersions
+from casemate.client.proven_rows import require_signed_rows
 from casemate.client.reading import Cursor, PulledBatch, PulledDataset
+from casemate.client.timestamps import parse_timestamp
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import StoredDataUnreadable
 from casemate.signing.batch_order import BatchOrder
 from casemate.signing.checkpoint import parse_verification_key
 from casemate.signing.export_receipt import VerifiedExportReceipt, numbers_sha256, verify_export_receipt
-from casemate.signing.framing import join_rows
 from casemate.signing.keys import PublicKey
-from casemate.signing.merkle import leaf_hash, verify_inclusion
+from casemate.signing.merkle import verify_inclusion
 from casemate.signing.signers import Signer
 from casemate.signing.statements import VerifiedManifest, verify_dataset_manifest
 from casemate.transport.status import from_rpc_error
@@ -75,16 +76,16 @@ class DatasetPulls(DatasetVersions):
             timeout=PULL_TIMEOUT_SECONDS,
         )
         try:
-            description = next(iter(responses)).description
-        except StopIteration:
-            raise StoredDataUnreadable("the service sent no description") from None
+            first = next(iter(responses), None)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        verified = self._verified(description, tenant=tenant, dataset=dataset, trusted=trusted)
+        if first is None or first.WhichOneof("piece") != "description":
+            raise StoredDataUnreadable("the service sent no description")
+        verified = self._verified(first.description, tenant=tenant, dataset=dataset, trusted=trusted)
         if version not in (0, verified.manifest.version):
             # Genuinely signed, and not what was asked for: an older version in place of this one.
             raise StoredDataUnreadable(f"version {verified.manifest.version} came where {version} was asked for")
-        reading = _Reading(verified, order, responses, log_key=log_key, log=f"{verified.manifest.audience}/log")
+        reading = _Reading(verified, order, responses, log_key=log_key, caller=self._session.caller)
         reading.pulled = PulledDataset(verified, order, reading.batches())
         return reading.pulled
 
@@ -115,7 +116,7 @@ class DatasetPulls(DatasetVersions):
             dataset=dataset,
             resolve=signers.get,
             # The manifest's expiry bounds its upload, not its life: judged when it was promoted.
-            now=described.promoted_at.ToDatetime(tzinfo=UTC),
+            now=parse_timestamp(described.promoted_at, "promoted_at"),
         )
 
 
@@ -142,13 +143,14 @@ class _Reading:
         responses: Iterator[messages.PullDatasetResponse],
         *,
         log_key: str | None,
-        log: str,
+        caller: str,
     ) -> None:
         self._verified = verified
         self._order = order
         self._responses = responses
         self._log_key = log_key
-        self._log = log
+        self._log = f"{verified.manifest.audience}/log"
+        self._caller = caller
         self._numbers = order.numbers(verified.manifest.root, len(verified.manifest.chunks))
         self.pulled: PulledDataset | None = None
 
@@ -165,24 +167,25 @@ class _Reading:
                 batch = self._proven(number, ordinals[number], piece.batch)
                 rows += len(batch.records)
                 yield batch
-            last = next(self._responses, None)
+            last, more = next(self._responses, None), next(self._responses, None)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if last is None or last.WhichOneof("piece") != "receipt":
+        if last is None or last.WhichOneof("piece") != "receipt" or more is not None:
             raise StoredDataUnreadable("more came than was signed, or no receipt")
         if self.pulled is not None:
             self.pulled.receipt = self._receipt(last.receipt, rows)
 
     def _proven(self, number: int, ordinal: int, batch: messages.Batch) -> PulledBatch:
         manifest = self._verified.manifest
-        records = tuple(batch.records)
+        chunk, records = manifest.chunks[number], tuple(batch.records)
         if (batch.number, batch.first_ordinal) != (number, ordinal):
             raise StoredDataUnreadable(f"batch {batch.number} came where {number} was due")
-        leaf = leaf_hash(join_rows(records, encoding=manifest.format))
-        chunk = manifest.chunks[number]
-        if leaf != chunk.leaf_hash or len(records) != chunk.rows:
-            raise StoredDataUnreadable(f"batch {number} is not the chunk that was signed")
-        verify_inclusion(leaf, number, len(manifest.chunks), list(batch.inclusion_proof), manifest.root)
+        try:
+            require_signed_rows(records, chunk, encoding=manifest.format)
+        except StoredDataUnreadable as error:
+            raise StoredDataUnreadable(f"batch {number}: {error}") from error
+        proof = list(batch.inclusion_proof)
+        verify_inclusion(chunk.leaf_hash, number, len(manifest.chunks), proof, manifest.root)
         return PulledBatch(number, ordinal, records)
 
     def _receipt(self, message: messages.ExportReceipt, rows: int) -> VerifiedExportReceipt:
@@ -192,13 +195,16 @@ class _Reading:
             raise StoredDataUnreadable("the receipt's key is not that of this service's log")
         verified = verify_export_receipt(bytes(message.receipt), log=log, public_key=key)
         said, manifest, order = verified.receipt, self._verified.manifest, self._order
-        read = (manifest.tenant, manifest.dataset, manifest.version, manifest.root.hex())
-        if (said.tenant, said.dataset, said.version, said.root) != read:
+        digest = self._verified.payload_sha256.hex()
+        read = (manifest.tenant, manifest.dataset, manifest.version, manifest.root.hex(), digest)
+        if (said.tenant, said.dataset, said.version, said.root, said.manifest_sha256) != read:
             raise StoredDataUnreadable("the receipt is another version's")
         asked = (order.shard, order.shards, order.shuffle_seed, order.position)
         given = (len(self._numbers), numbers_sha256(self._numbers), rows)
         if (said.shard, said.shards, said.shuffle_seed, said.position) != asked:
             raise StoredDataUnreadable("the receipt is another reading's")
+        if said.caller != self._caller:
+            raise StoredDataUnreadable("the receipt is another caller's")
         if (said.batches, said.batches_sha256, said.rows) != given:
             raise StoredDataUnreadable("the receipt is not about the batches that came")
         return verified

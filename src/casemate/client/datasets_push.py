@@ -22,10 +22,11 @@ from casemate.client.datasets_versions import DatasetVersions
 from casemate.client.next_version import NextVersion
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import AlreadyExists, NotFound, Reason, StoredDataUnreadable, Unauthenticated, Unavailable
+from casemate.signing import dsse
 from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from casemate.signing.framing import Format
 from casemate.signing.keys import SigningKey
-from casemate.signing.statements import Column, DatasetManifest, sign_dataset_manifest
+from casemate.signing.statements import DATASET_MANIFEST_TYPE, Column, DatasetManifest, sign_dataset_manifest
 from casemate.transport.status import from_rpc_error
 
 MANIFEST_LIFETIME = timedelta(hours=24)
@@ -164,27 +165,33 @@ class DatasetPushes(DatasetVersions):
         dataset: str,
         progress: Callable[[int], None] | None = None,
     ) -> PushedVersion:
-        """Pushes an envelope that was signed elsewhere, and its chunks."""
+        """Pushes an envelope that was signed elsewhere, and its chunks.
+
+        Raises:
+            InvalidRequest: the envelope holds no manifest, or the service refused it, a chunk or a record; names which.
+            StoredDataUnreadable: the service acknowledged or promoted something else than was signed.
+        """
+        told = _Told(DatasetManifest.parse(dsse.peek_payload(envelope, DATASET_MANIFEST_TYPE)))
         acknowledged: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         sending = _Sending(envelope, chunks, dataset, acknowledged)
         responses = push_call(self._session.channel("datasets"))(iter(sending), timeout=PUSH_TIMEOUT_SECONDS)
-        promoted: messages.PromotedVersion | None = None
         try:
             for response in responses:
+                told.hear(response)
                 acknowledged.put(response.next_offset)
                 if progress is not None:
                     progress(response.next_offset)
-                if response.HasField("promoted"):
-                    promoted = response.promoted
         except grpc.RpcError as error:
             if sending.error is not None:
                 raise sending.error from error
             raise from_rpc_error(error) from error
         finally:
             acknowledged.put(None)  # ends the sender, whatever happened
-        if promoted is None:
+            responses.cancel()  # and the call, if it was not the service that ended it
+        if told.promoted is None:
             raise StoredDataUnreadable("the service ended the upload without promoting it")
-        return PushedVersion(dataset, promoted.version, promoted.root, promoted.rows, promoted.log_index)
+        signed = told.manifest
+        return PushedVersion(dataset, signed.version, signed.root, signed.rows, told.promoted.log_index)
 
 
 def _renumbered(manifest: DatasetManifest, taken: AlreadyExists) -> DatasetManifest:
@@ -206,6 +213,33 @@ def _renumbered(manifest: DatasetManifest, taken: AlreadyExists) -> DatasetManif
         )
     except ValueError:
         raise taken from None
+
+
+class _Told:
+    """What the service says of an upload, held against the manifest: nothing else bounds what it says."""
+
+    def __init__(self, manifest: DatasetManifest) -> None:
+        self.manifest = manifest
+        self.promoted: messages.PromotedVersion | None = None
+        self._offset = 0
+        self._left = len(manifest.chunks) + 2  # one answer a message: the manifest, each chunk, the end
+
+    def hear(self, said: messages.PushDatasetResponse) -> None:
+        """Takes one answer.
+
+        Raises:
+            StoredDataUnreadable: it cannot be one about this manifest.
+        """
+        self._left -= 1
+        if self._left < 0 or not self._offset <= said.next_offset <= self.manifest.bytes:
+            raise StoredDataUnreadable("the service acknowledged what was not sent")
+        self._offset = said.next_offset
+        if said.HasField("promoted"):
+            promoted, manifest = said.promoted, self.manifest
+            signed = (manifest.version, manifest.root, manifest.rows, manifest.bytes)
+            if (promoted.version, promoted.root, promoted.rows, said.next_offset) != signed:
+                raise StoredDataUnreadable("the service promoted something else than was signed")
+            self.promoted = promoted
 
 
 class _Sending:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 import grpc
 
 from casemate.client.session import Session
+from casemate.client.timestamps import parse_timestamp
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
@@ -28,7 +29,7 @@ class ShreddedVersion:
     Attributes:
         receipt: what the log's key signed.
         envelope: the receipt as signed, for keeping.
-        log_key: the key that verifies it, `name+hash+base64`, as the service named it.
+        log_key: the key that verifies it, `name+hash+base64`: the caller's, or as the service named it.
     """
 
     receipt: ShredReceipt
@@ -47,13 +48,21 @@ class DatasetVersions:
     def describe(self, dataset: str, version: int = 0, *, label: str = "") -> messages.GetVersionResponse:
         """Describes a promoted version; zero is what the label names, or the newest where none is given.
 
+        All of it is the service's word; `pull` verifies the manifest.
+
         Raises:
             NotFound: there is none, or it is not granted.
+            StoredDataUnreadable: it is another version, or a moment is none.
         """
         try:
-            return self._stub.GetVersion(messages.GetVersionRequest(dataset=dataset, version=version, label=label))
+            found = self._stub.GetVersion(messages.GetVersionRequest(dataset=dataset, version=version, label=label))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        if version not in (0, found.version):
+            raise StoredDataUnreadable(f"version {found.version} came where {version} was asked for")
+        parse_timestamp(found.promoted_at, "promoted_at")
+        parse_timestamp(found.shredded_at, "shredded_at")
+        return found
 
     def set_label(self, dataset: str, label: str, version: int, *, expected: int) -> dict[str, int]:
         """Has a label name a version (zero: none) if it names the expected one now (zero: none); gives all labels.
@@ -92,12 +101,15 @@ class DatasetVersions:
         Raises:
             NotFound: no supplier has that key.
             InvalidRequest: no moment is given and no compromise is declared.
+            StoredDataUnreadable: a moment is none.
         """
         request = messages.ReportSignerRequest(key_id=key_id)
         if since is not None:
             request.since.FromDatetime(since)
         try:
-            yield from self._stub.ReportSigner(request)
+            for found in self._stub.ReportSigner(request):
+                parse_timestamp(found.promoted_at, "promoted_at")
+                yield found
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
@@ -133,23 +145,31 @@ class DatasetVersions:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
-    def shred(self, dataset: str, version: int) -> ShreddedVersion:
+    def shred(self, dataset: str, version: int, *, log_key: str | None = None) -> ShreddedVersion:
         """Destroys the data key of a version, for ever; repeated, it gives the same receipt.
 
-        The receipt is verified under the key that the service names, which is the
-        service's word: compare it with the log key that you know.
+        Args:
+            dataset: the dataset.
+            version: its number.
+            log_key: the log's key, that the receipt must be signed with. What the service says if not given, which
+                is its word: compare it with the log key that you know.
 
         Raises:
             NotFound: there is no such version, or it is not granted.
             Unavailable: the service will finish what was begun; ask again for the receipt.
+            SignatureInvalid: the receipt is not signed with that key.
+            StoredDataUnreadable: the receipt is another version's, or another log's.
         """
         request = messages.ShredVersionRequest(dataset=dataset, version=version)
         try:
             answer = self._stub.ShredVersion(request)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        log, key = parse_verification_key(answer.log_key)
+        used = log_key or answer.log_key
+        log, key = parse_verification_key(used)
+        if log != f"{self._session.service_name('datasets')}/log":
+            raise StoredDataUnreadable("the receipt's key is not that of this service's log")
         verified = verify_shred_receipt(bytes(answer.receipt), log=log, public_key=key)
         if (verified.receipt.dataset, verified.receipt.version) != (dataset, version):
             raise StoredDataUnreadable("the receipt is another version's")
-        return ShreddedVersion(verified.receipt, bytes(answer.receipt), answer.log_key)
+        return ShreddedVersion(verified.receipt, bytes(answer.receipt), used)

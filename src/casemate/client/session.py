@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from datetime import UTC
 
 import grpc
 
 from casemate.auth.v1 import admin_service_pb2, credential_service_pb2, token_service_pb2
 from casemate.auth.v1.token_service_pb2_grpc import TokenServiceStub
+from casemate.client.timestamps import parse_timestamp
 from casemate.client.tokens import AccessToken, TokenKey, TokenSource
 from casemate.clock import Clock, SystemClock
 from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
@@ -80,6 +80,11 @@ class Session:
     def service_name(self, service: str) -> str:
         """The name that a service proves: `datasets.casemate.internal`."""
         return f"{service}.{self.trust_domain}"
+
+    @property
+    def caller(self) -> str:
+        """The SPIFFE ID that its certificate names: who a service says that it answered."""
+        return self.source.current.spiffe_id
 
     def channel(self, service: str) -> RotatingChannel:
         """The channel to a service, made on first use; every call on it carries a token."""
@@ -164,5 +169,5 @@ class Session:
             text=Secret(answer.access_token),
             token_id=answer.token_id,
             fetched_at=fetched_at,
-            expires_at=answer.expires_at.ToDatetime(tzinfo=UTC),
+            expires_at=parse_timestamp(answer.expires_at, "expires_at"),
         )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from casemate.client.datasets import Datasets
 from casemate.signing.dataset_manifest import MAXIMUM_MESSAGE_BYTES
-from casemate.transport.certificates import CertificateSource
+from casemate.transport.certificates import CertificateSource, load_pair
 from casemate.transport.channel import RotatingChannel
 from tests.services.datasets.world import DOMAIN, World
 
@@ -19,6 +19,7 @@ class WorldSession:
 
     def __init__(self, world: World, name: str) -> None:
         directory = world.leaf("client", tenant="acme", name=name)
+        self.caller = load_pair(directory).spiffe_id
         self._channel = RotatingChannel(
             target=f"127.0.0.1:{world.running.port}",
             service_name=self.service_name("datasets"),

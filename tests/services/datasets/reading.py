@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import grpc
 
 from casemate.client.datasets import Datasets
+from casemate.transport.certificates import load_pair
 from tests.services.datasets.world import DOMAIN, OPTIONS, Actor, World, credentials
 
 CHUNKS = tuple(b"%d,name %d\n%d,name %d\n" % (n, n, n + 1000, n + 1000) for n in range(12))
@@ -28,8 +29,9 @@ class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterce
 class _Session:
     """What `Datasets` asks of a session; the token comes from the world and not from auth."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, caller: str) -> None:
         self._channel = channel
+        self.caller = caller
 
     def channel(self, _service: str) -> grpc.Channel:
         return self._channel
@@ -43,7 +45,8 @@ def datasets_of(world: World, actor: Actor):
     """The client's `Datasets`, for one block. It blocks: call it in a thread."""
     channel = grpc.secure_channel(f"127.0.0.1:{world.running.port}", credentials(actor.directory), OPTIONS)
     try:
-        yield Datasets(_Session(grpc.intercept_channel(channel, _WithToken(actor.metadata))))
+        caller = load_pair(actor.directory).spiffe_id
+        yield Datasets(_Session(grpc.intercept_channel(channel, _WithToken(actor.metadata)), caller))
     finally:
         channel.close()
 
