@@ -84,8 +84,12 @@ FINISH = messages.PushDatasetRequest(finish=messages.Finish())
 
 
 TRIES = 5
-WRITE_MET_THE_END = "Internal error from Core"
-"""grpc.aio's own words, when a write fails before it has read the status that the server sent."""
+
+
+def write_met_the_end(error: grpc.aio.AioRpcError) -> bool:
+    """Whether these are grpc.aio's own words: a write failed before it had read the status that the server sent."""
+    return (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "Internal error from Core")
+
 
 OPTIONS = (("grpc.ssl_target_name_override", f"datasets.{DOMAIN}"), ("grpc.enable_http_proxy", 0))
 """Of a channel without our client's health checking: it calls a service that says it does not serve."""
@@ -127,7 +131,7 @@ class Actor:
             try:
                 return await self._push(said)
             except grpc.aio.AioRpcError as error:
-                if (error.code(), error.details()) != (grpc.StatusCode.INTERNAL, WRITE_MET_THE_END):
+                if not write_met_the_end(error):
                     raise from_rpc_error(error) from None
         with our_errors():
             return await self._push(said)
