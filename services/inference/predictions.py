@@ -41,12 +41,14 @@ class Patience:
     Attributes:
         seconds: until its deadline; None: it has set none.
         on_leave: has a function called, from any thread, when the peer goes; False when it has gone.
+        end: has the wait for the next message of a stream end by an error, from another thread.
         cancel: ends the call from another thread.
         trace: set when this call is traced.
     """
 
     seconds: float | None = None
     on_leave: Callable[[Callable[[], None]], bool] = lambda _gone: True
+    end: Callable[[Exception], object] = lambda _error: None
     cancel: Callable[[], object] = lambda: None
     trace: Trace | None = None
 
@@ -177,8 +179,9 @@ class Predictions:
 
         Raises:
             Exhausted: too many streams run already.
+            DeadlineExceeded: reason STREAM_IDLE: the peer neither sent nor read for too long.
         """
-        with self._streams.enter(patience.cancel, tenant=tenant_of(caller)) as stream:
+        with self._streams.enter(patience.end, cancel=patience.cancel, tenant=tenant_of(caller)) as stream:
             stream.waits(self._streams.now())
             for request in requests:
                 stream.works()

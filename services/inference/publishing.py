@@ -114,11 +114,16 @@ class Publishing:
         self._uploads = uploads
 
     def publish(
-        self, caller: Caller, requests: Iterator[Request], *, cancel: Callable[[], object] = lambda: None
+        self,
+        caller: Caller,
+        requests: Iterator[Request],
+        *,
+        end: Callable[[Exception], object] = lambda _error: None,
+        cancel: Callable[[], object] = lambda: None,
     ) -> bytes:
         """Publishes one version; the serialized PublishModelResponse once this replica serves it.
 
-        `cancel` ends the call from another thread.
+        From another thread, `end` has the wait for the next message end by an error, and `cancel` ends the call.
 
         Publishing the same manifest again, after an answer was lost, succeeds.
 
@@ -131,8 +136,9 @@ class Publishing:
             Conflict: another publisher was first.
             Exhausted: too many uploads at once.
             Unavailable: auth, datasets, the trust feed or the key-encryption key.
+            DeadlineExceeded: reason STREAM_IDLE: nothing more was sent.
         """
-        with self._uploads.enter(cancel, tenant=tenant_of(caller)) as upload:
+        with self._uploads.enter(end, cancel=cancel, tenant=tenant_of(caller)) as upload:
             requests = self._awaited(requests, upload)
             slot, envelope, verified = self._receive_manifest(caller, requests)
             files = receive_files(requests, verified.manifest)

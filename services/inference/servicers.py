@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from services.inference.wire_guard import parse_infer_request, small
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casemate.gate.adapters.incoming import Incoming
     from casemate.gate.core.caller import Caller
     from services.inference.models import Models
     from services.inference.predictions import Predictions
@@ -68,9 +70,9 @@ def open_inference_service(
         except CallerLeft:
             return _left(context)
 
-    def stream(requests: Iterator[InferRequest], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(requests: Incoming, context: grpc.ServicerContext) -> Iterator[bytes]:
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
-        patience = _patience(context, sampler)
+        patience = replace(_patience(context, sampler), end=requests.deny)
         try:
             yield from predictions.stream(
                 current_caller(), requests, status_on_error=status_on_error, patience=patience
@@ -105,8 +107,8 @@ def open_inference_service(
 def model_service(publishing: Publishing) -> RegisteredService:
     """Both rpcs of `casemate.inference.v1.ModelService`."""
 
-    def publish(requests: Iterator[model_service_pb2.PublishModelRequest], context: grpc.ServicerContext) -> bytes:
-        return publishing.publish(current_caller(), requests, cancel=context.cancel)
+    def publish(requests: Incoming, context: grpc.ServicerContext) -> bytes:
+        return publishing.publish(current_caller(), requests, end=requests.deny, cancel=context.cancel)
 
     return RegisteredService(
         MODEL_SERVICE,
@@ -142,7 +144,7 @@ def _left(context: grpc.ServicerContext) -> bytes:
 
 
 def _patience(context: grpc.ServicerContext, sampler: Sampler) -> Patience:
-    return Patience(_remaining(context), context.add_callback, context.cancel, _trace(context, sampler))
+    return Patience(_remaining(context), context.add_callback, cancel=context.cancel, trace=_trace(context, sampler))
 
 
 def _trace(context: grpc.ServicerContext, sampler: Sampler) -> Trace | None:

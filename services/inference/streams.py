@@ -2,7 +2,8 @@
 
 Each stream holds a thread of the server, which waits for its peer: to send, or
 to read what was sent, because a reply is handed to the transport one at a time.
-A peer that does neither for too long is cut off.
+A peer that does neither for too long is told so, by a status. That cannot be sent
+while a reply is half sent, so a stream that is still there a moment later is cancelled.
 
 If this fails: peers that neither send nor read hold threads until their tokens expire.
 """
@@ -15,21 +16,23 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from casemate.errors import Exhausted
+from casemate.errors import DeadlineExceeded, Exhausted, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _RETRY_BUSY = timedelta(seconds=1)
+_CANCEL_AFTER_S = 0.5
 
 
 class Stream:
     """One running stream, which says what it does."""
 
-    __slots__ = ("cancel", "waits_since")
+    __slots__ = ("_cancel", "_end", "_told_at", "waits_since")
 
-    def __init__(self, cancel: Callable[[], object]) -> None:
-        self.cancel = cancel
+    def __init__(self, end: Callable[[Exception], object], cancel: Callable[[], object]) -> None:
+        self._end, self._cancel = end, cancel
+        self._told_at: float | None = None
         self.waits_since: float | None = None
 
     def waits(self, now: float) -> None:
@@ -39,6 +42,16 @@ class Stream:
     def works(self) -> None:
         """It works; that takes as long as it takes."""
         self.waits_since = None
+
+    def cut(self, now: float) -> bool:
+        """Ends it for its idleness, and cancels it when it has not ended by that; True the first time."""
+        if self._told_at is None:
+            self._told_at = now
+            self._end(DeadlineExceeded("the peer neither sent nor read for too long", reason=Reason.STREAM_IDLE))
+            return True
+        if now - self._told_at >= _CANCEL_AFTER_S:
+            self._cancel()
+        return False
 
 
 class Streams:
@@ -61,15 +74,27 @@ class Streams:
         self.now = now
         self._running: dict[int, Stream] = {}
 
+    @property
+    def running(self) -> int:
+        """How many run now."""
+        return len(self._running)
+
     @contextmanager
-    def enter(self, cancel: Callable[[], object], *, tenant: str = "") -> Iterator[Stream]:
-        """A place among the streams; `cancel` ends the call from another thread.
+    def enter(
+        self, end: Callable[[Exception], object], *, cancel: Callable[[], object], tenant: str = ""
+    ) -> Iterator[Stream]:
+        """A place among the streams.
+
+        Args:
+            end: has the stream's next wait for a message, or the one under way, end by an error.
+            cancel: ends the call from another thread, whatever it does.
+            tenant: whose it is.
 
         Raises:
             Exhausted: too many run already, of all or of the tenant.
         """
         self._take(tenant)
-        stream = Stream(cancel)
+        stream = Stream(end, cancel)
         self._running[id(stream)] = stream
         try:
             yield stream
@@ -96,7 +121,5 @@ class Streams:
         for stream in tuple(self._running.values()):
             since = stream.waits_since
             if since is not None and now - since > self._idle:
-                stream.works()  # cut once
-                stream.cancel()
-                cut += 1
+                cut += stream.cut(now)
         return cut

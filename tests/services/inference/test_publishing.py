@@ -242,13 +242,13 @@ def test_an_upload_that_sends_nothing_more_is_cut_and_one_that_works_is_not(hous
         yield next(pieces(envelope, files(digits), "digits"))
         silence.wait(PATIENCE)
 
-    ended: queue.SimpleQueue[Code] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[Code, Reason]] = queue.SimpleQueue()
 
     def upload() -> None:
         try:
             house.upload(silent())
         except CasemateError as error:
-            ended.put(error.code)
+            ended.put((error.code, error.reason))
 
     thread = threading.Thread(target=upload)
     thread.start()
@@ -258,7 +258,7 @@ def test_an_upload_that_sends_nothing_more_is_cut_and_one_that_works_is_not(hous
         clock[0] += 10
         cut = uploads.cut_idle()
     assert clock[0] > 30
-    ended.get(timeout=PATIENCE)
+    assert ended.get(timeout=PATIENCE) == (Code.DEADLINE_EXCEEDED, Reason.STREAM_IDLE)
     silence.set()
     thread.join(PATIENCE)
     assert is_untouched(house)
@@ -270,7 +270,8 @@ def test_a_tenant_whose_uploads_take_their_places_leaves_one_to_another(house: H
     house.trust.change(signer(key, tenant="globex"))
     house.trust.change(Grant(id="g", tenant="globex", caller="t/globex/trainer", verb="*", resource="model/*"))
     uploads = house.service.uploads
-    with uploads.enter(lambda: None, tenant=TENANT), uploads.enter(lambda: None, tenant=TENANT):
+    places = [uploads.enter(lambda _error: None, cancel=lambda: None, tenant=TENANT) for _ in range(2)]
+    with places[0], places[1]:
         with pytest.raises(CasemateError) as caught:
             house.publish(files(digits))
         assert caught.value.code is Code.RESOURCE_EXHAUSTED
