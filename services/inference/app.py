@@ -40,27 +40,23 @@ from casemate.transport.server import DEFAULT_LAME_DUCK, SyncServer, build_serve
 from services.inference.backends import Backend, Backends, read_backends
 from services.inference.blocking_kek import BlockingKek, KekThread
 from services.inference.building import Building
-from services.inference.catalogue import Catalogue
-from services.inference.dependencies import Datasets, Releases
+from services.inference.dependencies import Datasets
 from services.inference.key_wraps import ModelKeyWraps
-from services.inference.loader import Loader
 from services.inference.model_memory import bound_model_memory, half_of_memory
 from services.inference.models import Models
 from services.inference.opening import open_channel, open_kek, open_repository
 from services.inference.predictions import Predictions
 from services.inference.preparation import Preparation, available_cores
-from services.inference.publishing import Publishing, PublishLimits
 from services.inference.seat import Announcement, share_out
 from services.inference.servicers import MODEL_SERVICE, OPEN_INFERENCE, model_service, open_inference_service
 from services.inference.settings import InferenceSettings, ServingSettings
 from services.inference.streams import Streams
+from services.inference.supply import build_supply
 from services.inference.tracing import Sampler
-from services.inference.training_data import TrainingData
 from services.inference.triton_metrics import TritonMetrics
 from services.inference.trust_view import TrustView
 from services.inference.validation import Limits
 from services.inference.vault import Vault
-from services.inference.watcher import Watcher
 from services.keys.blocking import KEY_SERVICE, blocking_key_service
 from services.keys.operations import KeyOperations
 
@@ -72,7 +68,6 @@ if TYPE_CHECKING:
 
     from casemate.gate.core.audit import AuditSink
     from casemate.sealing.kek import KeyEncryptionKey
-    from services.inference.building import Build
     from services.inference.repository import Store
     from services.inference.seat import Seat, Tell
 
@@ -84,7 +79,6 @@ _CALL_TIMEOUT = timedelta(seconds=10)
 _LOOK_EVERY = timedelta(milliseconds=500)
 _KEK_TIMEOUT = timedelta(seconds=10)
 _REWRAP_TIMEOUT = timedelta(seconds=120)  # for one page of keys
-_JUDGE_TIMEOUT = timedelta(seconds=2)  # every load waits for it
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -159,7 +153,7 @@ class Service:
             serving=serving,
         )
         self.catalogue, self.watcher = supply.catalogue, supply.watcher
-        self.uploads, self.publishing = supply.uploads, supply.publishing
+        self.uploads, self.publishing, self.index = supply.uploads, supply.publishing, supply.index
         self.models = self._models(trust, serving)
         places = max(1, serving.threads * 3 // 4)  # the gate's: it keeps a quarter of them for other tenants
         self.streams = Streams(limit=places, idle=serving.stream_idle)
@@ -169,7 +163,7 @@ class Service:
             streams=self.streams,
             deadline=serving.deadline,
         )
-        dependencies.metrics.registry.register(TritonMetrics(self.catalogue))
+        dependencies.metrics.registry.register(TritonMetrics(self.catalogue, self.watcher))
         gate = build_gate(dependencies, trust_domain=trust_domain, post_quantum=post_quantum, workers=workers)
         self._interceptor = GateInterceptor(gate, streams=places)
         self._server = self._build_server(dependencies.source, address, serving, lame_duck, shared=seat is not None)
@@ -180,7 +174,7 @@ class Service:
             catalogue=self.catalogue,
             watcher=self.watcher,
             publishing=self.publishing,
-            clock=self._clock,
+            index=self.index,
             version=version("casemate"),
             policies=serving.versions,
         )
@@ -234,7 +228,7 @@ class Service:
             open_inference_service(
                 models=self.models, predictions=self.predictions, sampler=Sampler(one_in=serving.trace_one_in)
             ),
-            model_service(self.publishing),
+            model_service(self.publishing, self.index),
             blocking_key_service(self._key_operations, partial(self._kek.run, timeout=_REWRAP_TIMEOUT)),
             health,
             reflection_service((OPEN_INFERENCE, MODEL_SERVICE, KEY_SERVICE, health.name)),
@@ -251,64 +245,6 @@ class Service:
             lame_duck=lame_duck,
             share_port=shared,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """The way of models into this process: from publishers and from the repository."""
-
-    catalogue: Catalogue
-    watcher: Watcher
-    uploads: Streams
-    publishing: Publishing
-
-
-def build_supply(
-    dependencies: Dependencies,
-    *,
-    trust: TrustView,
-    vault: Vault,
-    build: Build,
-    prepare: Preparation,
-    audience: str,
-    serving: ServingSettings,
-) -> Supply:
-    """What takes models in, and what keeps those loaded that the feed names."""
-    catalogue = Catalogue(trust)
-    training = TrainingData(Datasets(dependencies.datasets, timeout=_JUDGE_TIMEOUT))
-    loader = Loader(
-        vault=vault,
-        trust=trust,
-        training=training,
-        audience=audience,
-        build=build,
-        prepare=prepare,
-        integrity_failed=lambda: dependencies.metrics.increment("integrity_failures_total"),
-    )
-    watcher = Watcher(
-        trust=trust,
-        loader=loader,
-        training=training,
-        catalogue=catalogue,
-        policies=serving.versions,
-        retry=serving.reload_retry,
-    )
-    # All files of an upload are held in memory, so there are few places: the last is kept for another tenant.
-    uploads = Streams(limit=serving.uploads, kept=int(serving.uploads > 1), idle=serving.upload_idle)
-    publishing = Publishing(
-        trust=trust,
-        releases=Releases(dependencies.auth, timeout=_CALL_TIMEOUT),
-        datasets=Datasets(dependencies.datasets, timeout=_CALL_TIMEOUT),
-        vault=vault,
-        watcher=watcher,
-        build=build,
-        prepare=prepare,
-        audience=audience,
-        clock=dependencies.clock,
-        limits=PublishLimits(version_bytes=serving.max_model_bytes),
-        uploads=uploads,
-    )
-    return Supply(catalogue, watcher, uploads, publishing)
 
 
 def build_gate(dependencies: Dependencies, *, trust_domain: str, post_quantum: bool = False, workers: int = 1) -> Gate:

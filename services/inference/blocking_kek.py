@@ -35,9 +35,13 @@ class KekThread:
         """The result of a coroutine that runs there.
 
         Raises:
-            Unavailable: it took longer than `timeout`.
+            Unavailable: it took longer than `timeout`, or the loop has ended.
         """
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        except RuntimeError as error:  # what a load asks that outlasted its service
+            call.close()
+            raise Unavailable("the service has ended") from error
         try:
             return future.result(timeout.total_seconds())
         except FutureTimeout as error:

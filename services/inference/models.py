@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from casemate.errors import FailedPrecondition, FieldViolation, InvalidRequest, NotFound, NotServed, Reason
 from casemate.gate.core.foreign import LOADED_MODEL
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.index import READY
 from services.inference.instance import OnnxInstance
 from services.inference.names import MODEL_FILE, require_name
 from services.inference.publishing import tenant_of
@@ -14,10 +15,9 @@ from services.inference.publishing import tenant_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casemate.clock import Clock
     from casemate.gate.core.caller import Caller
-    from casemate.gate.core.records import Release, ReleasedVersion
     from services.inference.catalogue import Catalogue
+    from services.inference.index import Index
     from services.inference.loader import LoadedModel
     from services.inference.publishing import Publishing
     from services.inference.statistics import Duration
@@ -37,7 +37,7 @@ class Models:
         catalogue: what is loaded.
         watcher: says whether all that is released is loaded, and unloads.
         publishing: loads.
-        clock: judges grants.
+        index: says which models there are for a caller.
         version: of the server, as ServerMetadata tells it.
         policies: which versions stay loaded, as ModelConfig tells it.
     """
@@ -49,7 +49,7 @@ class Models:
         catalogue: Catalogue,
         watcher: Watcher,
         publishing: Publishing,
-        clock: Clock,
+        index: Index,
         version: str,
         policies: VersionPolicies,
     ) -> None:
@@ -57,7 +57,7 @@ class Models:
         self._catalogue = catalogue
         self._watcher = watcher
         self._publishing = publishing
-        self._clock = clock
+        self._index = index
         self._version = version
         self._policies = policies
 
@@ -135,8 +135,10 @@ class Models:
     def repository_index(self, caller: Caller, request: wire.RepositoryIndexRequest) -> bytes:
         """The released versions of models that the caller may describe, in its own tenant."""
         response = wire.RepositoryIndexResponse()
-        for release in self._describable(caller):
-            response.models.extend(self._index(release, ready_only=request.ready))
+        for release in self._index.describable(caller):
+            for version, state, reason in self._index.versions(release):
+                if state == READY or not request.ready:
+                    response.models.add(name=release.model, version=str(version.number), state=state, reason=reason)
         return response.SerializeToString()
 
     def load(self, caller: Caller, request: wire.RepositoryModelLoadRequest) -> bytes:
@@ -185,16 +187,8 @@ class Models:
         """
         raise NotServed
 
-    def _describable(self, caller: Caller) -> Iterator[Release]:
-        """Releases of the caller's own tenant that it has a grant to describe, by name."""
-        now = self._clock.now()
-        tenant = tenant_of(caller)
-        for release in sorted(self._trust.releases(), key=lambda release: release.model):
-            if release.tenant == tenant and self._trust.may(caller, "describe", f"model/{release.model}", now=now):
-                yield release
-
     def _all_statistics(self, caller: Caller) -> Iterator[wire.ModelStatistics]:
-        for release in self._describable(caller):
+        for release in self._index.describable(caller):
             loaded = self._catalogue.entry((release.tenant, release.model)).versions
             for number in sorted(loaded):
                 yield _statistics(loaded[number])
@@ -204,25 +198,6 @@ class Models:
         labels = sorted(release.labels) if release is not None else ()
         named = [label for label in labels if release is not None and release.labels[label] == loaded.slot.number]
         return {"labels": " ".join(named)} if named else {}
-
-    def _index(self, release: Release, *, ready_only: bool) -> Iterator[wire.RepositoryIndexResponse.ModelIndex]:
-        loaded = self._catalogue.entry((release.tenant, release.model)).versions
-        for version in release.versions:
-            ready = version.number in loaded
-            if ready or not ready_only:
-                yield wire.RepositoryIndexResponse.ModelIndex(
-                    name=release.model,
-                    version=str(version.number),
-                    state="READY" if ready else "UNAVAILABLE",
-                    reason="" if ready else self._why_not(release.tenant, version),
-                )
-
-    def _why_not(self, tenant: str, version: ReleasedVersion) -> str:
-        try:
-            self._trust.require_trusted(tenant, version)
-        except FailedPrecondition:
-            return "withdrawn"
-        return "released, not loaded here"
 
 
 _NO_UPLOADS = FieldViolation("parameters", "models are loaded by name; publish a signed version instead")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from casemate.gate.adapters.incoming import Incoming
     from casemate.gate.core.caller import Caller
+    from services.inference.index import Index
     from services.inference.models import Models
     from services.inference.predictions import Predictions
     from services.inference.publishing import Publishing
@@ -104,8 +105,8 @@ def open_inference_service(
     return RegisteredService(OPEN_INFERENCE, handlers, at_once={"ModelInfer": at_once})
 
 
-def model_service(publishing: Publishing) -> RegisteredService:
-    """Both rpcs of `casemate.inference.v1.ModelService`."""
+def model_service(publishing: Publishing, index: Index) -> RegisteredService:
+    """All rpcs of `casemate.inference.v1.ModelService`."""
 
     def publish(requests: Incoming, context: grpc.ServicerContext) -> bytes:
         return publishing.publish(current_caller(), requests, end=requests.deny, cancel=context.cancel)
@@ -119,6 +120,7 @@ def model_service(publishing: Publishing) -> RegisteredService:
                 response_serializer=None,
             ),
             "ReloadModel": _unary(publishing.reload, model_service_pb2.ReloadModelRequest),
+            "ListModels": _unary(index.list_models, model_service_pb2.ListModelsRequest),
         },
     )
 

@@ -56,6 +56,12 @@ class ServingSettings:
         default=timedelta(seconds=30),
         help="how soon a version that could not be loaded is tried again",
     )
+    load_patience: timedelta = setting(
+        "LOAD_PATIENCE",
+        parse=duration,
+        default=timedelta(seconds=30),
+        help="how long the load of one version may hold up the others; it then goes on by itself",
+    )
 
     deadline: timedelta = setting(
         "DEADLINE", parse=duration, default=timedelta(seconds=60), help="longest that one prediction may take or wait"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.inference.catalogue import Catalogue
     from services.inference.loader import LoadedModel
     from services.inference.statistics import Counts
+    from services.inference.watcher import Watcher
 
 _LABELS = ("tenant", "model", "version")
 _FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -29,10 +30,10 @@ _SHED = ("queue", "predicted", "deadline", "cancelled")
 
 
 class TritonMetrics:
-    """A collector over the loaded versions."""
+    """A collector over the loaded versions, and those whose loads do not end."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, watcher: Watcher) -> None:
+        self._catalogue, self._watcher = catalogue, watcher
 
     def collect(self) -> Iterator[Metric]:
         """All families, as of now."""
@@ -49,6 +50,11 @@ class TritonMetrics:
                 else:
                     merged[family.name] = family
         yield from merged.values()
+        yield GaugeMetricFamily(
+            "casemate_inference_loads_overdue",
+            "Versions whose loads take longer than one may hold up others.",
+            value=len(self._watcher.overdue),
+        )
 
 
 class _Families:

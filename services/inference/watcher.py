@@ -7,21 +7,23 @@ or was trained on a dataset that is quarantined since. A request without a
 version gets the one labelled `stable`, or else the newest: only an operator's
 signed label leads back to an older number, so when the newest was withdrawn
 such a request gets none.
+
+A load that does not come to an end holds up its own version alone, see `loads`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError, FailedPrecondition, NotFound, Reason
+from services.inference.loads import Loads
 from services.inference.names import is_name
 from services.inference.repository import Slot
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from casemate.gate.core.records import Release, ReleasedVersion
     from services.inference.catalogue import Catalogue, ModelKey
     from services.inference.loader import LoadedModel, Loader
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 STABLE = "stable"
 """The label of what a request without a version gets."""
+
+ASKED_WITHIN = timedelta(minutes=5)
+"""How long whoever asks for a load by rpc waits for it; his own deadline ends his wait, and not the server's."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ class Watcher:
         catalogue: what is loaded.
         policies: which versions stay loaded; labelled ones come on top.
         retry: how long until a version that could not be loaded is tried again.
+        patience: how long one version's load may hold up the others.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Watcher:
         catalogue: Catalogue,
         policies: VersionPolicies,
         retry: timedelta,
+        patience: timedelta,
     ) -> None:
         self._trust = trust
         self._loader = loader
@@ -67,6 +74,8 @@ class Watcher:
         self._closed = threading.Event()
         self._round = threading.Lock()
         self._asked: set[Slot] = set()
+        self._patience = patience
+        self._loads = Loads(self._load, patience=patience, late=self._wake.set)
         self._complete = False
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._settled = threading.Event()
@@ -82,6 +91,11 @@ class Watcher:
         """Whether one round after the first news is over."""
         return self._settled.is_set()
 
+    @property
+    def overdue(self) -> frozenset[Slot]:
+        """The versions whose loads take longer than one may hold up the others."""
+        return self._loads.overdue
+
     def wait_settled(self, timeout: timedelta) -> bool:
         """`settled`, waited for at most `timeout`.
 
@@ -95,9 +109,10 @@ class Watcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; a load under way finishes first."""
+        """Ends the thread; a load under way is not waited for, and what it brings is not served."""
         self._unsubscribe()
         self._closed.set()
+        self._loads.close()
         self._wake.set()
         self._thread.join()
 
@@ -107,13 +122,13 @@ class Watcher:
         Raises:
             NotFound: it is not released.
             FailedPrecondition: reason MODEL_REFUSED.
-            Unavailable: the key-encryption key does not answer.
+            Unavailable: the key-encryption key does not answer, or the load does not end.
         """
-        return self._load(slot, on_purpose=True)
+        return self._loads.run(slot, on_purpose=True, within=ASKED_WITHIN)
 
     def load_and_keep(self, slot: Slot) -> None:
         """As `load`; the version then stays loaded while it is trusted, however old it grows."""
-        self._load(slot, on_purpose=True)
+        self.load(slot)
         with self._round:
             self._asked.add(slot)
 
@@ -152,9 +167,11 @@ class Watcher:
         self._drop()  # here and not in the thread, which may be busy with a large model
         self._wake.set()
 
-    def _load(self, slot: Slot, *, on_purpose: bool) -> LoadedModel:
+    def _load(self, slot: Slot, on_purpose: bool) -> LoadedModel:  # noqa: FBT001  # as `Loads` calls it
         loaded = self._loader.load(slot)
         with self._round:
+            if self._closed.is_set():
+                return loaded
             if self._catalogue.entry((slot.tenant, slot.model)).unloaded and not on_purpose:
                 return loaded  # an operator took the model out while the files were read
             # Trust may have moved while the files were read.
@@ -225,7 +242,7 @@ class Watcher:
 
     def _try(self, slot: Slot) -> bool:
         try:
-            self._load(slot, on_purpose=False)
+            self._loads.run(slot, on_purpose=False, within=self._patience)
         except CasemateError as error:
             _LOGGER.error("not loaded: %s: %s", slot, error)  # noqa: TRY400  # its text says all
         except Exception:

@@ -29,7 +29,7 @@ COMMANDS = {
     "signer": ("casemate.cli.administration", "Whose signatures count."),
     "dataset": ("casemate.cli.dataset", "Push, pull and describe signed datasets."),
     "kek": ("casemate.cli.kek", "Rotate key-encryption keys, and see what they wrap."),
-    "model": ("casemate.cli.model", "Publish and reload signed models."),
+    "model": ("casemate.cli.model", "Publish, list, label and reload signed models."),
     "release": ("casemate.cli.listing", "Which versions of models may be served."),
     "backup": ("casemate.cli.backup", "Back up, verify, and restore on an empty machine."),
     "log": ("casemate.cli.log", "Prove, verify and watch the transparency log."),

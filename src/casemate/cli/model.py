@@ -1,4 +1,4 @@
-"""`casemate model …`: publish and reload."""
+"""`casemate model …`: publish, list, label and reload."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import click
 
 from casemate.cli.connection import tenant_of, with_session
 from casemate.cli.keys import load_signing_key
+from casemate.cli.listing import show, with_json
 from casemate.client.labels import Labels
-from casemate.client.models import Models
+from casemate.client.models import ListedModel, Models
 from casemate.client.session import Session
 
 _UPSTREAM = "upstream.json"
@@ -70,6 +71,17 @@ def publish(
         click.echo(f"{name} version {done.number} is served; digest {done.manifest_sha256.hex()}")
 
 
+@model_command.command("list")
+@with_json
+@with_session
+def list_models(session: Session, as_json: bool) -> None:
+    """Lists the models that you may describe: each version with its state, and what labels name.
+
+    States are those of the replica that answers.
+    """
+    show(map(_with_versions if as_json else _in_short, Models(session).list()), as_json=as_json)
+
+
 @model_command.command("label")
 @click.argument("name")
 @click.argument("label")
@@ -104,6 +116,28 @@ def reload(session: Session, name: str, number: int | None) -> None:
     """Has the service verify every stored byte again and load the version anew."""
     loaded = Models(session).reload(name, number or 0)
     click.echo(f"{name} version {loaded} verified and loaded")
+
+
+def _in_short(model: ListedModel) -> dict[str, object]:
+    return {
+        "model": model.name,
+        "versions": [f"{one.number}:{one.state}" for one in model.versions],
+        "labels": [f"{name}={number}" for name, number in sorted(model.labels.items())],
+    }
+
+
+def _with_versions(model: ListedModel) -> dict[str, object]:
+    versions = [
+        {
+            "number": one.number,
+            "state": one.state,
+            "reason": one.reason or None,
+            "manifest_sha256": one.manifest_sha256.hex(),
+            "signer_key_id": one.signer_key_id,
+        }
+        for one in model.versions
+    ]
+    return {"model": model.name, "versions": versions, "labels": dict(sorted(model.labels.items()))}
 
 
 def _root(text: str, option: str = "--dataset-root") -> bytes:

@@ -35,11 +35,46 @@ class PublishedModel:
     log_index: int
 
 
-class Models:
-    """The models of the session's tenant."""
+@dataclass(frozen=True, slots=True)
+class ListedVersion:
+    """A released version, as the replica that was asked sees it.
 
-    def __init__(self, session: Session, *, clock: Clock | None = None) -> None:
+    Attributes:
+        number: of the version.
+        state: `ready`, `loading` (it takes long), `unavailable`, or `unspecified` from a later service.
+        reason: why it is not ready.
+        manifest_sha256: the version's digest.
+        signer_key_id: key id of its publisher.
+    """
+
+    number: int
+    state: str
+    reason: str
+    manifest_sha256: bytes
+    signer_key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model, its released versions by number, and what its labels name."""
+
+    name: str
+    versions: tuple[ListedVersion, ...]
+    labels: Mapping[str, int]
+
+
+class Models:
+    """The models of the session's tenant.
+
+    Args:
+        session: of a client of the tenant.
+        clock: dates manifests.
+        page_size: of lists; 0 for what the service thinks good.
+    """
+
+    def __init__(self, session: Session, *, clock: Clock | None = None, page_size: int = 0) -> None:
         self._session = session
+        self._page_size = page_size
         self._clock = clock or SystemClock()
         self._stub = ModelServiceStub(session.channel("inference"))
 
@@ -111,6 +146,35 @@ class Models:
             return self._stub.ReloadModel(messages.ReloadModelRequest(model=model, number=number)).number
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def list(self) -> Iterator[ListedModel]:
+        """The models that the caller may describe, by name, through every page."""
+        token = ""
+        while True:
+            request = messages.ListModelsRequest(page_size=self._page_size, page_token=token)
+            try:
+                page = self._stub.ListModels(request)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            yield from map(_listed, page.models)
+            token = page.next_page_token
+            if not token:
+                return
+
+
+def _listed(model: messages.ListedModel) -> ListedModel:
+    versions = tuple(
+        ListedVersion(
+            version.number, _state(version.state), version.reason, version.manifest_sha256, version.signer_key_id
+        )
+        for version in model.versions
+    )
+    return ListedModel(model.name, versions, dict(model.labels))
+
+
+def _state(state: messages.VersionState) -> str:
+    known = state in messages.VersionState.values()
+    return messages.VersionState.Name(state).removeprefix("VERSION_STATE_").lower() if known else "unspecified"
 
 
 def _requests(envelope: bytes, files: Mapping[str, bytes], model: str) -> Iterator[messages.PublishModelRequest]:

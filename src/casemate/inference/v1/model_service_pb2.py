@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from casemate.policy.v1 import policy_pb2 as casemate_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)casemate/inference/v1/model_service.proto\x12\x15\x63\x61semate.inference.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"[\n\x13PublishModelRequest\x12\x18\n\x05model\x18\x01 \x01(\tB\t\xb2\xd4\x18\x05model\x12\x12\n\x08manifest\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04step\"R\n\x14PublishModelResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\x0c\x12\x11\n\tlog_index\x18\x03 \x01(\x04\">\n\x12ReloadModelRequest\x12\x18\n\x05model\x18\x01 \x01(\tB\t\xb2\xd4\x18\x05model\x12\x0e\n\x06number\x18\x02 \x01(\x04\"%\n\x13ReloadModelResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x32\xad\x02\n\x0cModelService\x12\x8e\x01\n\x0cPublishModel\x12*.casemate.inference.v1.PublishModelRequest\x1a+.casemate.inference.v1.PublishModelResponse\"#\xaa\xd4\x18\x1f\x12\x19\n\x0emodels.publish\x12\x07publish\x18\x01(\x01(\x01\x12\x8b\x01\n\x0bReloadModel\x12).casemate.inference.v1.ReloadModelRequest\x1a*.casemate.inference.v1.ReloadModelResponse\"%\xaa\xd4\x18!\x12\x19\n\x0emodels.publish\x12\x07publish\x18\x01 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)casemate/inference/v1/model_service.proto\x12\x15\x63\x61semate.inference.v1\x1a\x1f\x63\x61semate/policy/v1/policy.proto\"[\n\x13PublishModelRequest\x12\x18\n\x05model\x18\x01 \x01(\tB\t\xb2\xd4\x18\x05model\x12\x12\n\x08manifest\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04step\"R\n\x14PublishModelResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\x0c\x12\x11\n\tlog_index\x18\x03 \x01(\x04\">\n\x12ReloadModelRequest\x12\x18\n\x05model\x18\x01 \x01(\tB\t\xb2\xd4\x18\x05model\x12\x0e\n\x06number\x18\x02 \x01(\x04\"%\n\x13ReloadModelResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\".casemate.inference.v1.ListedModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc2\x01\n\x0bListedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x08versions\x18\x02 \x03(\x0b\x32$.casemate.inference.v1.ListedVersion\x12>\n\x06labels\x18\x03 \x03(\x0b\x32..casemate.inference.v1.ListedModel.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x93\x01\n\rListedVersion\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.casemate.inference.v1.VersionState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\x0c\x12\x15\n\rsigner_key_id\x18\x05 \x01(\t*\x80\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VERSION_STATE_READY\x10\x01\x12\x1d\n\x19VERSION_STATE_UNAVAILABLE\x10\x02\x12\x19\n\x15VERSION_STATE_LOADING\x10\x03\x32\xa8\x03\n\x0cModelService\x12\x8e\x01\n\x0cPublishModel\x12*.casemate.inference.v1.PublishModelRequest\x1a+.casemate.inference.v1.PublishModelResponse\"#\xaa\xd4\x18\x1f\x12\x19\n\x0emodels.publish\x12\x07publish\x18\x01(\x01(\x01\x12\x8b\x01\n\x0bReloadModel\x12).casemate.inference.v1.ReloadModelRequest\x1a*.casemate.inference.v1.ReloadModelResponse\"%\xaa\xd4\x18!\x12\x19\n\x0emodels.publish\x12\x07publish\x18\x01 \x01(\x01\x12y\n\nListModels\x12(.casemate.inference.v1.ListModelsRequest\x1a).casemate.inference.v1.ListModelsResponse\"\x16\xaa\xd4\x18\x12\x12\x0e\n\x0cmodels.infer \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHMODELREQUEST'].fields_by_name['model']._serialized_options = b'\262\324\030\005model'
   _globals['_RELOADMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_RELOADMODELREQUEST'].fields_by_name['model']._serialized_options = b'\262\324\030\005model'
+  _globals['_LISTEDMODEL_LABELSENTRY']._loaded_options = None
+  _globals['_LISTEDMODEL_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_MODELSERVICE'].methods_by_name['PublishModel']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['PublishModel']._serialized_options = b'\252\324\030\037\022\031\n\016models.publish\022\007publish\030\001(\001'
   _globals['_MODELSERVICE'].methods_by_name['ReloadModel']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ReloadModel']._serialized_options = b'\252\324\030!\022\031\n\016models.publish\022\007publish\030\001 \001(\001'
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\252\324\030\022\022\016\n\014models.infer \001'
+  _globals['_VERSIONSTATE']._serialized_start=888
+  _globals['_VERSIONSTATE']._serialized_end=1016
   _globals['_PUBLISHMODELREQUEST']._serialized_start=101
   _globals['_PUBLISHMODELREQUEST']._serialized_end=192
   _globals['_PUBLISHMODELRESPONSE']._serialized_start=194
@@ -48,6 +54,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADMODELREQUEST']._serialized_end=340
   _globals['_RELOADMODELRESPONSE']._serialized_start=342
   _globals['_RELOADMODELRESPONSE']._serialized_end=379
-  _globals['_MODELSERVICE']._serialized_start=382
-  _globals['_MODELSERVICE']._serialized_end=683
+  _globals['_LISTMODELSREQUEST']._serialized_start=381
+  _globals['_LISTMODELSREQUEST']._serialized_end=439
+  _globals['_LISTMODELSRESPONSE']._serialized_start=441
+  _globals['_LISTMODELSRESPONSE']._serialized_end=538
+  _globals['_LISTEDMODEL']._serialized_start=541
+  _globals['_LISTEDMODEL']._serialized_end=735
+  _globals['_LISTEDMODEL_LABELSENTRY']._serialized_start=690
+  _globals['_LISTEDMODEL_LABELSENTRY']._serialized_end=735
+  _globals['_LISTEDVERSION']._serialized_start=738
+  _globals['_LISTEDVERSION']._serialized_end=885
+  _globals['_MODELSERVICE']._serialized_start=1019
+  _globals['_MODELSERVICE']._serialized_end=1443
 # @@protoc_insertion_point(module_scope)

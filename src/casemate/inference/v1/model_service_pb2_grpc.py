@@ -46,6 +46,11 @@ class ModelServiceStub(object):
                 request_serializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelRequest.SerializeToString,
                 response_deserializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/casemate.inference.v1.ModelService/ListModels',
+                request_serializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -77,6 +82,15 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """Lists the models of the caller's tenant that a grant lets it describe, by name:
+        every released version with its state on the replica that answers, and what
+        labels name. What it may not describe is left out, as if it were not there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +103,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ReloadModel,
                     request_deserializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelRequest.FromString,
                     response_serializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
+                    response_serializer=casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -147,6 +166,33 @@ class ModelService(object):
             '/casemate.inference.v1.ModelService/ReloadModel',
             casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelRequest.SerializeToString,
             casemate_dot_inference_dot_v1_dot_model__service__pb2.ReloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.inference.v1.ModelService/ListModels',
+            casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
+            casemate_dot_inference_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,11 @@ class ModelServiceStub:
     compares every byte. On any mismatch the running version stays. Errors:
     NOT_FOUND, FAILED_PRECONDITION / MODEL_REFUSED.
     """
+    ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
+    """Lists the models of the caller's tenant that a grant lets it describe, by name:
+    every released version with its state on the replica that answers, and what
+    labels name. What it may not describe is left out, as if it were not there.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -74,6 +79,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Loads a released version again from the repository: verifies, opens and
     compares every byte. On any mismatch the running version stays. Errors:
     NOT_FOUND, FAILED_PRECONDITION / MODEL_REFUSED.
+    """
+    ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists the models of the caller's tenant that a grant lets it describe, by name:
+    every released version with its state on the replica that answers, and what
+    labels name. What it may not describe is left out, as if it were not there.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,6 +117,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads a released version again from the repository: verifies, opens and
         compares every byte. On any mismatch the running version stays. Errors:
         NOT_FOUND, FAILED_PRECONDITION / MODEL_REFUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _model_service_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
+        """Lists the models of the caller's tenant that a grant lets it describe, by name:
+        every released version with its state on the replica that answers, and what
+        labels name. What it may not describe is left out, as if it were not there.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
