@@ -18,6 +18,7 @@ from casemate.errors import DigestMismatch, OutOfRange, StoredDataUnreadable
 from casemate.signing import merkle, tiles
 from services.datasets.database import connected, transaction
 from services.datasets.log import LogHead, entry_bytes
+from services.datasets.log_nodes import complete_tiles, proven, read_nodes, require_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from services.datasets.alarms import Alarms
 
 _HEAD = "SELECT size, frontier, mac FROM log_head WHERE name = 'log'"
-_SCANNED: Final = 256
+_EMPTY: Final = LogHead()
 _SALT_BYTES: Final = 16
 _ENTRIES_BYTES: Final = 3 << 20
 """Most bytes of entries in one answer: a message has 4 MiB."""
@@ -145,32 +146,51 @@ class LogStore:
         """Holds off all appends until the caller's transaction ends."""
         self._verified(await connection.fetchrow(_HEAD + " FOR UPDATE"))
 
-    async def scan(self, connection: Connection) -> AsyncIterator[tuple[int, bytes]]:
-        """Every entry with its index, in order; that they are those of the head is known when this ends.
+    async def scan(self, connection: Connection, *, after: LogHead = _EMPTY) -> AsyncIterator[tuple[int, bytes]]:
+        """Every entry behind `after` with its index, in order; none is given out before it is proven to be the tree's.
+
+        Reads 32 bytes for each 256 entries first, then the entries, 256 at a time.
 
         Args:
-            connection: inside a transaction that sees one state throughout.
+            connection: inside a transaction that sees one state throughout, or holds `lock`.
+            after: a head that this log had once; what is behind it is read alone.
 
         Raises:
-            StoredDataUnreadable: they are not; by then all but the last were given out.
+            StoredDataUnreadable: an entry or a node is not that of the head's tree, or `after` was never its head.
         """
-        signed, seen = self._verified(await connection.fetchrow(_HEAD)), LogHead()
-        async for row in connection.cursor("SELECT index, entry FROM log_entries ORDER BY index", prefetch=_SCANNED):
-            seen = seen.appended(merkle.leaf_hash(row["entry"]))
-            if seen.size == signed.size:
-                self._require_same(seen, signed)
-            yield row["index"], row["entry"]
-        self._require_same(seen, signed)
-
-    def _require_same(self, seen: LogHead, signed: LogHead) -> None:
+        signed, seen = await self.head_of(connection), after
         with self._alarms.on_integrity():
-            if seen != signed:
+            complete = await complete_tiles(connection, signed, after)
+        query = "SELECT index, entry FROM log_entries WHERE index >= $1 ORDER BY index"
+        entries = await connection.cursor(query, after.size)
+        while rows := await entries.fetch(tiles.TILE_WIDTH - seen.size % tiles.TILE_WIDTH):
+            first, completed = seen.size, list[tuple[int, int, bytes]]()
+            for row in rows:
+                completed = seen.completed(merkle.leaf_hash(row["entry"]))
+                seen = seen.after(completed)
+            whole = seen.size % tiles.TILE_WIDTH == 0
+            proven_tile = (
+                completed[tiles.TILE_HEIGHT][2] == complete.get(first >> tiles.TILE_HEIGHT) if whole else False
+            )
+            self._require(genuine=proven_tile or seen == signed)
+            self._require(genuine=[row["index"] for row in rows] == list(range(first, seen.size)))
+            for row in rows:
+                yield row["index"], row["entry"]
+        self._require(genuine=seen == signed)
+
+    def _require(self, *, genuine: bool) -> None:
+        with self._alarms.on_integrity():
+            if not genuine:
                 raise StoredDataUnreadable("the log's entries do not give its root")
+
+    async def head_of(self, connection: Connection) -> LogHead:
+        """The head, as a transaction of the caller's sees it."""
+        return self._verified(await connection.fetchrow(_HEAD))
 
     async def head(self) -> LogHead:
         """The present head."""
         async with connected(self._pool) as connection:
-            return self._verified(await connection.fetchrow(_HEAD))
+            return await self.head_of(connection)
 
     async def entry(self, index: int, tree_size: int) -> tuple[bytes, list[bytes], int]:
         """One entry, its inclusion proof, and the size of the tree that it is for.
@@ -192,7 +212,7 @@ class LogStore:
                 raise OutOfRange(f"entry {index} of a tree of {size}; the log has {head.size}")
             entry = await connection.fetchval("SELECT entry FROM log_entries WHERE index = $1", index)
             with self._alarms.on_integrity():
-                proof, root, _ = await _proven(connection, head, tiles.inclusion_ranges(index, size), size)
+                proof, root, _ = await proven(connection, head, tiles.inclusion_ranges(index, size), size)
                 try:
                     merkle.verify_inclusion(merkle.leaf_hash(entry or b""), index, size, proof, root)
                 except DigestMismatch as error:
@@ -217,7 +237,7 @@ class LogStore:
                 raise OutOfRange(f"a tree of {size}; the log has {head.size}")
             ranges = tiles.consistency_ranges(first_size, size)
             with self._alarms.on_integrity():
-                proof, root, nodes = await _proven(connection, head, ranges, size, also=(0, first_size))
+                proof, root, nodes = await proven(connection, head, ranges, size, also=(0, first_size))
                 try:
                     merkle.verify_consistency(first_size, size, tiles.range_hash(nodes, (0, first_size)), root, proof)
                 except DigestMismatch as error:
@@ -234,7 +254,7 @@ class LogStore:
             head = self._verified(await connection.fetchrow(_HEAD))
             first, end = tiles.tile_range(level, index, head.size)
             wanted = [(level * tiles.TILE_HEIGHT, at) for at in range(first, end)]
-            found = await _nodes(connection, wanted)
+            found = await read_nodes(connection, wanted)
         with self._alarms.on_integrity():
             return b"".join(tiles.range_hash(found, (at << height, at + 1 << height)) for height, at in wanted)
 
@@ -243,14 +263,18 @@ class LogStore:
 
         Raises:
             OutOfRange: the log does not reach that far.
+            StoredDataUnreadable: what is stored there does not give the stored root.
         """
-        async with connected(self._pool) as connection:
+        async with transaction(self._pool, isolation="repeatable_read") as connection:
+            head = await self.head_of(connection)
+            if not 0 <= first < head.size:
+                raise OutOfRange(f"no entry {first}")
             rows = await connection.fetch(
-                "SELECT entry, leaf_hash FROM log_entries WHERE index >= $1 ORDER BY index LIMIT $2",
+                "SELECT index, entry, leaf_hash FROM log_entries WHERE index >= $1 ORDER BY index LIMIT $2",
                 *(first, tiles.TILE_WIDTH),
             )
-        if not rows:
-            raise OutOfRange(f"no entry {first}")
+            with self._alarms.on_integrity():
+                await require_part(connection, head, first, rows)
         found: list[tuple[bytes, bytes]] = []
         total = 0
         for row in rows:
@@ -296,41 +320,3 @@ async def _insert(connection: Connection, page: Sequence[tuple[LogHead, bytes]])
         nodes += completed
     await connection.executemany("INSERT INTO log_entries (index, entry, leaf_hash) VALUES ($1, $2, $3)", leaves)
     await connection.executemany("INSERT INTO log_nodes (level, index, hash) VALUES ($1, $2, $3)", nodes)
-
-
-async def _proven(
-    connection: Connection, head: LogHead, ranges: Sequence[tiles.Range], size: int, *, also: tiles.Range = (0, 0)
-) -> tuple[list[bytes], bytes, Mapping[tiles.Node, bytes]]:
-    """The hashes of the ranges, the root of the tree of `size`, proven to be of the head's tree, and all nodes read.
-
-    Raises:
-        StoredDataUnreadable: a node is gone, or that tree is not the beginning of the head's.
-    """
-    onward = tiles.consistency_ranges(size, head.size)
-    nodes = await _nodes(connection, tiles.nodes_of([*ranges, *onward, (0, size), also]))
-    root = tiles.range_hash(nodes, (0, size))
-    try:
-        merkle.verify_consistency(size, head.size, root, head.root, [tiles.range_hash(nodes, span) for span in onward])
-    except DigestMismatch as error:
-        raise StoredDataUnreadable("the log's nodes do not give its root") from error
-    return [tiles.range_hash(nodes, span) for span in ranges], root, nodes
-
-
-async def _nodes(connection: Connection, wanted: Sequence[tiles.Node]) -> dict[tiles.Node, bytes]:
-    """Those of the nodes that are there: two reads, whatever their number."""
-    leaves = [index for level, index in wanted if level == 0]
-    above = [node for node in wanted if node[0]]
-    found: dict[tiles.Node, bytes] = {}
-    if leaves:
-        rows = await connection.fetch(
-            "SELECT index, leaf_hash FROM log_entries WHERE index = ANY($1::bigint[])", leaves
-        )
-        found |= {(0, row["index"]): row["leaf_hash"] for row in rows}
-    if above:
-        rows = await connection.fetch(
-            "SELECT level, index, hash FROM log_nodes "
-            "JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (level, index) USING (level, index)",
-            *([level for level, _ in above], [index for _, index in above]),
-        )
-        found |= {(row["level"], row["index"]): row["hash"] for row in rows}
-    return found
