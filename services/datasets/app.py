@@ -43,9 +43,11 @@ from services.datasets.health_probe import HealthProbe
 from services.datasets.large_buffers import give_back_large_buffers
 from services.datasets.opening import Stores, log_origin, open_shredder, open_stores
 from services.datasets.retention import CLOCKS_AGREE_WITHIN, Retention
-from services.datasets.rpc_wiring import AUDIENCE, Footing, build_services
+from services.datasets.rpc_wiring import AUDIENCE, Footing, build_services, resolver
+from services.datasets.schedules import Surplus
 from services.datasets.settings import DatasetsSettings
 from services.datasets.supervision import keep_running
+from services.datasets.trusted import is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -229,12 +231,15 @@ def _probe(
 
 def _retention(footing: Footing, clocks_agree_within: timedelta) -> Retention:
     stores = footing.stores
+    settings, resolve = footing.settings, resolver(footing.settings, footing.trust)
     return Retention(
         schedules=stores.schedules,
+        surplus=Surplus(counts=lambda upload: is_trusted(upload, resolve), kept_for=settings.surplus_kept_for),
+        decisions=stores.decisions,
         discards=stores.discards,
         labels=stores.labels,
         shredder=footing.shredder,
-        upload_lifetime=footing.settings.upload_lifetime,
+        upload_lifetime=settings.upload_lifetime,
         clock=footing.clock,
         clocks_agree_within=clocks_agree_within,
     )

@@ -13,7 +13,7 @@ from casemate.gate.adapters.caller_context import current_caller
 from services.datasets.answers import by_caller, callers_tenant, invalid, timestamp, trained_model
 from services.datasets.croissant import croissant
 from services.datasets.labels import Move
-from services.datasets.retention import Schedule
+from services.datasets.schedules import Schedule
 from services.datasets.upload import UploadState
 from services.keys.operations import HOUSE_TENANT
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.datasets.labels import LabelStore
     from services.datasets.lineage import Lineage
     from services.datasets.pull import Reader
-    from services.datasets.retention import ScheduleStore
+    from services.datasets.schedules import ScheduleStore
     from services.datasets.signer_report import SignerReport
     from services.datasets.store import VersionStore
     from services.datasets.versions import Versions

@@ -70,7 +70,7 @@ class DiscardStore:
         return DatasetManifest.parse(dsse.peek_payload(envelope or b"", DATASET_MANIFEST_TYPE)).expires_at
 
     async def logged(self) -> Logged:
-        """What the log says of promotions and schedules; to be asked before anything is destroyed."""
+        """What the log says of attempts; to be asked before one is destroyed, once for all that are."""
         return await read_log(self._pool, self._log)
 
     async def discard(self, upload_id: UUID, *, why: str, logged: Logged) -> tuple[Upload, Shredding | None]:

@@ -13,23 +13,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from casemate.errors import Conflict, FieldViolation, InvalidRequest, NotFound
+from casemate.errors import Conflict, FieldViolation, InvalidRequest, NotFound, StoredDataUnreadable
 from casemate.signing.release_label import LABEL
 from services.datasets.database import connected, transaction
 from services.datasets.signed_table import SignedTable
+from services.datasets.upload_rows import SELECT, UploadRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from casemate.sealing.authority_rows import AuthorityKey
-    from casemate.storage.pool import Pool
+    from casemate.storage.pool import Connection, Pool
     from services.datasets.alarms import Alarms
+    from services.datasets.decisions import Decisions
     from services.datasets.log_store import LogStore
 
 LATEST: Final = "latest"
 MAXIMUM_LABELS: Final = 64
 """Of one dataset."""
 
+# Not to be shredded before the label stands: by then retention sees that it does.
+_NAMED: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 AND state = 'promoted' FOR SHARE"
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2 || '/labels', 0))"
 
 
@@ -72,9 +76,14 @@ def require_label(label: str) -> None:
 class LabelStore:
     """Labels in PostgreSQL; a move and its log entry are one transaction."""
 
-    def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms) -> None:
+    def __init__(
+        self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms, decisions: Decisions
+    ) -> None:
         self._pool = pool
         self._log = log
+        self._alarms = alarms
+        self._decisions = decisions
+        self._uploads = UploadRows(authority=authority, alarms=alarms)
         self._rows = SignedTable(
             "labels", key=("tenant", "dataset", "label"), row=Label, authority=authority, alarms=alarms
         )
@@ -96,10 +105,24 @@ class LabelStore:
     async def all(self, tenant: str, dataset: str) -> dict[str, int]:
         """The labels of a dataset that were set, and what they name."""
         async with connected(self._pool) as connection:
-            found = await self._rows.select(
-                connection, "WHERE tenant = $1 AND dataset = $2 ORDER BY label", tenant, dataset
-            )
-        return {row.label: row.version for row in found}
+            return await self._all(connection, tenant, dataset)
+
+    async def proven(self, tenant: str, dataset: str) -> dict[str, int]:
+        """As `all`, if they are those that the log has: none was taken away or put back.
+
+        Raises:
+            StoredDataUnreadable: they are not; that alarms.
+        """
+        async with self._decisions.snapshot() as (connection, decided):
+            found = await self._all(connection, tenant, dataset)
+        with self._alarms.on_authority():
+            if found != decided.of(tenant, dataset)[1]:
+                raise StoredDataUnreadable(f"the labels of {tenant}/{dataset} are not the log's")
+        return found
+
+    async def _all(self, connection: Connection, tenant: str, dataset: str) -> dict[str, int]:
+        rows = await self._rows.select(connection, "WHERE tenant = $1 AND dataset = $2 ORDER BY label", tenant, dataset)
+        return {row.label: row.version for row in rows}
 
     async def move(self, move: Move, *, by: Mapping[str, object]) -> tuple[dict[str, int], int]:
         """Moves a label, unless it names the version already; gives all labels and the log's entry of this one.
@@ -109,6 +132,7 @@ class LabelStore:
             by: who does it, for the log.
 
         Raises:
+            NotFound: the version was shredded meanwhile.
             Conflict: it names another version than expected.
             InvalidRequest: the dataset has too many labels.
         """
@@ -124,6 +148,10 @@ class LabelStore:
                 raise Conflict(f"{move.label} of {move.dataset} names {named}, not {move.expected}")
             if before is None and len(labels) >= MAXIMUM_LABELS:
                 raise InvalidRequest("too many labels", violations=(FieldViolation("label", "the dataset has 64"),))
+            if move.version and not await self._uploads.one(
+                connection, _NAMED, move.tenant, move.dataset, move.version
+            ):
+                raise NotFound(f"no version {move.version} of {move.tenant}/{move.dataset}")
             body = {
                 "dataset": move.dataset,
                 "label": move.label,

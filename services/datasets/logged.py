@@ -4,7 +4,7 @@ A row of authority that was genuine once can be put back by whoever writes to th
 database, its MAC included: an upload as it was before it was promoted, a schedule as
 it was before it was loosened, a label; and any row can be taken away. Where the
 service itself would then delete a data key, which that writer cannot, it asks the log
-first.
+first: of attempts here, of schedules and labels in `decisions`.
 
 If this fails: the owner of the rows has this service destroy keys of the other database.
 """
@@ -22,24 +22,20 @@ if TYPE_CHECKING:
     from services.datasets.log_store import LogStore
     from services.datasets.upload import Upload
 
-_KINDS = (b'"kind":"label"', b'"kind":"manifest"', b'"kind":"promotion"', b'"kind":"retention"')
+_KINDS = (b'"kind":"manifest"', b'"kind":"promotion"')
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Promotions, schedules and labels as the log has them.
+    """Attempts and promotions as the log has them.
 
     Attributes:
         manifests: tenant, dataset, version and manifest (digest, hexadecimal) of every attempt.
         promotions: tenant, dataset, version and manifest (digest, hexadecimal) of every version.
-        schedules: the log's last entry about each dataset's retention.
-        labels: what each label of a dataset names by the last entry about it.
     """
 
     manifests: frozenset[tuple[str, str, int, str]]
     promotions: frozenset[tuple[str, str, int, str]]
-    schedules: dict[tuple[str, str], int]
-    labels: dict[tuple[str, str], dict[str, int]]
 
     def has_unfinished(self, upload: Upload) -> bool:
         """Whether this very attempt began and never became a version, whatever its row says.
@@ -51,35 +47,20 @@ class Logged:
 
 
 async def read_log(pool: Pool, log: LogStore) -> Logged:
-    """Reads the whole log: about ten microseconds an entry, and only where something is to be destroyed.
+    """Reads the whole log: about ten microseconds an entry, and only where an attempt is to be discarded.
 
     Raises:
         StoredDataUnreadable: the log's entries are not those of its head.
     """
     manifests: set[tuple[str, str, int, str]] = set()
     promotions: set[tuple[str, str, int, str]] = set()
-    schedules: dict[tuple[str, str], int] = {}
-    labels: dict[tuple[str, str], dict[str, int]] = {}
     async with transaction(pool, isolation="repeatable_read") as connection:
-        async for index, entry in log.scan(connection):
+        async for _, entry in log.scan(connection):
             if not any(kind in entry for kind in _KINDS):
                 continue
             said = json.loads(entry)
             body = said["body"]
-            if said["by"] != "datasets":
-                continue
-            if said["kind"] in {"manifest", "promotion"}:
+            if said["by"] == "datasets" and said["kind"] in {"manifest", "promotion"}:
                 found = manifests if said["kind"] == "manifest" else promotions
                 found.add((body["tenant"], body["dataset"], body["version"], body["manifest_sha256"]))
-            elif said["kind"] == "retention":
-                schedules[body["tenant"], body["dataset"]] = index
-            elif said["kind"] == "label":
-                _move(labels.setdefault((body["tenant"], body["dataset"]), {}), body["label"], body["version"])
-    return Logged(frozenset(manifests), frozenset(promotions), schedules, labels)
-
-
-def _move(labels: dict[str, int], label: str, version: int) -> None:
-    if version:
-        labels[label] = version
-    else:
-        labels.pop(label, None)
+    return Logged(frozenset(manifests), frozenset(promotions))

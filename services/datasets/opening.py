@@ -16,12 +16,13 @@ from casemate.signing.keys import SigningKey
 from casemate.storage.migrations import migrate
 from casemate.storage.pool import open_pool
 from services.datasets.alarms import Alarms
+from services.datasets.decisions import Decisions
 from services.datasets.discards import DiscardStore
 from services.datasets.key_store import DataKeyStore
 from services.datasets.labels import LabelStore
 from services.datasets.lineage import Lineage
 from services.datasets.log_store import LogStore, holds_rows
-from services.datasets.retention import ScheduleStore
+from services.datasets.schedules import ScheduleStore
 from services.datasets.shred import Shredder
 from services.datasets.shred_store import ShredStore
 from services.datasets.store import VersionStore
@@ -45,6 +46,7 @@ class Stores:
     shreds: ShredStore
     keys: DataKeyStore
     discards: DiscardStore
+    decisions: Decisions
     labels: LabelStore
     lineage: Lineage
     schedules: ScheduleStore
@@ -83,14 +85,16 @@ async def open_stores(
     seed = await keys.log_seed()
     lineage = Lineage(pool=pool, authority=authority, log=log, alarms=alarms)
     await lineage.prepare()
+    decisions = Decisions(pool=pool, log=log)
     stores = Stores(
         kek=kek,
         versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         shreds=ShredStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         discards=DiscardStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
-        labels=LabelStore(pool=pool, authority=authority, log=log, alarms=alarms),
+        decisions=decisions,
+        labels=LabelStore(pool=pool, authority=authority, log=log, alarms=alarms, decisions=decisions),
         lineage=lineage,
-        schedules=ScheduleStore(pool=pool, authority=authority, log=log, alarms=alarms),
+        schedules=ScheduleStore(pool=pool, authority=authority, log=log, alarms=alarms, decisions=decisions),
         keys=keys,
         log=log,
         alarms=alarms,

@@ -24,6 +24,7 @@ from services.datasets.fetching import fetched_ahead
 from services.datasets.key_store import DataKeyGone, rows_context
 from services.datasets.push import batch_context
 from services.datasets.records import join_records
+from services.datasets.trusted import require_trusted
 from services.datasets.upload import ChunkPlan, UploadState
 
 if TYPE_CHECKING:
@@ -190,21 +191,8 @@ class Reader:
         )
 
     def require_trusted(self, upload: Upload) -> None:
-        """Returns if the signer's key counted when the version was promoted, as known now.
-
-        A compromise date before the promotion thus quarantines at once, with no
-        row to change. A signer that the trust feed no longer knows does too.
-
-        Raises:
-            NotFound: it did not count.
-        """
-        signer = self._resolve(upload.signer_key_id)
-        if signer is None or upload.promoted_at is None or signer.tenant != upload.tenant:
-            raise NotFound(f"the signer of {upload.id} is not known")
-        try:
-            signer.judge(upload.promoted_at)
-        except PermissionDenied as refusal:
-            raise NotFound(f"upload {upload.id} is quarantined: {refusal}") from refusal
+        """See `trusted.require_trusted`."""
+        require_trusted(upload, self._resolve)
 
     async def _verified(self, upload: Upload, promoted_at: datetime) -> VerifiedManifest:
         with self._alarms.on_integrity():

@@ -12,148 +12,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from casemate.errors import CasemateError, FieldViolation, InvalidRequest, NotFound, StoredDataUnreadable
-from services.datasets.database import connected, transaction
-from services.datasets.signed_table import SignedTable
-from services.datasets.upload_rows import SELECT, UploadRows
+from casemate.errors import CasemateError, Conflict, InvalidRequest, NotFound, StoredDataUnreadable
+from services.datasets.schedules import versions_beyond
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
+    from datetime import datetime
     from uuid import UUID
 
     from casemate.clock import Clock
-    from casemate.sealing.authority_rows import AuthorityKey
-    from casemate.storage.pool import Pool
-    from services.datasets.alarms import Alarms
+    from casemate.storage.pool import Connection
+    from services.datasets.decisions import Decisions
     from services.datasets.discards import DiscardStore
     from services.datasets.labels import LabelStore
-    from services.datasets.log_store import LogStore
-    from services.datasets.logged import Logged
+    from services.datasets.schedules import Schedule, ScheduleStore, Surplus
     from services.datasets.shred import Shredder
     from services.datasets.upload import Upload
 
 LOOK_EVERY: Final = timedelta(minutes=1)
 CLOCKS_AGREE_WITHIN: Final = timedelta(minutes=5)
-LONGEST_KEEP: Final = timedelta(days=36_500)
 _REMEMBERED: Final = 10_000
-_READABLE: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND state = 'promoted' ORDER BY version DESC"
+_NOTHING: Final[frozenset[int]] = frozenset()
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """What is kept of a dataset: so many versions (zero: any number), each so long (none: without end).
-
-    Raises:
-        InvalidRequest: the time is not from one second to a hundred years.
-    """
-
-    tenant: str
-    dataset: str
-    keep_versions: int
-    keep_for_seconds: int | None
-    log_index: int = 0
-
-    def __post_init__(self) -> None:
-        longest = int(LONGEST_KEEP.total_seconds())
-        if self.keep_for_seconds is not None and not 1 <= self.keep_for_seconds <= longest:
-            text = "not from one second to a hundred years"
-            raise InvalidRequest(f"keep_for: {text}", violations=(FieldViolation("keep_for", text),))
-
-    def beyond(self, versions: Sequence[Upload], *, labelled: frozenset[int], now: datetime) -> list[Upload]:
-        """The promoted versions, given newest first, that are to go.
-
-        A label keeps a version from being one too many; it does not make it younger.
-        """
-        found = []
-        for place, upload in enumerate(versions):
-            surplus = 0 < self.keep_versions <= place and upload.version not in labelled
-            if surplus or self._too_old(upload, now):
-                found.append(upload)
-        return found
-
-    def _too_old(self, upload: Upload, now: datetime) -> bool:
-        if self.keep_for_seconds is None or upload.promoted_at is None:
-            return False
-        return now >= upload.promoted_at + timedelta(seconds=self.keep_for_seconds)
-
-
-class ScheduleStore:
-    """Schedules in PostgreSQL."""
-
-    def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms) -> None:
-        self._pool = pool
-        self._log = log
-        self._rows = SignedTable(
-            "retentions", key=("tenant", "dataset"), row=Schedule, authority=authority, alarms=alarms
-        )
-        self._alarms = alarms
-        self._uploads = UploadRows(authority=authority, alarms=alarms)
-
-    async def set(self, schedule: Schedule, *, by: Mapping[str, object]) -> int:
-        """Keeps a schedule in place of the one before, and logs it; gives the entry's index. Repeated: no effect."""
-        body = {
-            "dataset": schedule.dataset,
-            "keep_for_seconds": schedule.keep_for_seconds,
-            "keep_versions": schedule.keep_versions,
-            "tenant": schedule.tenant,
-        }
-        async with transaction(self._pool) as connection:
-            before = await self._rows.get(connection, schedule.tenant, schedule.dataset, lock=True)
-            if before is not None and (before.keep_versions, before.keep_for_seconds) == (
-                schedule.keep_versions,
-                schedule.keep_for_seconds,
-            ):
-                return before.log_index
-            index = await self._log.append(connection, "retention", body | dict(by), by="datasets")
-            row = Schedule(
-                tenant=schedule.tenant,
-                dataset=schedule.dataset,
-                keep_versions=schedule.keep_versions,
-                keep_for_seconds=schedule.keep_for_seconds,
-                log_index=index,
-            )
-            await self._rows.put(connection, row)
-            return index
-
-    async def all(self) -> list[Schedule]:
-        """Every schedule that verifies. The others alarm and are left out: no tenant's keeps up another's."""
-        async with connected(self._pool) as connection:
-            return await self._rows.readable(connection, "ORDER BY tenant, dataset")
-
-    def require_last(self, schedule: Schedule, logged: Logged) -> None:
-        """Returns if the log has no later schedule of this dataset.
-
-        Raises:
-            StoredDataUnreadable: it has: an older row was put back.
-        """
-        with self._alarms.on_authority():
-            if logged.schedules.get((schedule.tenant, schedule.dataset)) != schedule.log_index:
-                raise StoredDataUnreadable(f"the schedule of {schedule.tenant}/{schedule.dataset} is not the last one")
-
-    def require_labels(self, schedule: Schedule, labels: Mapping[str, int], logged: Logged) -> None:
-        """Returns if the labels in the table are those that the log has: none was taken away or put back.
-
-        Raises:
-            StoredDataUnreadable: they are not.
-        """
-        with self._alarms.on_authority():
-            if labels != logged.labels.get((schedule.tenant, schedule.dataset), {}):
-                raise StoredDataUnreadable(f"the labels of {schedule.tenant}/{schedule.dataset} are not the log's")
-
-    async def versions(self, tenant: str, dataset: str) -> list[Upload]:
-        """The readable versions of a dataset, newest first. Rows that do not verify alarm and are left out."""
-        async with connected(self._pool) as connection:
-            return self._uploads.readable(await connection.fetch(_READABLE, tenant, dataset))
-
-    async def now(self) -> datetime:
-        """What the database's clock says."""
-        async with connected(self._pool) as connection:
-            return datetime.fromisoformat(await connection.fetchval("SELECT clock_timestamp()::text"))
 
 
 class Retention:
@@ -161,6 +44,8 @@ class Retention:
 
     Args:
         schedules: what is kept.
+        surplus: when a version is one too many.
+        decisions: schedules and labels as the log has them.
         discards: attempts that were never promoted.
         labels: what labels name.
         shredder: destroys keys.
@@ -173,6 +58,8 @@ class Retention:
         self,
         *,
         schedules: ScheduleStore,
+        surplus: Surplus,
+        decisions: Decisions,
         discards: DiscardStore,
         labels: LabelStore,
         shredder: Shredder,
@@ -181,6 +68,8 @@ class Retention:
         clocks_agree_within: timedelta = CLOCKS_AGREE_WITHIN,
     ) -> None:
         self._schedules = schedules
+        self._surplus = surplus
+        self._decisions = decisions
         self._discards = discards
         self._labels = labels
         self._shredder = shredder
@@ -190,13 +79,11 @@ class Retention:
         self._ends: dict[UUID, datetime] = {}
 
     async def run(self) -> None:
-        """Looks every minute, for ever."""
+        """Compares the schedules with the log at once, then looks every minute, for ever."""
+        await _tried(self._schedules.current)
         while True:
             await asyncio.sleep(LOOK_EVERY.total_seconds())
-            try:
-                await self.look()
-            except CasemateError as error:
-                _LOGGER.warning("retention was not carried out: %s", error)
+            await _tried(self.look)
 
     async def look(self) -> int:
         """Expires and shreds what is due; how many attempts and versions that were.
@@ -224,35 +111,38 @@ class Retention:
 
     async def _keep(self, now: datetime) -> int:
         gone = 0
-        for schedule in await self._schedules.all():
+        for schedule in await self._schedules.current():
             try:
-                due = await self._due(schedule, now)
+                due, labels = await self._due(schedule, now)
             except StoredDataUnreadable:  # the alarm has sounded; its versions stay, and the next one stands by itself
                 continue
             for upload in due:
-                gone += await self._shred(upload)
+                gone += await self._shred(upload, schedule, labels)
         return gone
 
-    async def _shred(self, upload: Upload) -> bool:
+    async def _due(self, schedule: Schedule, now: datetime) -> tuple[list[Upload], Mapping[str, int]]:
+        """What is to go by a schedule, and by which labels, if those in the table are those that the log has."""
+        versions = await self._schedules.versions(schedule.tenant, schedule.dataset)
+        if not versions_beyond(schedule, versions, surplus=self._surplus, labelled=_NOTHING, now=now):
+            return [], {}
+        labels = await self._labels.proven(schedule.tenant, schedule.dataset)
+        labelled = frozenset(labels.values())
+        return versions_beyond(schedule, versions, surplus=self._surplus, labelled=labelled, now=now), labels
+
+    async def _shred(self, upload: Upload, schedule: Schedule, labels: Mapping[str, int]) -> bool:
+        async def judge(connection: Connection) -> None:
+            decided = await self._decisions.under_lock(connection)
+            if decided.of(upload.tenant, upload.dataset) != (schedule, labels):
+                raise Conflict(f"what is kept of {upload.tenant}/{upload.dataset} was decided anew meanwhile")
+
         try:
-            await self._shredder.shred(tenant=upload.tenant, dataset=upload.dataset, version=upload.version)
-        except (NotFound, StoredDataUnreadable):  # another replica, or an operator, was first; or the alarm has sounded
+            await self._shredder.shred(
+                tenant=upload.tenant, dataset=upload.dataset, version=upload.version, judge=judge
+            )
+        # Another replica, or an operator, was first; or it is judged anew in a minute; or the alarm has sounded.
+        except (NotFound, Conflict, StoredDataUnreadable):
             return False
         return True
-
-    async def _due(self, schedule: Schedule, now: datetime) -> list[Upload]:
-        """What is to go by a schedule, if its row and the labels' are those that the log has."""
-        tenant, dataset = schedule.tenant, schedule.dataset
-        labels = await self._labels.all(tenant, dataset)
-        versions = await self._schedules.versions(tenant, dataset)
-        if not schedule.beyond(versions, labelled=frozenset(labels.values()), now=now):
-            return []
-        logged = await self._discards.logged()
-        self._schedules.require_last(schedule, logged)
-        if labels != logged.labels.get((tenant, dataset), {}):  # somebody moved one meanwhile, or the table lies
-            labels, logged = await self._labels.all(tenant, dataset), await self._discards.logged()
-        self._schedules.require_labels(schedule, labels, logged)
-        return schedule.beyond(versions, labelled=frozenset(labels.values()), now=now)
 
     async def _end(self, upload: Upload) -> datetime:
         """When an attempt expires; read once from its manifest."""
@@ -266,3 +156,10 @@ class Retention:
                 _LOGGER.critical("the manifest of upload %s is not readable", upload.id)
                 self._ends[upload.id] = limit
         return min(limit, self._ends[upload.id])
+
+
+async def _tried(work: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await work()
+    except CasemateError as error:
+        _LOGGER.warning("retention was not carried out: %s", error)

@@ -59,7 +59,7 @@ class Footing:
 def build_services(footing: Footing) -> list[RegisteredService]:
     """The services with methods of our own: datasets, log and keys."""
     settings, stores = footing.settings, footing.stores
-    resolve = _resolver(settings, footing.trust)
+    resolve = resolver(settings, footing.trust)
     audience = f"{AUDIENCE}.{settings.identity.trust_domain}"
     intake = Intake(audience=audience, store=stores.versions, keys=stores.keys, resolve=resolve, clock=footing.clock)
     datasets = DatasetServicer(
@@ -78,7 +78,9 @@ def build_services(footing: Footing) -> list[RegisteredService]:
     ]
 
 
-def _resolver(settings: DatasetsSettings, trust: TrustState) -> SignerResolver:
+def resolver(settings: DatasetsSettings, trust: TrustState) -> SignerResolver:
+    """Finds signers as the trust feed has them now."""
+
     def resolve(key_id: str) -> Signer | None:
         signer = trust.current.signers.get(key_id)
         if signer is None or not settings.unsafe_accept_pkcs1:

@@ -39,6 +39,8 @@ class DatasetsSettings:
         backup_retention: how long a backup of the data keys, and its WAL, is kept at most.
             Receipts of shredding rely on it.
         upload_lifetime: how long an upload may take, whatever its manifest allows.
+        surplus_kept_for: how long a version is kept after newer ones took its place, before `keep_versions`
+            of its dataset's retention has it shredded.
         audit_file: where decisions are written, one JSON object a line.
         unsafe_accept_pkcs1: whether RSA keys of suppliers may sign by PKCS#1 v1.5 too.
     """
@@ -71,7 +73,12 @@ class DatasetsSettings:
         default=timedelta(days=7),
         help="after so long an upload that was not finished is discarded, and its data key destroyed",
     )
-
+    surplus_kept_for: timedelta = setting(
+        "SURPLUS_KEPT_FOR",
+        parse=duration,
+        default=timedelta(days=7),
+        help="a version whose place newer ones took is kept so long after, whatever keep_versions says",
+    )
     unsafe_accept_pkcs1: bool = setting(
         "UNSAFE_ACCEPT_PKCS1",
         parse=boolean,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from services.datasets.discards import DiscardStore
     from services.datasets.key_store import DataKeyStore
     from services.datasets.logged import Logged
-    from services.datasets.shred_store import ShredStore
+    from services.datasets.shred_store import Judge, ShredStore
     from services.datasets.shreddings import Shredding
     from services.datasets.upload import Upload
 
@@ -74,8 +74,14 @@ class Shredder:
         self._heard_at = clock.monotonic()
         self._unfinished: list[tuple[Upload, Shredding]] = []
 
-    async def shred(self, *, tenant: str, dataset: str, version: int) -> bytes:
+    async def shred(self, *, tenant: str, dataset: str, version: int, judge: Judge | None = None) -> bytes:
         """Shreds a promoted version and gives the signed receipt. Repeated, it gives the same one.
+
+        Args:
+            tenant: whose.
+            dataset: of which dataset.
+            version: which.
+            judge: see `ShredStore.shred`.
 
         Raises:
             NotFound: no such version was ever promoted.
@@ -83,7 +89,7 @@ class Shredder:
         """
         if "\x00" in dataset:
             raise NotFound("no dataset has such a name")
-        upload, shredding = await self._versions.shred(tenant=tenant, dataset=dataset, version=version)
+        upload, shredding = await self._versions.shred(tenant=tenant, dataset=dataset, version=version, judge=judge)
         shredding = await self._finish(upload, shredding)
         return sign_shred_receipt(self._receipt(upload, shredding), self._log_key)
 

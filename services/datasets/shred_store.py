@@ -7,7 +7,7 @@ entry in the log.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from casemate.errors import NotFound
 from services.datasets.database import connected, transaction
@@ -16,13 +16,17 @@ from services.datasets.upload import Upload, UploadState
 from services.datasets.upload_rows import SELECT, UploadRows, entry_body
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from casemate.clock import Clock
     from casemate.sealing.authority_rows import AuthorityKey
-    from casemate.storage.pool import Pool
+    from casemate.storage.pool import Connection, Pool
     from services.datasets.alarms import Alarms
     from services.datasets.log_store import LogStore
+
+Judge: TypeAlias = "Callable[[Connection], Awaitable[None]]"
+"""Raises, in the transaction that would shred, if the version is to stay."""
 
 _ATTEMPTS: Final = SELECT + " WHERE tenant = $1 AND dataset = $2 AND version = $3 ORDER BY id FOR UPDATE"
 
@@ -46,15 +50,23 @@ class ShredStore:
         self._clock = clock
 
     async def shred(
-        self, *, tenant: str, dataset: str, version: int, logged: LoggedShred | None = None
+        self,
+        *,
+        tenant: str,
+        dataset: str,
+        version: int,
+        logged: LoggedShred | None = None,
+        judge: Judge | None = None,
     ) -> tuple[Upload, Shredding]:
         """Bars a promoted version from being read, and logs it, in one transaction. Repeated, it changes nothing.
 
         Other attempts to push the version are quarantined: they hold the same rows.
-        What is `logged` already gets no second entry.
+        What is `logged` already gets no second entry. What was found due some time ago is judged once more
+        by `judge`, when nobody else can change the version.
 
         Raises:
             NotFound: no such version is promoted.
+            CasemateError: by `judge`; nothing is changed.
         """
         async with transaction(self._pool) as connection:
             attempts = self._rows.readable(await connection.fetch(_ATTEMPTS, tenant, dataset, version))
@@ -64,6 +76,8 @@ class ShredStore:
             found = [upload for upload in attempts if upload.state is UploadState.PROMOTED]
             if not found:
                 raise NotFound(f"no version {version} of {tenant}/{dataset}")
+            if judge is not None:
+                await judge(connection)
             for upload in attempts:
                 if upload.state is UploadState.RECEIVING:
                     await self._rows.update(connection, upload.quarantined())

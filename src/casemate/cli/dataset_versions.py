@@ -89,7 +89,11 @@ def compromise(session: Session, key_id: str, since: datetime | None, as_json: b
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_session
 def retain(session: Session, dataset: str, keep: int, days: int | None, yes: bool) -> None:
-    """Sets how long versions of DATASET are kept. What is beyond is shredded within a minute, for ever."""
+    """Sets how long versions of DATASET are kept. What is beyond is shredded, for ever.
+
+    What is too old goes within a minute, and what newer versions took the place of a week after they did, or however
+    long the service's CASEMATE_DATASETS_SURPLUS_KEPT_FOR says.
+    """
     said = ", ".join(filter(None, (f"the newest {keep}" if keep else "", f"each {days} days" if days else "")))
     if said and not yes:
         click.confirm(f"Keep {said}, and shred what is beyond? Nobody can undo it", abort=True)

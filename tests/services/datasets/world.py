@@ -342,6 +342,7 @@ def build_settings(
         auth_address="127.0.0.1:1",
         kek=KekSettings(kek_file=state / "kek" / "datasets.json"),
         audit_file=state / "audit.jsonl",
+        surplus_kept_for=timedelta(0),  # what is one too many goes at once, but in tests about that
     )
 
 
