@@ -110,6 +110,11 @@ class DataKeyStore:
         self.forget(context)
         return int(done.removeprefix("DELETE "))
 
+    async def take_back(self, identifier: UUID) -> None:
+        """Deletes a key that was made and never opened. Those of its context in memory are others, and stay."""
+        async with connected(self._pool) as connection:
+            await connection.execute("DELETE FROM data_keys WHERE id = $1", identifier)
+
     def forget(self, context: KeyContext) -> None:
         """Drops the keys of a context from memory."""
         self.ring.drop(lambda _, held: held == context)

@@ -26,6 +26,7 @@ from services.datasets.schedules import ScheduleStore
 from services.datasets.shred import Shredder
 from services.datasets.shred_store import ShredStore
 from services.datasets.store import VersionStore
+from services.datasets.upload_limits import UploadLimits
 
 if TYPE_CHECKING:
     from casemate.clock import Clock
@@ -86,9 +87,10 @@ async def open_stores(
     lineage = Lineage(pool=pool, authority=authority, log=log, alarms=alarms)
     await lineage.prepare()
     decisions = Decisions(pool=pool, log=log)
+    limits = UploadLimits(per_supplier=settings.uploads_per_supplier, per_tenant=settings.uploads_per_tenant)
     stores = Stores(
         kek=kek,
-        versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
+        versions=VersionStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock, limits=limits),
         shreds=ShredStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         discards=DiscardStore(pool=pool, authority=authority, log=log, alarms=alarms, clock=clock),
         decisions=decisions,

@@ -20,6 +20,7 @@ from casemate.errors import (
     AlreadyExists,
     Conflict,
     DigestMismatch,
+    Exhausted,
     FieldViolation,
     InvalidRequest,
     OutOfRange,
@@ -83,6 +84,7 @@ class Intake:
                 or this upload became one that was shredded.
             Conflict: EQUIVOCATION, another manifest came under this upload id, or
                 the upload is quarantined.
+            Exhausted: too many uploads of this supplier, or of its tenant, are unfinished.
         """
         verified = await asyncio.to_thread(
             verify_dataset_manifest,
@@ -97,6 +99,7 @@ class Intake:
         upload = await self._store.find(tenant, dataset, manifest.version, manifest.upload_id)
         if upload is None:
             require_next(manifest, await self._store.latest(tenant, dataset))
+            await self._store.require_room(tenant, verified.signer_key_id)
             upload = await self._begin(verified)
         if upload.manifest_sha256 != verified.payload_sha256:
             raise Conflict(f"another manifest under upload id {manifest.upload_id}", reason=Reason.EQUIVOCATION)
@@ -140,7 +143,14 @@ class Intake:
             next_ordinal=0,
             started_at=self._clock.now(),
         )
-        return await self._store.begin(upload, verified)
+        try:
+            begun = await self._store.begin(upload, verified)
+        except (AlreadyExists, Exhausted, InvalidRequest):
+            await self._keys.take_back(data_key)
+            raise
+        if begun.data_key != data_key:  # another stream of the same upload was first
+            await self._keys.take_back(data_key)
+        return begun
 
 
 class OpenUpload:

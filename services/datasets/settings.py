@@ -16,6 +16,7 @@ from casemate.settings import (
     address,
     boolean,
     duration,
+    integer,
     nested,
     path,
     setting,
@@ -41,6 +42,8 @@ class DatasetsSettings:
         upload_lifetime: how long an upload may take, whatever its manifest allows.
         surplus_kept_for: how long a version is kept after newer ones took its place, before `keep_versions`
             of its dataset's retention has it shredded.
+        uploads_per_supplier: how many uploads of one supplier's key may be unfinished.
+        uploads_per_tenant: how many of one tenant.
         audit_file: where decisions are written, one JSON object a line.
         unsafe_accept_pkcs1: whether RSA keys of suppliers may sign by PKCS#1 v1.5 too.
     """
@@ -78,6 +81,18 @@ class DatasetsSettings:
         parse=duration,
         default=timedelta(days=7),
         help="a version whose place newer ones took is kept so long after, whatever keep_versions says",
+    )
+    uploads_per_supplier: int = setting(
+        "UNFINISHED_UPLOADS_PER_SUPPLIER",
+        parse=integer(1, 100_000),
+        default=64,
+        help="how many uploads of one supplier's key may be unfinished at once",
+    )
+    uploads_per_tenant: int = setting(
+        "UNFINISHED_UPLOADS_PER_TENANT",
+        parse=integer(1, 100_000),
+        default=256,
+        help="how many uploads of one tenant may be unfinished at once",
     )
     unsafe_accept_pkcs1: bool = setting(
         "UNSAFE_ACCEPT_PKCS1",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from services.datasets.alarms import Alarms
     from services.datasets.copying import SealedChunk
     from services.datasets.log_store import LogStore
+    from services.datasets.upload_limits import UploadLimits
 
 # Serializes promotions of one dataset; released with the transaction.
 _LOCK_DATASET: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
@@ -57,8 +58,18 @@ _LOCK_DATASET: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' 
 class VersionStore:
     """Dataset versions and the attempts to push them."""
 
-    def __init__(self, *, pool: Pool, authority: AuthorityKey, log: LogStore, alarms: Alarms, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        authority: AuthorityKey,
+        log: LogStore,
+        alarms: Alarms,
+        clock: Clock,
+        limits: UploadLimits,
+    ) -> None:
         self._pool = pool
+        self._limits = limits
         self._rows = UploadRows(authority=authority, alarms=alarms)
         self._log = log
         self._alarms = alarms
@@ -96,11 +107,21 @@ class VersionStore:
             records = await connection.fetch(query, tenant, list(roots))
         return self._rows.readable(records)
 
+    async def require_room(self, tenant: str, signer_key_id: str) -> None:
+        """Returns if one more upload of a supplier could begin now: before anything is made for it.
+
+        Raises:
+            Exhausted: too many are unfinished.
+        """
+        async with connected(self._pool) as connection:
+            await self._limits.require_room(connection, tenant=tenant, signer_key_id=signer_key_id, more=1)
+
     async def begin(self, upload: Upload, manifest: VerifiedManifest) -> Upload:
         """Stores a new attempt with its envelope, or gives the one that was there first.
 
         Raises:
             AlreadyExists, InvalidRequest: the version is not the next one of its dataset.
+            Exhausted: too many are unfinished.
         """
         async with transaction(self._pool) as connection:
             await self._require_next(connection, manifest.manifest)
@@ -109,6 +130,8 @@ class VersionStore:
                     "INSERT INTO manifests (upload, envelope) VALUES ($1, $2)", upload.id, manifest.envelope
                 )
                 await self._log.append(connection, "manifest", entry_body(upload), by="datasets")
+                # Behind the append, for which others wait: of many that begin at once, each sees those before it.
+                await self._limits.require_room(connection, tenant=upload.tenant, signer_key_id=upload.signer_key_id)
                 return upload
         found = await self.find(upload.tenant, upload.dataset, upload.version, upload.upload_id)
         if found is None:
