@@ -10,6 +10,7 @@ ever gave them out.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import StoredDataUnreadable
@@ -67,7 +68,8 @@ class DiscardStore:
         """
         async with connected(self._pool) as connection:
             envelope = await connection.fetchval("SELECT envelope FROM manifests WHERE upload = $1", upload.id)
-        return DatasetManifest.parse(dsse.peek_payload(envelope or b"", DATASET_MANIFEST_TYPE)).expires_at
+        # One of many chunks takes long to read.
+        return await asyncio.to_thread(_expires_at, bytes(envelope or b""))
 
     async def logged(self) -> Logged:
         """What the log says of attempts; to be asked before one is destroyed, once for all that are."""
@@ -100,3 +102,7 @@ class DiscardStore:
         await delete_rows(self._pool, upload.id, batches=upload.chunk_count)
         async with connected(self._pool) as connection:
             await connection.execute("DELETE FROM batches WHERE upload = $1", upload.id)
+
+
+def _expires_at(envelope: bytes) -> datetime:
+    return DatasetManifest.parse(dsse.peek_payload(envelope, DATASET_MANIFEST_TYPE)).expires_at

@@ -108,7 +108,9 @@ class Intake:
             raise AlreadyExists(f"version {manifest.version} of {dataset} was shredded")
         key_of = partial(self._keys.open, upload.data_key, rows_context(tenant, dataset, manifest.version))
         await key_of()  # before a chunk is sent, so that a key that does not open is known at once
-        return OpenUpload(
+        # In a thread: the checks of four thousand columns take longer to make than others are to wait.
+        return await asyncio.to_thread(
+            OpenUpload,
             store=self._store,
             resolve=self._resolve,
             clock=self._clock,
@@ -173,6 +175,7 @@ class OpenUpload:
         self._verified = manifest
         self._plan = ChunkPlan(manifest.manifest.chunks)
         self._check = record_check(manifest.manifest.format, manifest.manifest.schema)
+        self._largest = max(chunk.bytes for chunk in manifest.manifest.chunks)
         self._upload = upload
         self._key_of = key_of
         self._threads = threads
@@ -190,7 +193,7 @@ class OpenUpload:
     @property
     def largest_chunk(self) -> int:
         """Bytes of the largest chunk that the manifest announces."""
-        return max(chunk.bytes for chunk in self._verified.manifest.chunks)
+        return self._largest
 
     async def take(self, *, offset: int, data: bytes | memoryview) -> ArrivedChunk:
         """Hashes a chunk, and if it is the signed one for its offset checks and seals it; stores nothing.

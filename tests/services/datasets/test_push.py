@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,6 +18,7 @@ from casemate.errors import (
     SignatureInvalid,
 )
 from casemate.signing.keys import SigningKey
+from services.datasets import push
 from tests.services.datasets.pushing import OTHER_BYTES, forged, nothing_changes, unsigned
 from tests.services.datasets.world import (
     FINISH,
@@ -57,6 +59,20 @@ async def test_json_lines_are_taken_too(world):
     promoted = await world.actor().push_all(world.signed(manifest_of(chunks, format="jsonl")), chunks)
 
     assert promoted.rows == 2
+
+
+async def test_the_checks_of_an_upload_are_made_in_a_thread_that_serves_nobody(world, monkeypatch):
+    """Those of four thousand columns take 35 milliseconds, in which the loop would answer no other caller."""
+    made, threads = push.record_check, []
+
+    def noted(encoding, schema):
+        threads.append(threading.current_thread())
+        return made(encoding, schema)
+
+    monkeypatch.setattr(push, "record_check", noted)
+    assert (await world.actor().push_all(world.signed())).version == 1
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread(), "the service runs on this test's loop"
 
 
 @pytest.mark.parametrize("damage", [unsigned, forged])
