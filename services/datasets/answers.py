@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import FieldViolation, InvalidRequest, PermissionDenied, Reason
 from casemate.gate.adapters.caller_context import current_caller
+from services.datasets.upload import UploadState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +62,18 @@ def description(readable: ReadableVersion, labels: Iterable[str] = ()) -> messag
         signer_key_id=upload.signer_key_id,
         shredded_at=None if readable.shredded_at is None else timestamp(readable.shredded_at),
         labels=labels,
+    )
+
+
+def listed(upload: Upload) -> messages.ListedDataset:
+    """A dataset by one version of it."""
+    return messages.ListedDataset(
+        dataset=upload.dataset,
+        version=upload.version,
+        root=upload.root,
+        rows=upload.row_count,
+        promoted_at=None if upload.promoted_at is None else timestamp(upload.promoted_at),
+        shredded=upload.state is UploadState.SHREDDED,
     )
 
 

@@ -1,4 +1,4 @@
-"""The part of `DatasetService` that moves no rows: labels, lineage, reports, Croissant, retention."""
+"""The part of `DatasetService` that moves no rows: the list, labels, lineage, reports, Croissant, retention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1 import dataset_service_pb2_grpc as stubs
 from casemate.errors import NotFound
 from casemate.gate.adapters.caller_context import current_caller
-from services.datasets.answers import by_caller, callers_tenant, invalid, timestamp, trained_model
+from services.datasets.answers import by_caller, callers_tenant, invalid, listed, timestamp, trained_model
 from services.datasets.croissant import croissant
 from services.datasets.labels import Move
 from services.datasets.schedules import Schedule
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.trust import TrustState
     from services.datasets.labels import LabelStore
     from services.datasets.lineage import Lineage
+    from services.datasets.listing import DatasetListing
     from services.datasets.pull import Reader
     from services.datasets.schedules import ScheduleStore
     from services.datasets.signer_report import SignerReport
@@ -41,6 +42,7 @@ class Catalogue:
     store: VersionStore
     versions: Versions
     labels: LabelStore
+    listing: DatasetListing
     lineage: Lineage
     reports: SignerReport
     schedules: ScheduleStore
@@ -52,7 +54,16 @@ class CatalogueCalls(stubs.DatasetServiceServicer):
 
     _catalogue: Catalogue
 
-    async def SetLabel(  # noqa: N802  # the protocol's name
+    async def ListDatasets(  # noqa: N802  # the protocol's name
+        self, request: messages.ListDatasetsRequest, _context: object
+    ) -> messages.ListDatasetsResponse:
+        """What the caller may read."""
+        page = await self._catalogue.listing.page(
+            current_caller(), callers_tenant(), size=request.page_size, token=request.page_token
+        )
+        return messages.ListDatasetsResponse(datasets=map(listed, page.newest), next_page_token=page.token)
+
+    async def SetLabel(  # noqa: N802
         self, request: messages.SetLabelRequest, _context: object
     ) -> messages.SetLabelResponse:
         """Moves a label to a version that can be read now, or takes it away."""

@@ -16,6 +16,7 @@ from casemate.transport.registry import registered
 from services.datasets.catalogue_servicer import Catalogue
 from services.datasets.chunk_messages import parsing_chunks_in_place
 from services.datasets.dataset_servicer import DatasetServicer
+from services.datasets.listing import DatasetListing
 from services.datasets.log_servicer import LogServicer
 from services.datasets.opening import log_origin
 from services.datasets.pull import Reader
@@ -100,11 +101,13 @@ def _catalogue(footing: Footing, resolve: SignerResolver, *, service: str) -> Ca
         resolve=resolve,
         alarms=stores.alarms,
     )
+    versions = Versions(reader=reader, labels=stores.labels, trust=footing.trust, clock=footing.clock)
     return Catalogue(
         service=service,
         reader=reader,
         store=stores.versions,
-        versions=Versions(reader=reader, labels=stores.labels, trust=footing.trust, clock=footing.clock),
+        versions=versions,
+        listing=DatasetListing(store=stores.versions, versions=versions, resolve=resolve),
         labels=stores.labels,
         lineage=stores.lineage,
         reports=SignerReport(

@@ -36,7 +36,7 @@ from services.datasets.upload import (
     require_not_quarantined,
     require_stored,
 )
-from services.datasets.upload_rows import LATEST, SELECT, UploadRows, entry_body
+from services.datasets.upload_rows import LATEST, NEWEST_OF_EACH, OLDER, SELECT, UploadRows, entry_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,6 +107,20 @@ class VersionStore:
         async with connected(self._pool) as connection:
             records = await connection.fetch(query, tenant, list(roots))
         return self._rows.readable(records)
+
+    async def newest(self, tenant: str, *, after: str, limit: int) -> tuple[list[Upload], str | None]:
+        """The highest version, shredded or not, of each of the next datasets by name; costs two look-ups a dataset.
+
+        Rows that do not verify alarm and are left out. Also the name to go on after, or none behind the last.
+        """
+        async with connected(self._pool) as connection:
+            records = await connection.fetch(NEWEST_OF_EACH, tenant, after, limit)
+        return self._rows.readable(records), records[-1]["dataset"] if len(records) == limit else None
+
+    async def older(self, tenant: str, dataset: str, *, below: int, limit: int) -> list[Upload]:
+        """The next lower versions, highest first. Rows that do not verify alarm and are left out."""
+        async with connected(self._pool) as connection:
+            return self._rows.readable(await connection.fetch(OLDER, tenant, dataset, below, limit))
 
     async def require_room(self, tenant: str, signer_key_id: str) -> None:
         """Returns if one more upload of a supplier could begin now: before anything is made for it.

@@ -38,6 +38,24 @@ _UPDATE: Final = (
 LATEST: Final = (
     SELECT + " WHERE tenant = $1 AND dataset = $2 AND state IN ('promoted', 'shredded') ORDER BY version DESC LIMIT 1"
 )
+_VERSIONS: Final = "state IN ('promoted', 'shredded')"
+OLDER: Final = (
+    SELECT + f" WHERE tenant = $1 AND dataset = $2 AND {_VERSIONS} AND version < $3 ORDER BY version DESC LIMIT $4"
+)
+# From name to name by the index: a dataset of many versions costs no more than one of few.
+NEWEST_OF_EACH: Final = f"""
+WITH RECURSIVE names (dataset) AS (
+    (SELECT dataset FROM uploads WHERE tenant = $1 AND {_VERSIONS} AND dataset > $2 ORDER BY dataset LIMIT 1)
+    UNION ALL
+    SELECT following.dataset FROM names CROSS JOIN LATERAL (
+        SELECT dataset FROM uploads WHERE tenant = $1 AND {_VERSIONS} AND dataset > names.dataset
+        ORDER BY dataset LIMIT 1
+    ) AS following
+), wanted AS (SELECT dataset FROM names LIMIT $3)
+SELECT newest.* FROM wanted CROSS JOIN LATERAL (
+    {SELECT} WHERE tenant = $1 AND dataset = wanted.dataset AND {_VERSIONS} ORDER BY version DESC LIMIT 1
+) AS newest ORDER BY newest.dataset
+"""  # noqa: S608  # as above
 
 
 class UploadRows:

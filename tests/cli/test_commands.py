@@ -77,6 +77,11 @@ def test_pushed_file_comes_back_byte_for_byte(run, supplier, tmp_path):
     assert pushed["rows"] == 500
     described = json.loads(run("dataset", "describe", "people", "--version", str(pushed["version"]), *SUPPLIER))
     assert described["root"] == pushed["root"]
+    listed = [json.loads(line) for line in run("dataset", "list", "--json", *SUPPLIER).splitlines()]
+    assert {(one["dataset"], one["version"], one["root"]) for one in listed} >= {
+        ("people", pushed["version"], pushed["root"])
+    }
+    assert any(line.startswith("people  ") for line in run("dataset", "list", *SUPPLIER).splitlines())
     back = tmp_path / "back.csv"
     run("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out", back, *SUPPLIER)
     assert back.read_text() == DATA

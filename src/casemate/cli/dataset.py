@@ -7,7 +7,7 @@ import click
 from casemate.cli.dataset_push import manifest, push, push_signed
 from casemate.cli.dataset_read import describe, pull
 from casemate.cli.dataset_shred import shred, verify_receipt
-from casemate.cli.dataset_versions import compromise, label, labels, lineage, retain
+from casemate.cli.dataset_versions import compromise, label, labels, lineage, list_datasets, retain
 
 
 @click.group("dataset")
@@ -21,6 +21,7 @@ for _command in (
     push_signed,
     pull,
     describe,
+    list_datasets,
     label,
     labels,
     lineage,

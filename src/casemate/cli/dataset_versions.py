@@ -1,4 +1,4 @@
-"""`casemate dataset label|labels|lineage|compromise|retain`: what is known and decided of versions."""
+"""`casemate dataset list|label|labels|lineage|compromise|retain`: what is known and decided of versions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from casemate.cli.connection import with_session
+from casemate.cli.listing import moment, show, with_json
 from casemate.client.datasets import Datasets
 from casemate.client.session import Session
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import ConfigurationError
+
+
+@click.command("list")
+@with_json
+@with_session
+def list_datasets(session: Session, as_json: bool) -> None:
+    """Lists the datasets of your tenant that you may read, by the newest version of each."""
+    show(map(_listed, Datasets(session).listed()), as_json=as_json)
 
 
 @click.command("label")
@@ -101,6 +110,17 @@ def retain(session: Session, dataset: str, keep: int, days: int | None, yes: boo
         dataset, keep_versions=keep, keep_for=None if days is None else timedelta(days=days)
     )
     click.echo(f"{dataset}: {said or 'everything is kept'}; log entry {index}")
+
+
+def _listed(found: messages.ListedDataset) -> dict[str, object]:
+    return {
+        "dataset": found.dataset,
+        "version": found.version,
+        "rows": found.rows,
+        "root": found.root.hex(),
+        "promoted": moment(found, "promoted_at"),
+        "state": "shredded" if found.shredded else "readable",
+    }
 
 
 def _model(model: messages.TrainedModel) -> dict[str, object]:

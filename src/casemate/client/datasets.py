@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from casemate.client.datasets_listing import DatasetNames
 from casemate.client.datasets_pull import DatasetPulls
 from casemate.client.datasets_push import DatasetPushes, PushedVersion
 from casemate.client.datasets_versions import ShreddedVersion
@@ -11,5 +12,5 @@ from casemate.signing.batch_order import BatchOrder
 __all__ = ["BatchOrder", "Cursor", "Datasets", "PulledBatch", "PulledDataset", "PushedVersion", "ShreddedVersion"]
 
 
-class Datasets(DatasetPushes, DatasetPulls):
+class Datasets(DatasetPushes, DatasetPulls, DatasetNames):
     """The datasets of the session's tenant."""

@@ -85,6 +85,38 @@ class GetVersionResponse(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., root: _Optional[bytes] = ..., rows: _Optional[int] = ..., promoted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signer_key_id: _Optional[str] = ..., shredded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ListDatasetsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDatasetsResponse(_message.Message):
+    __slots__ = ("datasets", "next_page_token")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedCompositeFieldContainer[ListedDataset]
+    next_page_token: str
+    def __init__(self, datasets: _Optional[_Iterable[_Union[ListedDataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListedDataset(_message.Message):
+    __slots__ = ("dataset", "version", "root", "rows", "promoted_at", "shredded")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_AT_FIELD_NUMBER: _ClassVar[int]
+    SHREDDED_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    version: int
+    root: bytes
+    rows: int
+    promoted_at: _timestamp_pb2.Timestamp
+    shredded: bool
+    def __init__(self, dataset: _Optional[str] = ..., version: _Optional[int] = ..., root: _Optional[bytes] = ..., rows: _Optional[int] = ..., promoted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shredded: bool = ...) -> None: ...
+
 class PullDatasetRequest(_message.Message):
     __slots__ = ("dataset", "version", "label", "shard", "shards", "shuffle_seed", "position")
     DATASET_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class DatasetServiceStub(object):
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
                 response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
                 _registered_method=True)
+        self.ListDatasets = channel.unary_unary(
+                '/casemate.datasets.v1.DatasetService/ListDatasets',
+                request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsRequest.SerializeToString,
+                response_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsResponse.FromString,
+                _registered_method=True)
         self.SetLabel = channel.unary_unary(
                 '/casemate.datasets.v1.DatasetService/SetLabel',
                 request_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.SetLabelRequest.SerializeToString,
@@ -106,7 +111,8 @@ class DatasetServiceServicer(object):
         acknowledgement comes after the version was promoted. Errors:
         INVALID_ARGUMENT / SIGNATURE_INVALID, MANIFEST_INVALID, DIGEST_MISMATCH,
         RECORD_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; ALREADY_EXISTS;
-        OUT_OF_RANGE / WRONG_OFFSET.
+        OUT_OF_RANGE / WRONG_OFFSET; RESOURCE_EXHAUSTED (too many uploads of this
+        supplier, or of its tenant, are unfinished; names the setting).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +143,15 @@ class DatasetServiceServicer(object):
         was interrupted and gives the same receipt. No replica opens the version five
         seconds after the answer; backups of the data keys open it until the date in
         the receipt. Errors: NOT_FOUND (also: not granted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasets(self, request, context):
+        """Lists the datasets of the caller's tenant, by name, whose newest version it may
+        read; others are as if they were not there. Errors: INVALID_ARGUMENT (a page
+        token that is none).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,6 +240,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ShredVersion,
                     request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.FromString,
                     response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.SerializeToString,
+            ),
+            'ListDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasets,
+                    request_deserializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsRequest.FromString,
+                    response_serializer=casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsResponse.SerializeToString,
             ),
             'SetLabel': grpc.unary_unary_rpc_method_handler(
                     servicer.SetLabel,
@@ -371,6 +391,33 @@ class DatasetService(object):
             '/casemate.datasets.v1.DatasetService/ShredVersion',
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionRequest.SerializeToString,
             casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ShredVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/casemate.datasets.v1.DatasetService/ListDatasets',
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsRequest.SerializeToString,
+            casemate_dot_datasets_dot_v1_dot_dataset__service__pb2.ListDatasetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,7 +43,8 @@ class DatasetServiceStub:
     acknowledgement comes after the version was promoted. Errors:
     INVALID_ARGUMENT / SIGNATURE_INVALID, MANIFEST_INVALID, DIGEST_MISMATCH,
     RECORD_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; ALREADY_EXISTS;
-    OUT_OF_RANGE / WRONG_OFFSET.
+    OUT_OF_RANGE / WRONG_OFFSET; RESOURCE_EXHAUSTED (too many uploads of this
+    supplier, or of its tenant, are unfinished; names the setting).
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetVersionRequest, _dataset_service_pb2.GetVersionResponse]
     """Describes one promoted version, a shredded one too: its manifest holds
@@ -62,6 +63,11 @@ class DatasetServiceStub:
     was interrupted and gives the same receipt. No replica opens the version five
     seconds after the answer; backups of the data keys open it until the date in
     the receipt. Errors: NOT_FOUND (also: not granted).
+    """
+    ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
+    """Lists the datasets of the caller's tenant, by name, whose newest version it may
+    read; others are as if they were not there. Errors: INVALID_ARGUMENT (a page
+    token that is none).
     """
     SetLabel: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.SetLabelRequest, _dataset_service_pb2.SetLabelResponse]
     """Has a label name another version, if it still names the expected one. Logged
@@ -111,7 +117,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     acknowledgement comes after the version was promoted. Errors:
     INVALID_ARGUMENT / SIGNATURE_INVALID, MANIFEST_INVALID, DIGEST_MISMATCH,
     RECORD_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; ALREADY_EXISTS;
-    OUT_OF_RANGE / WRONG_OFFSET.
+    OUT_OF_RANGE / WRONG_OFFSET; RESOURCE_EXHAUSTED (too many uploads of this
+    supplier, or of its tenant, are unfinished; names the setting).
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetVersionRequest, _dataset_service_pb2.GetVersionResponse]  # type: ignore[assignment]
     """Describes one promoted version, a shredded one too: its manifest holds
@@ -130,6 +137,11 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     was interrupted and gives the same receipt. No replica opens the version five
     seconds after the answer; backups of the data keys open it until the date in
     the receipt. Errors: NOT_FOUND (also: not granted).
+    """
+    ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    """Lists the datasets of the caller's tenant, by name, whose newest version it may
+    read; others are as if they were not there. Errors: INVALID_ARGUMENT (a page
+    token that is none).
     """
     SetLabel: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.SetLabelRequest, _dataset_service_pb2.SetLabelResponse]  # type: ignore[assignment]
     """Has a label name another version, if it still names the expected one. Logged
@@ -182,7 +194,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         acknowledgement comes after the version was promoted. Errors:
         INVALID_ARGUMENT / SIGNATURE_INVALID, MANIFEST_INVALID, DIGEST_MISMATCH,
         RECORD_INVALID; PERMISSION_DENIED / SIGNER_UNTRUSTED; ALREADY_EXISTS;
-        OUT_OF_RANGE / WRONG_OFFSET.
+        OUT_OF_RANGE / WRONG_OFFSET; RESOURCE_EXHAUSTED (too many uploads of this
+        supplier, or of its tenant, are unfinished; names the setting).
         """
 
     @_abc_1.abstractmethod
@@ -219,6 +232,17 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         was interrupted and gives the same receipt. No replica opens the version five
         seconds after the answer; backups of the data keys open it until the date in
         the receipt. Errors: NOT_FOUND (also: not granted).
+        """
+
+    @_abc_1.abstractmethod
+    def ListDatasets(
+        self,
+        request: _dataset_service_pb2.ListDatasetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.ListDatasetsResponse, _abc.Awaitable[_dataset_service_pb2.ListDatasetsResponse]]:
+        """Lists the datasets of the caller's tenant, by name, whose newest version it may
+        read; others are as if they were not there. Errors: INVALID_ARGUMENT (a page
+        token that is none).
         """
 
     @_abc_1.abstractmethod
