@@ -56,6 +56,14 @@ def test_why_says_the_true_reason_and_a_command_that_can_be_typed(state):
     ]
 
 
+def test_why_looks_into_the_audit_of_another_teams_service_that_is_kept_here(state):
+    audit = AuditFile(state / "audit" / "greeter.jsonl")
+    audit.record(denied("ee", "INSUFFICIENT_SCOPE", method="/examples.greeter.Greeter/Greet"))
+    audit.close()
+    assert "refused by greeter" in run(state, "why", "ee")
+    assert "refused by datasets" in run(state, "why", "aa11")
+
+
 def test_why_finds_a_repeat_by_its_own_identifier(state):
     said = run(state, "why", "bb7")
     assert "repeats     19" in said

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.support.up import CASEMATE, PATIENCE, Up, state
+from tests.support.up import CASEMATE, PATIENCE, Commands, Up, state
 
 __all__ = ["state"]  # a fixture
 
@@ -77,8 +77,9 @@ def test_first_start_publishes_and_the_printed_commands_work_as_they_stand(state
 
 
 def test_killed_supervisor_leaves_no_process_and_the_next_start_recovers(state):
-    up = Up(state, "--no-seed")
+    up = Up(state, "--no-seed", "--audience", "greeter=greetings.read")
     up.wait_for("Ready in")
+    assert "greeter: greetings.read (remembered" in up.wait_for("tokens may also be for")
     up.end(signal.SIGKILL)
     deadline = time.monotonic() + 30
     while processes_below(state) and time.monotonic() < deadline:
@@ -87,6 +88,16 @@ def test_killed_supervisor_leaves_no_process_and_the_next_start_recovers(state):
     again = Up(state, "--no-seed")
     try:
         again.wait_for("Ready in")
+        again.wait_for("From any other terminal")
+        # What was said once: its clients are in the database, and would get no tokens.
+        assert any("tokens may also be for greeter" in line for line in again.said)
+        commands = Commands(state)
+        commands("tenant", "create", "acme", "--as", "casemate/operator")
+        guest = ("--tenant", "acme", "--spiffe-id", "spiffe://casemate.internal/t/acme/guest")
+        wants = ("--scope", "greetings.read", "--as", "casemate/operator")
+        commands("client", "create", "acme-guest", *guest, "--audience", "greeter", *wants)
+        refused = commands("client", "create", "acme-other", *guest, "--audience", "stranger", *wants, expect=1)
+        assert "audience" in refused
     finally:
         assert again.end() == 0
 

@@ -33,8 +33,8 @@ def command(beginning: str) -> str:
 class Terminal:
     """Types lines of the README, with the places of this cluster in them."""
 
-    def __init__(self, state: Path, audit: Path) -> None:
-        self.places = {".casemate/": f"{state}/", "greeter.audit.jsonl": str(audit), ".venv/bin/": f"{BIN}/"}
+    def __init__(self, state: Path) -> None:
+        self.places = {".casemate/": f"{state}/", ".venv/bin/": f"{BIN}/"}
         ports = json.loads(StateDirectory(state).endpoints.read_text())["grpc"]
         self.places |= {"127.0.0.1:7401": f"127.0.0.1:{ports['auth']}", "127.0.0.1:7501": "127.0.0.1:0"}
         self.places |= {"casemate ": f"casemate --state {state} "}
@@ -84,12 +84,13 @@ MODULE = "examples.protect_your_own_service"
 
 
 @pytest.mark.long
-def test_every_command_of_the_readme_works_as_it_stands(state, tmp_path):
+def test_every_command_of_the_readme_works_as_it_stands(state):
+    before = status_of_the_checkout()
     (audience,) = re.findall(r"make run AUDIENCE=(\S+)", README)
     up = Up(state, "--no-seed", "--audience", audience)
     try:
         up.wait_for("Ready in")
-        terminal = Terminal(state, tmp_path / "audit.jsonl")
+        terminal = Terminal(state)
         terminal.type(".venv/bin/casemate tenant create acme --as casemate/operator")  # as the seed of `make run` has
         assert terminal.type(command(".venv/bin/casemate pki issue svc/")).strip().endswith("/svc/greeter")
         serve = command(f".venv/bin/python -m {MODULE}.serve_sync")
@@ -102,8 +103,23 @@ def test_every_command_of_the_readme_works_as_it_stands(state, tmp_path):
         with terminal.serving(serve.replace("serve_sync", "serve_aio")):
             assert greeted(terminal) == "Hello, Ada\n"
         assert "one chain" in terminal.type(command(".venv/bin/casemate audit verify"))
+        assert status_of_the_checkout() == before
     finally:
         assert up.end() == 0
+
+
+def status_of_the_checkout() -> list[str]:
+    """What lies beside the example and at the root, as git sees it."""
+    places = (":/*.jsonl*", ":/examples")
+    told = subprocess.run(["git", "status", "--short", *places], cwd=ROOT, capture_output=True, text=True, check=True)
+    return told.stdout.splitlines()
+
+
+def test_the_readme_keeps_the_audit_where_git_does_not_look():
+    """The twin of the above for every run: what it names lies in the state."""
+    assert re.findall(r"\S+\.jsonl", README)
+    assert all(name.startswith(".casemate/") for name in re.findall(r"\S+\.jsonl", README))
+    assert ".casemate/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_make_run_hands_the_audience_on():

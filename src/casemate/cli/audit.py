@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casemate.cli.explanations import explain
-from casemate.cli.state import SERVICES, StateDirectory
+from casemate.cli.state import StateDirectory
 from casemate.gate.adapters.audit_lines import Head, verify_file
 from casemate.gate.adapters.own_policies import own_policies
 
@@ -61,7 +61,7 @@ def why(options: Options, request_id: str, files: Sequence[Path], as_json: bool)
     A caller finds the identifier in the trailing metadata of every answer.
     """
     state = StateDirectory(options.state)
-    found = list(_find(request_id, files or [file for service in SERVICES for file in state.audits(service)]))
+    found = list(_find(request_id, files or state.audits()))
     if not found:
         click.echo(
             f"{request_id}: not in the audit. Repeats beyond the first 32 of a second have a count only.", err=True

@@ -66,10 +66,9 @@ class StateDirectory:
         """The audit trail of a service."""
         return self.root / "audit" / f"{service}.jsonl"
 
-    def audits(self, service: str) -> tuple[Path, ...]:
-        """The audit trails that a service has written: each of several workers has one of its own."""
-        alone = self.audit(service)
-        return (alone, *sorted(alone.parent.glob(f"{service}.[0-9]*.jsonl")))
+    def audits(self) -> tuple[Path, ...]:
+        """All audit trails: each of several workers has one of its own, and other teams' services may have theirs."""
+        return tuple(sorted(self.audit("auth").parent.glob("*.jsonl")))
 
     def signer(self, name: str) -> Path:
         """The private key of a signer of the story."""
@@ -84,6 +83,11 @@ class StateDirectory:
     def unfinished_restore(self) -> Path:
         """There while a restore is not complete: nothing may be served from what is here."""
         return self.root / "restore.unfinished"
+
+    @property
+    def audiences(self) -> Path:
+        """Other teams' services that auth is told of at every start."""
+        return self.root / "audiences"
 
     @property
     def endpoints(self) -> Path:

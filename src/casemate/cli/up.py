@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from casemate.cli.audiences import RememberedAudiences
 from casemate.cli.cluster import Cluster
 from casemate.cli.environment import require_unset
 from casemate.cli.main import Options
@@ -31,7 +32,8 @@ DEFAULT_TRUST_DOMAIN = "casemate.internal"
     "audiences",
     multiple=True,
     metavar="NAME=SCOPE,…",
-    help="Another team's service that tokens may be for, and that may follow the trust feed (svc/NAME).",
+    help="Another team's service that tokens may be for, and that may follow the trust feed (svc/NAME). Remembered; "
+    "NAME= forgets it.",
 )
 @click.option(
     "--inference-workers",
@@ -58,15 +60,16 @@ def up_command(
     require_unset(os.environ)  # noqa: TID251  # where the environment enters
     ports = Ports.free() if free_ports else Ports.fixed()
     state = StateDirectory(options.state)
+    others = RememberedAudiences(state.audiences, audiences)
     cluster = Cluster(
         state=state,
         ports=ports,
         trust_domain=trust_domain,
         report=say,
         inference_workers=inference_workers,
-        audiences=";".join(audiences),
+        audiences=others.setting,
     )
-    asyncio.run(_run(state, cluster, seed=seed))
+    asyncio.run(_run(state, cluster, others, seed=seed))
 
 
 def say(line: str) -> None:
@@ -81,7 +84,7 @@ def _say_once(marker: Path, lines: str) -> None:
         marker.touch(mode=0o600)
 
 
-async def _run(state: StateDirectory, cluster: Cluster, *, seed: bool) -> None:
+async def _run(state: StateDirectory, cluster: Cluster, others: RememberedAudiences, *, seed: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -95,7 +98,8 @@ async def _run(state: StateDirectory, cluster: Cluster, *, seed: bool) -> None:
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            _announce(cluster, time.monotonic() - begun)
+            others.keep()
+            _announce(cluster, others, time.monotonic() - begun)
             await stopped
     finally:
         starting.cancel()
@@ -117,7 +121,7 @@ async def _start(cluster: Cluster, *, seed: bool) -> None:
         (cluster.state.root / "seeded").touch()
 
 
-def _announce(cluster: Cluster, seconds: float) -> None:
+def _announce(cluster: Cluster, others: RememberedAudiences, seconds: float) -> None:
     casemate = shlex.join([str(Path(sys.executable).parent / "casemate"), "--state", str(cluster.state.root)])
     say(f"\nReady in {seconds:.1f} s. mutual TLS 1.3 only, on loopback:")
     for service in SERVICES:
@@ -125,6 +129,8 @@ def _announce(cluster: Cluster, seconds: float) -> None:
         say(f"  {service:<10} 127.0.0.1:{port}   metrics https://127.0.0.1:{metrics}/metrics")
         if service in cluster.ports.http:
             say(f"  {'':<10} OAuth 2 over HTTPS: https://127.0.0.1:{cluster.ports.http[service]}/oauth2/token")
+    for name, scopes in others.scopes.items():
+        say(f"  tokens may also be for {name}: {scopes} (remembered; --audience {name}= forgets it)")
     say("\nFrom any other terminal:")
     say(f"  {casemate} try predict   # ask for a prediction, as a caller with a certificate")
     say(f"  {casemate} try steal     # use the caller's token with another certificate")
