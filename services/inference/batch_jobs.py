@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from casemate.errors import Exhausted
+from casemate.errors import Exhausted, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 QUEUED, LEADS, TAKEN, DONE = range(4)
 _LEAST_RETRY = timedelta(milliseconds=1)
+_LOGGER = logging.getLogger(__name__)
 
 
 class CallerLeft(Exception):
@@ -43,6 +45,19 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """How a request is answered for which no thread waits.
+
+    Attributes:
+        done: takes the request, answered or with its error: once, from any thread, under no lock. Waits for nobody.
+        spawn: gives work a thread; raises RuntimeError when none is left.
+    """
+
+    done: Callable[[Job], object]
+    spawn: Callable[[Callable[[], object]], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """All outputs of one request, and where its time went."""
 
@@ -56,6 +71,7 @@ class Job:
     """One request. Guarded by its batcher's lock until it is taken; then its leader's.
 
     `shape` is what it must have in common with others to share a run; None: it shares none.
+    `later` is None while a thread waits at `wake` for it.
     """
 
     inputs: Mapping[str, Array]
@@ -67,6 +83,7 @@ class Job:
     ends_at: float
     queued_at: float
     statistics: Statistics
+    later: Later | None = None
     wake: threading.Lock = field(default_factory=threading.Lock)
     state: int = QUEUED
     left: bool = False
@@ -76,6 +93,33 @@ class Job:
     error: Exception | None = None
     queue_ns: int = 0
     infer_ns: int = 0
+
+    def ran(self) -> Ran:
+        """What came of it; to be asked once, when it is done.
+
+        Raises:
+            Exception: what it ended with, if not with an answer.
+        """
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it knows this frame: a ring would keep the call, and its place at the peer's connection
+        if self.outputs is None:
+            raise InternalError("a request left the batcher without an answer")
+        return Ran(self.outputs, self.queue_ns, self.infer_ns)
+
+    def tell(self) -> None:
+        """Has it answered, if no thread waits for it, or wakes that thread; under no lock. Raises nothing."""
+        later, self.later = self.later, None
+        if later is None:
+            self.wake.release()
+            return
+        try:
+            later.done(self)
+        except BaseException:
+            _LOGGER.exception("an answer could not be given")  # of this one; the others' are next
 
 
 def joins(leader: Job, now: float, most: int, job: Job) -> bool:

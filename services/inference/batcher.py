@@ -1,10 +1,12 @@
 """Runs a model for many callers: a free instance takes a request at once, a busy one takes what has queued.
 
 The thread that brings a request to a free instance runs it itself: nothing is
-handed over, nothing waits. While all instances are busy, requests queue, and
-their threads sleep. A thread whose run is over makes the next one in the queue
-the leader; the leader takes along whatever may share its run, and wakes the
-others when their rows are done. So each request costs one wake-up at most.
+handed over, nothing waits. While all instances are busy, requests queue. A thread whose run is over
+makes the next one in the queue the leader, and the leader takes along whatever may share its run.
+
+A request waits with a thread or without. With one (`run`), its thread sleeps, and is woken to lead a run or when
+its rows are done. Without one (`submit`), whoever has its rows gives the answer, and a thread that led such a
+run leads the next. So under load a model is served by as many threads as it has instances, and none is woken.
 
 What runs in less time than a wake-up takes is not queued, where nobody has set a limit: a model that says how many
 runs, places or levels it has is held to them however short its runs were, and so is one that computes elsewhere.
@@ -21,33 +23,24 @@ one request at a time.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casemate.errors import DeadlineExceeded, InternalError
-from services.inference.batch_jobs import (
-    DONE,
-    LEADS,
-    QUEUED,
-    TAKEN,
-    CallerLeft,
-    Job,
-    Ran,
-    Terms,
-    exhausted,
-    joins,
-    shape_of,
-)
-from services.inference.fair_queue import FairQueue
-from services.inference.latency import RunTime
+from casemate.errors import DeadlineExceeded, Unavailable
+from services.inference.alarm import Alarm
+from services.inference.batch_jobs import DONE, LEADS, CallerLeft, Job, Ran, Terms, exhausted, shape_of
+from services.inference.batch_queue import BatchQueue, expired
+from services.inference.forecast import Forecast
 from services.inference.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from casemate.errors import Exhausted
+    from services.inference.batch_jobs import Later
     from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
     from services.inference.latency import Shapes
@@ -58,6 +51,11 @@ if TYPE_CHECKING:
 _SLACK = 1.25
 """A request is queued if there is a quarter more time than it is expected to take: answers have a way to go, requests
 had one that the server did not see, and a queue that is full to its deadlines serves everybody too late."""
+_RUNS_ON_END = 16
+"""Runs that a thread leads one after the other; then it waits its turn among those that other models want."""
+_LOOK_S = 0.001
+"""Least time between two looks for what has expired in the queue."""
+_LOGGER = logging.getLogger(__name__)
 
 
 class Batcher:
@@ -90,20 +88,18 @@ class Batcher:
         steady: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._batching = serving.batching
+        batching = serving.batching
         self._levels = serving.priority_levels
         self._limit = serving.queue
-        self._free = self._instances = serving.instances or instances
-        self._runner = Runs(instance, merges=serving.batching is not None, pad_lone_row=pad_lone_row)
+        self._free = serving.instances or instances
+        self._forecast = Forecast(instances=self._free, max_rows=batching.max_rows if batching is not None else None)
+        self._runner = Runs(instance, merges=batching is not None, pad_lone_row=pad_lone_row)
         self._board, self._key = board, key
         self._now = now
         self._lock = threading.Lock()
-        self._queue: FairQueue[Job] = FairQueue()
-        self._queued_rows = 0
-        self._runs: dict[int, tuple[float, float]] = {}
-        self._run_time = RunTime()
-        self._gatherer: tuple[Job, int] | None = None
-        self._lingers = self._batching is not None and self._batching.window_us > 0
+        self._queue = BatchQueue(batching, lock=self._lock, now=now)
+        self._runs: dict[int, float] = {}
+        self._alarm = Alarm(self._end_late, now=now)
         self._may_be_light = here and not serving.limited
         # Never what would be queued, or noted on the board.
         self._steady = steady and self._may_be_light and not self._runner.merges and board is None
@@ -120,7 +116,7 @@ class Batcher:
 
     def oldest_run(self) -> float:
         """For how many seconds the oldest run has been under way; 0 when none is."""
-        began = min((run[0] for run in tuple(self._runs.values())), default=None)
+        began = min(tuple(self._runs.values()), default=None)
         return 0.0 if began is None else self._now() - began
 
     def at_once(self, shapes: Shapes) -> bool:
@@ -148,9 +144,7 @@ class Batcher:
         """
         job = Job(inputs, rows, None, "", "", 0, 0.0, 0.0, statistics)
         self._runner.alone(job)
-        if job.outputs is None:
-            raise InternalError("a request left the batcher without an answer")
-        return Ran(job.outputs, 0, job.infer_ns)
+        return job.ran()
 
     def run(self, inputs: Mapping[str, Array], *, rows: int, terms: Terms, statistics: Statistics) -> Ran:
         """All outputs of the request, from a run of its own or one that it shared.
@@ -162,6 +156,49 @@ class Batcher:
             InvalidRequest: the values do not fit the model.
             InternalError: the model failed.
         """
+        job = self._job(inputs, rows, terms, statistics, None)
+        if self._place(job) or self._wait(job, terms):
+            self._lead(job)
+        return job.ran()
+
+    def submit(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        rows: int,
+        terms: Terms,
+        statistics: Statistics,
+        later: Later,
+        lead_here: bool,
+    ) -> None:
+        """As `run`, for a request that is answered by whoever has its rows; `later.done` is called once for it.
+
+        Args:
+            inputs: of the request.
+            rows: in them.
+            terms: for whom, and until when.
+            statistics: of the model.
+            later: how it is answered.
+            lead_here: this thread may run it, and those that share its run; otherwise this waits for nothing.
+
+        Raises:
+            Exhausted: as `run`; nothing is called then.
+            DeadlineExceeded: likewise.
+        """
+        job = self._job(inputs, rows, terms, statistics, later)
+        if not self._place(job):
+            self._alarm.at(job.ends_at)
+            if not terms.on_leave(partial(self._withdraw, job, "cancelled", CallerLeft)):
+                self._withdraw(job, "cancelled", CallerLeft)
+        elif lead_here:
+            # Not those after it: this thread still holds its call.
+            self._spawn(self._lead(job))
+        else:
+            self._spawn(job)
+
+    def _job(
+        self, inputs: Mapping[str, Array], rows: int, terms: Terms, statistics: Statistics, later: Later | None
+    ) -> Job:
         now = self._now()
         if terms.ends_at <= now:
             statistics.shed("deadline")
@@ -176,31 +213,31 @@ class Batcher:
             terms.ends_at,
             now,
             statistics,
+            later,
         )
         if self._board is not None:
             job.mark, alone = self._board.mark(inputs, self._key + terms.tenant.encode())
             job.shape = None if alone else job.shape
-        with self._lock:
-            idle = self._free > 0 or (
-                self._may_be_light and not self._runner.merges and self._runner.lightness.covers(inputs)
-            )
-            if idle:
-                self._free -= 1
-                self._begin(job, now, rows)
-            else:
-                self._enqueue(job, now)
-        if idle or self._wait(job, terms):
-            self._lead(job)
-        if job.error is not None:
-            raise job.error
-        if job.outputs is None:
-            raise InternalError("a request left the batcher without an answer")
-        return Ran(job.outputs, job.queue_ns, job.infer_ns)
+        return job
 
     def _priority(self, wish: int) -> int:
         return wish - 1 if 1 <= wish <= self._levels else (self._levels - 1) // 2
 
-    # Queueing. All under the lock but `_wait`.
+    # Queueing.
+
+    def _place(self, job: Job) -> bool:
+        """Puts a request into the queue; True when it is to be run now instead."""
+        with self._lock:
+            idle = self._free > 0 or (
+                self._may_be_light and not self._runner.merges and self._runner.lightness.covers(job.inputs)
+            )
+            if idle:
+                self._free -= 1
+                self._forecast.began(job, at=job.queued_at, rows=job.rows)
+            else:
+                self._enqueue(job, job.queued_at)
+        self._queue.tell_ended()
+        return idle
 
     def _enqueue(self, job: Job, now: float) -> None:
         expected = self._expect(job.rows, now)
@@ -212,172 +249,132 @@ class Batcher:
             (displaced or job).statistics.shed("queue")
             if displaced is None:
                 raise exhausted("the model's queue is full", expected)
-            self._queued_rows -= displaced.rows
-            self._settle(displaced, exhausted("gave its place in the queue to a caller with less in it", expected))
-        job.wake.acquire()
+            self._queue.end(displaced, exhausted("gave its place in the queue to a caller with less in it", expected))
         self._queue.add(job)
-        self._queued_rows += job.rows
-        if self._gatherer is not None and self._queued_rows >= self._gatherer[1]:
-            gatherer, self._gatherer = self._gatherer[0], None
-            gatherer.wake.release()
+
+    def _expect(self, more: int, now: float) -> float:
+        """Seconds until so many more rows would be done if they were queued now. Under the lock."""
+        return self._forecast.until_done(
+            requests=len(self._queue) + 1, rows=self._queue.rows + more, now=now, merges=self._runner.merges
+        )
 
     def _wait(self, job: Job, terms: Terms) -> bool:
         """Sleeps until the job is done; True when it is to lead a run instead."""
-        if not terms.on_leave(lambda: self._withdraw(job, "cancelled", CallerLeft())):
-            self._withdraw(job, "cancelled", CallerLeft())
+        if not terms.on_leave(partial(self._withdraw, job, "cancelled", CallerLeft)):
+            self._withdraw(job, "cancelled", CallerLeft)
         if not job.wake.acquire(timeout=max(0.0, job.ends_at - self._now())):
-            self._withdraw(job, "deadline", DeadlineExceeded("passed in the queue"))
+            self._withdraw(job, "deadline", expired)
             job.wake.acquire()  # withdrawn, or taken in the last moment and soon done
         return job.state == LEADS
 
-    def _withdraw(self, job: Job, reason: str, error: Exception) -> None:
+    def _withdraw(self, job: Job, reason: str, error: Callable[[], Exception]) -> None:
         """Takes a job out of the queue, if it is still there. From any thread."""
         with self._lock:
             job.left = True
-            if job.state == QUEUED and self._queue.remove(job):
-                self._queued_rows -= job.rows
-                job.statistics.shed(reason)
-                self._settle(job, error)
+            self._queue.withdraw(job, reason, error())
+        self._queue.tell_ended()
 
-    def _settle(self, job: Job, error: Exception) -> None:
-        job.error = error
-        job.state = DONE
-        job.wake.release()
-
-    def _expect(self, more: int, now: float) -> float:
-        """Seconds until so many more rows would be done if they were queued now."""
-        until_free = max(0.0, min((run[1] for run in self._runs.values()), default=now) - now)
-        ahead = len(self._queue)
-        rows = self._queued_rows + more
-        if self._runner.merges and self._batching is not None:
-            full, rest = divmod(rows, self._batching.max_rows)
-            work = full * self._run_time.expect(self._batching.max_rows) + (self._run_time.expect(rest) if rest else 0)
-            return until_free + work / min(self._instances, full + 1)
-        runs = ahead + 1
-        return until_free + runs * self._run_time.expect(max(1, rows // runs)) / min(self._instances, runs)
+    def _end_late(self) -> float | None:
+        """Ends what has expired in the queue and has no thread to see to it; when to look again."""
+        now = self._now()
+        with self._lock:
+            following = self._queue.end_late(now)
+        self._queue.tell_ended()
+        return None if following is None else max(following, now + _LOOK_S)
 
     # Running. One thread per run.
 
-    def _lead(self, leader: Job) -> None:
-        """Runs the leader and whoever may come along; wakes them, and the leader of the next run before them."""
-        batch: list[Job] = [leader]
-        rows = 0
+    def _lead_on(self, job: Job | None) -> None:
+        """Leads a run that no thread waits for, and those that follow; some, as other models want threads, too."""
+        for _ in range(_RUNS_ON_END):
+            if job is None:
+                return
+            job = self._lead(job)
+        self._spawn(job)
+
+    def _spawn(self, job: Job | None) -> None:
+        """Gives a run that no thread waits for a thread; what gets none is ended, and the next one gets one."""
+        while job is not None and job.later is not None:
+            try:
+                job.later.spawn(partial(self._lead_on, job))
+            except RuntimeError:
+                job.error, job.state = Unavailable("no thread is left to lead a run"), DONE
+                following = self._hand_on(job, 0)
+                job.tell()
+                job = following
+            else:
+                return
+
+    def _lead(self, leader: Job) -> Job | None:
+        """Runs the leader and whoever may come along, and answers or wakes them; the next to lead by this thread.
+
+        A thread that has an answer of its own to give leads no other.
+        """
+        waited_for, following = leader.later is None, None
+        batch, rows = [leader], 0
         try:
-            batch = self._gather(leader) if leader.state == LEADS else batch
+            if leader.state == LEADS:
+                batch = self._gather(leader)
             rows = sum(job.rows for job in batch)
             if batch:
                 self._execute(batch)
+        except BaseException:
+            if waited_for:
+                raise
+            _LOGGER.exception("a run was broken off")  # each of its requests is told that it has no answer
         finally:
-            self._hand_on(leader, rows)
-            for job in batch:
+            following = self._hand_on(leader, rows)
+            for job in batch if leader in batch else (leader, *batch):
                 job.state = DONE
-                if job is not leader:
-                    job.wake.release()
+                if job is not leader or not waited_for:
+                    job.tell()
+            if waited_for:
+                self._spawn(following)
+        return None if waited_for else following
 
     def _gather(self, leader: Job) -> list[Job]:
-        batch = [leader]
+        """The leader, if its time is not over, and whoever shares its run."""
+        batch, lingered = [leader], 0.0
         with self._lock:
-            if self._batching is not None and leader.shape is not None and self._runner.merges:
-                self._fill(batch, self._batching.max_rows)
-                self._linger(batch)
-                self._trim(batch)
+            if self._runner.merges:
+                lingered = self._queue.gather(batch)
             now = self._now()
-            self._begin(leader, now, sum(job.rows for job in batch))
+            # From when it was told to, less what it waited for others: until a woken thread runs, and while answers
+            # to the last run are given, the instance serves nobody, and predictions must know.
+            self._forecast.began(leader, at=leader.led_at + lingered, rows=sum(job.rows for job in batch))
+        self._queue.tell_ended()
         for job in batch:
             job.queue_ns = int((now - job.queued_at) * 1e9)
         if leader.left or leader.ends_at <= now:
             batch.remove(leader)
-            leader.error = CallerLeft() if leader.ends_at > now else DeadlineExceeded("passed in the queue")
+            leader.error = CallerLeft() if leader.ends_at > now else expired()
             leader.statistics.shed("cancelled" if leader.ends_at > now else "deadline")
         return batch
 
-    def _fill(self, batch: list[Job], limit: int) -> None:
-        leader, rows = batch[0], sum(job.rows for job in batch)
-        tenant = None if self._batching is not None and self._batching.share_between_tenants else leader.tenant
-        while rows < limit:
-            now, most = self._now(), limit - rows
-            job = self._queue.take(partial(joins, leader, now, most), tenant=tenant)
-            if job is None:
-                return
-            self._queued_rows -= job.rows
-            if job.ends_at <= now:
-                self._expire(job)
-                continue
-            job.state = TAKEN
-            batch.append(job)
-            rows += job.rows
-
-    def _linger(self, batch: list[Job]) -> None:
-        """Waits for more, up to the model's window since the leader was queued."""
-        batching, leader = self._batching, batch[0]
-        if batching is None or not batching.window_us or self._gatherer is not None:
-            return
-        target = batching.preferred_rows[-1] if batching.preferred_rows else batching.max_rows
-        missing = target - sum(job.rows for job in batch)
-        left = leader.queued_at + batching.window_us / 1e6 - self._now()
-        if missing <= 0 or left <= 0:
-            return
-        self._gatherer = (leader, missing)
-        self._lock.release()
-        try:
-            leader.wake.acquire(timeout=left)
-        finally:
-            self._lock.acquire()
-        if self._gatherer is not None and self._gatherer[0] is leader:
-            self._gatherer = None
-        self._fill(batch, batching.max_rows)
-
-    def _trim(self, batch: list[Job]) -> None:
-        """Cuts the batch to the largest preferred size that its first requests fill exactly."""
-        if self._batching is None or not self._batching.preferred_rows:
-            return
-        preferred, rows, keep = frozenset(self._batching.preferred_rows), 0, 0
-        for count, job in enumerate(batch, start=1):
-            rows += job.rows
-            if rows in preferred:
-                keep = count
-        while keep and len(batch) > keep:
-            job = batch.pop()
-            job.state = QUEUED
-            self._queue.put_back(job)
-            self._queued_rows += job.rows
-
-    def _begin(self, leader: Job, now: float, rows: int) -> None:
-        # From when it was told to: until a woken thread runs, the instance serves nobody, and predictions must know.
-        began = leader.led_at if leader.led_at and not self._lingers else now
-        self._runs[id(leader)] = (began, began + self._run_time.expect(rows))
-
-    def _hand_on(self, leader: Job, rows: int) -> None:
-        """Ends a run, and makes the next in the queue a leader, or the instance free."""
-        now = self._now()
+    def _hand_on(self, leader: Job, rows: int) -> Job | None:
+        """Ends a run. Who is next in the queue leads: woken if a thread waits for it, otherwise returned."""
+        now, following = self._now(), None
         with self._lock:
-            began = self._runs.pop(id(leader), None)
-            if rows and began is not None:
-                self._run_time.learn(rows, now - began[0])
-            job = self._queue.take(lambda _job: True) if self._free >= 0 else None
-            while job is not None:
-                self._queued_rows -= job.rows
-                # One that would only just miss its deadline is work for nothing, and makes the next one miss its own.
-                if job.ends_at > now + self._run_time.expect(job.rows):
-                    job.led_at = now
-                    job.state = LEADS
-                    job.wake.release()
-                    return
-                self._expire(job)
-                job = self._queue.take(lambda _job: True)
-            self._free += 1
-
-    def _expire(self, job: Job) -> None:
-        job.statistics.shed("deadline")
-        self._settle(job, DeadlineExceeded("passed in the queue"))
+            self._forecast.ended(leader, at=now, rows=rows)
+            following = self._queue.leader(now, self._forecast.run_time) if self._free >= 0 else None
+            if following is None:
+                self._free += 1
+            else:
+                # Counts as a run from now on: see `_gather`.
+                self._forecast.began(following, at=now, rows=following.rows)
+        self._queue.tell_ended()
+        if following is not None and following.later is None:
+            following.wake.release()
+            return None
+        return following
 
     def _execute(self, batch: list[Job]) -> None:
-        board = self._board
-        if board is None:
-            self._runner.compute(batch)
-            return
-        places = board.begin([job.mark for job in batch])
+        run, board = id(batch), self._board
+        places = board.begin([job.mark for job in batch]) if board is not None else []
+        self._runs[run] = self._now()
         try:
             self._runner.compute(batch)
         finally:
-            board.end(places)
+            del self._runs[run]
+            if board is not None:
+                board.end(places)

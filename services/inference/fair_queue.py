@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Waiting(Protocol):
@@ -44,6 +44,11 @@ class FairQueue(Generic[W]):
 
     def __len__(self) -> int:
         return self._length
+
+    def items(self) -> Iterator[W]:
+        """All of them, in no order; the queue must not change meanwhile."""
+        for levels in self._tenants.values():
+            yield from levels.items()
 
     def add(self, item: W) -> None:
         """Queues an item behind those of its caller."""
@@ -144,6 +149,11 @@ class _Levels(Generic[W]):
         items.remove(item)
         self._tidy(item.priority, item.caller)
         return True
+
+    def items(self) -> Iterator[W]:
+        for callers in self._levels.values():
+            for items in callers.values():
+                yield from items
 
     def loads(self) -> list[tuple[int, W]]:
         """How many wait at each caller, and the last of them."""

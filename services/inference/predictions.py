@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -11,23 +12,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casemate.errors import CasemateError, DeadlineExceeded, Exhausted, InternalError, Reason
+from casemate.errors import CasemateError, Exhausted, InternalError, Reason
 from casemate.open_inference.v2 import open_inference_pb2 as wire
-from services.inference.batch_jobs import CallerLeft, Terms
-from services.inference.non_finite import require_finite
+from services.inference.asked import Asked, failure
+from services.inference.batch_jobs import CallerLeft, Later, Terms
 from services.inference.publishing import tenant_of
 from services.inference.tensors import encode_typed, encoded_bytes, view_raw
-from services.inference.validation import Limits, Tensors, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casemate.gate.core.caller import Caller
+    from services.inference.batch_jobs import Job, Ran
     from services.inference.catalogue import Catalogue
     from services.inference.loader import LoadedModel
     from services.inference.streams import Streams
     from services.inference.tensors import Array, TensorSpec
     from services.inference.tracing import Trace
+    from services.inference.validation import Limits, Tensors
     from services.inference.wire_guard import InferRequest
 
 DEFAULT_DEADLINE = timedelta(seconds=60)
@@ -145,7 +147,7 @@ class Predictions:
         left = self._deadline if seconds is None else min(self._deadline, seconds)
         refusal = loaded.batcher.refusal(self._now() + left, loaded.statistics)
         if refusal is not None:
-            loaded.statistics.failed(0, _failure(refusal))
+            loaded.statistics.failed(0, failure(refusal))
         return refusal
 
     def infer_quickly(self, loaded: LoadedModel, request: InferRequest, trace: Trace | None = None) -> bytes:
@@ -155,7 +157,69 @@ class Predictions:
             InvalidRequest: with the fields that are wrong.
             Exhausted: reason REQUEST_TOO_LARGE: the reply would be too large.
         """
-        return self._answer(loaded, request, None, trace).serialized()
+        with Asked(loaded, request, trace) as asked:
+            tensors = asked.read(self._limits)
+            ran = loaded.batcher.run_here(tensors.inputs, rows=tensors.rows, statistics=loaded.statistics)
+            return self._answer(asked, ran).serialized()
+
+    def is_quickly_read(self, loaded: LoadedModel, request: InferRequest) -> bool:
+        """Whether it takes next to nothing to make arrays of a small request."""
+        return bool(request.raw_input_contents) and all(map(_is_plain, loaded.instance.inputs))
+
+    def infer_later(
+        self,
+        caller: Caller,
+        request: InferRequest,
+        patience: Patience,
+        *,
+        conclude: Callable[[Callable[[], bytes]], object],
+        spawn: Callable[[Callable[[], object]], object],
+        lead_here: bool,
+    ) -> None:
+        """As `infer`, for a call that no thread waits for.
+
+        Args:
+            caller: whose model is meant.
+            request: what is asked.
+            patience: how long the peer waits.
+            conclude: takes, once and from any thread, what returns the answer or raises as `infer` does.
+            spawn: gives work a thread; raises RuntimeError when none is left.
+            lead_here: this thread may run the model; otherwise this waits for nothing.
+
+        Raises:
+            CasemateError: as `infer`; `conclude` is not called then.
+        """
+        tenant = tenant_of(caller)
+        loaded = self._catalogue.find(tenant, request.model_name, request.model_version)
+        with Asked(loaded, request, patience.trace) as asked:
+            tensors = asked.read(self._limits)
+            loaded.batcher.submit(
+                tensors.inputs,
+                rows=tensors.rows,
+                terms=self._terms(tenant, caller, request, patience),
+                statistics=loaded.statistics,
+                later=Later(partial(self._done, asked, conclude, spawn), spawn),
+                lead_here=lead_here,
+            )
+
+    def _done(
+        self,
+        asked: Asked,
+        conclude: Callable[[Callable[[], bytes]], object],
+        spawn: Callable[[Callable[[], object]], object],
+        job: Job,
+    ) -> None:
+        """Answers in this thread, which others wait for, what is quickly answered."""
+        answer = partial(conclude, partial(self._conclusion, asked, job))
+        if not asked.tensors.raw_reply or not all(map(_is_plain, asked.tensors.outputs)):
+            with contextlib.suppress(RuntimeError):  # the server ends
+                spawn(answer)
+                return
+        answer()
+
+    def _conclusion(self, asked: Asked, job: Job) -> bytes:
+        with asked:
+            return self._answer(asked, job.ran()).serialized()
 
     def stream(
         self,
@@ -207,51 +271,16 @@ class Predictions:
     def _infer(self, caller: Caller, request: InferRequest, patience: Patience) -> Answer:
         tenant = tenant_of(caller)
         loaded = self._catalogue.find(tenant, request.model_name, request.model_version)
-        return self._answer(loaded, request, partial(self._terms, tenant, caller, request, patience), patience.trace)
+        with Asked(loaded, request, patience.trace) as asked:
+            tensors = asked.read(self._limits)
+            terms = self._terms(tenant, caller, request, patience)
+            ran = loaded.batcher.run(tensors.inputs, rows=tensors.rows, terms=terms, statistics=loaded.statistics)
+            return self._answer(asked, ran)
 
-    def _answer(
-        self, loaded: LoadedModel, request: InferRequest, terms: Callable[[], Terms] | None, trace: Trace | None
-    ) -> Answer:
-        """One answer, counted; without terms it is not queued."""
-        began = time.perf_counter_ns()
-        try:
-            instance = loaded.instance
-            tensors = read_tensors(request, inputs=instance.inputs, outputs=instance.outputs, limits=self._limits)
-            if loaded.serving.refuse_non_finite:
-                require_finite(tensors.inputs, instance.inputs)
-            read = time.perf_counter_ns()
-            if terms is None:
-                ran = loaded.batcher.run_here(tensors.inputs, rows=tensors.rows, statistics=loaded.statistics)
-            else:
-                ran = loaded.batcher.run(tensors.inputs, rows=tensors.rows, terms=terms(), statistics=loaded.statistics)
-            done = time.perf_counter_ns()
-            response = self._response(loaded, request, tensors, ran.outputs)
-        except BaseException as error:
-            ns = time.perf_counter_ns() - began
-            loaded.statistics.failed(ns, _failure(error))
-            if trace is not None:
-                trace.ended(model=str(loaded.slot), outcome=_failure(error), total=ns // 1000)
-            raise
-        ended = time.perf_counter_ns()
-        loaded.statistics.succeeded(
-            rows=tensors.rows,
-            total_ns=ended - began,
-            queue_ns=ran.queue_ns,
-            input_ns=read - began,
-            infer_ns=ran.infer_ns,
-            output_ns=ended - done,
-        )
-        if trace is not None:
-            trace.ended(
-                model=str(loaded.slot),
-                outcome="OK",
-                rows=tensors.rows,
-                total=(ended - began) // 1000,
-                input=(read - began) // 1000,
-                queue=ran.queue_ns // 1000,
-                infer=ran.infer_ns // 1000,
-                output=(ended - done) // 1000,
-            )
+    def _answer(self, asked: Asked, ran: Ran) -> Answer:
+        done = time.perf_counter_ns()
+        response = self._response(asked.loaded, asked.request, asked.tensors, ran.outputs)
+        asked.answered(ran, since=done)
         return response
 
     def _terms(self, tenant: str, caller: Caller, request: InferRequest, patience: Patience) -> Terms:
@@ -286,20 +315,15 @@ class Predictions:
         return Answer(response, raw)
 
 
+def _is_plain(spec: TensorSpec) -> bool:
+    return spec.datatype.width is not None
+
+
 def rounded(array: Array, spec: TensorSpec, decimals: int | None) -> Array:
     """The array with so many decimals, where it is floating point and the model asks for it."""
     if decimals is None or array.dtype.kind != "f" or spec.datatype.width is None:
         return array
     return np.round(array, decimals)
-
-
-def _failure(error: BaseException) -> str:
-    """Triton's word for why a call failed."""
-    if isinstance(error, CallerLeft):
-        return "CANCELED"
-    if isinstance(error, Exhausted | DeadlineExceeded):
-        return "REJECTED"
-    return "BACKEND" if isinstance(error, InternalError) else "OTHER"
 
 
 def _error_text(error: Exception) -> str:

@@ -12,7 +12,7 @@ from casemate.errors import DeadlineExceeded
 from casemate.gate.adapters.caller_context import current_caller
 from casemate.inference.v1 import model_service_pb2
 from casemate.open_inference.v2 import open_inference_pb2 as wire
-from casemate.transport.registry import RegisteredService
+from casemate.transport.registry import LATER, AnswersLater, RegisteredService
 from services.inference.batch_jobs import CallerLeft
 from services.inference.predictions import Patience
 from services.inference.tracing import Sampler, begin
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from casemate.gate.adapters.incoming import Incoming
     from casemate.gate.core.caller import Caller
     from services.inference.index import Index
+    from services.inference.loader import LoadedModel
     from services.inference.models import Models
     from services.inference.predictions import Predictions
     from services.inference.publishing import Publishing
@@ -41,7 +42,6 @@ def open_inference_service(
     *, models: Models, predictions: Predictions, sampler: Sampler | None = None
 ) -> RegisteredService:
     """All 20 rpcs of `inference.GRPCInferenceService`; `sampler` chooses which predictions are traced."""
-    sampler = sampler or Sampler(one_in=0)
     refuse = models.refuse
     unary: dict[str, Callable[[Caller, Any], bytes]] = {
         "ServerLive": models.server_live,
@@ -64,45 +64,77 @@ def open_inference_service(
         "LogSettings": refuse,
     }
     handlers = {name: _unary(method, getattr(wire, f"{name}Request")) for name, method in unary.items()}
+    infer = _Infer(predictions, sampler or Sampler(one_in=0))
+    handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
+        infer.one, request_deserializer=parse_infer_request, response_serializer=None
+    )
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        infer.stream, request_deserializer=parse_infer_request, response_serializer=None
+    )
+    return RegisteredService(OPEN_INFERENCE, handlers, at_once={"ModelInfer": infer.at_once})
 
-    def infer(request: InferRequest, context: grpc.ServicerContext) -> bytes:
+
+class _Infer:
+    """ModelInfer and ModelStreamInfer, by whichever thread brings the request."""
+
+    def __init__(self, predictions: Predictions, sampler: Sampler) -> None:
+        self._predictions = predictions
+        self._sampler = sampler
+
+    def one(self, request: InferRequest, context: grpc.ServicerContext) -> object:
+        """By a thread of the call's own, which waits for the answer only where nobody else can give it."""
+        if isinstance(context, AnswersLater):
+            return self._later(request, context, lead_here=True)
         try:
-            return predictions.infer(current_caller(), request, _patience(context, sampler))
+            return self._predictions.infer(current_caller(), request, _patience(context, self._sampler))
         except CallerLeft:
             return _left(context)
 
-    def stream(requests: Incoming, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(self, requests: Incoming, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """One after the other."""
         status_on_error = _STATUS_ON_ERROR in tuple(context.invocation_metadata())
-        patience = replace(_patience(context, sampler), end=requests.deny)
+        patience = replace(_patience(context, self._sampler), end=requests.deny)
         try:
-            yield from predictions.stream(
+            yield from self._predictions.stream(
                 current_caller(), requests, status_on_error=status_on_error, patience=patience
             )
         except CallerLeft:
             _left(context)
 
-    handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
-        infer, request_deserializer=parse_infer_request, response_serializer=None
-    )
-    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        stream, request_deserializer=parse_infer_request, response_serializer=None
-    )
-
     def at_once(
-        caller: Caller, request: InferRequest, context: grpc.ServicerContext
-    ) -> Callable[[Any, Any], bytes] | None:
+        self, caller: Caller, request: InferRequest, context: grpc.ServicerContext
+    ) -> Callable[[Any, Any], object] | None:
+        """By the thread that serves all calls: see `registry.AtOnce`."""
+        predictions = self._predictions
         loaded = predictions.find(caller, request)
         if loaded is None:
             return None
         if predictions.is_quick(loaded, request):
-            return lambda message, context: predictions.infer_quickly(loaded, message, _trace(context, sampler))
+            return partial(self._quickly, loaded)
         if loaded.batcher.waiting:
             refusal = predictions.refusal(loaded, context.time_remaining())
             if refusal is not None:
                 return partial(_refuse, refusal)
+        if predictions.is_quickly_read(loaded, request):
+            return self._queued
         return None
 
-    return RegisteredService(OPEN_INFERENCE, handlers, at_once={"ModelInfer": at_once})
+    def _quickly(self, loaded: LoadedModel, request: InferRequest, context: grpc.ServicerContext) -> bytes:
+        return self._predictions.infer_quickly(loaded, request, _trace(context, self._sampler))
+
+    def _queued(self, request: InferRequest, context: Any) -> object:  # noqa: ANN401  # grpcio's, and ours
+        return self._later(request, context, lead_here=False)
+
+    def _later(self, request: InferRequest, context: Any, *, lead_here: bool) -> object:  # noqa: ANN401  # likewise
+        self._predictions.infer_later(
+            current_caller(),
+            request,
+            _patience(context, self._sampler),
+            conclude=lambda answer: context.conclude(partial(_or_left, answer, context)),
+            spawn=context.in_thread,
+            lead_here=lead_here,
+        )
+        return LATER
 
 
 def model_service(publishing: Publishing, index: Index) -> RegisteredService:
@@ -137,6 +169,13 @@ def _unary(method: Callable[[Caller, Any], bytes], request: Any) -> grpc.RpcMeth
 
 def _refuse(refusal: Exception, _message: object, _context: grpc.ServicerContext) -> bytes:
     raise refusal
+
+
+def _or_left(answer: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+    try:
+        return answer()
+    except CallerLeft:
+        return _left(context)
 
 
 def _left(context: grpc.ServicerContext) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,7 +17,10 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 
+from tests.services.inference.back_end import LocalServer, Sums
+from tests.services.inference.counter import SETTINGS, Counter
 from tests.services.inference.house import House
+from tests.services.inference.test_upstream import backend
 from tests.support.authority import LeafFactory
 
 
@@ -47,3 +53,28 @@ def house(tmp_path: Path, leaf: LeafFactory) -> Iterator[House]:
     house = House(directory=tmp_path, leaf=leaf)
     yield house
     house.close()
+
+
+@pytest.fixture
+def sums() -> Sums:
+    return Sums()
+
+
+@pytest.fixture
+def make(sums: Sums, tmp_path: Path, leaf: LeafFactory) -> Iterator[Callable[..., Counter]]:
+    """Makes the one counter of a test."""
+    server = LocalServer(sums.service(), "127.0.0.1:0", grpc.LocalConnectionType.LOCAL_TCP)
+    houses: list[House] = []
+
+    def make(*, deadline: timedelta = SETTINGS.deadline, **serving: object) -> Counter:
+        settings = dataclasses.replace(SETTINGS, deadline=deadline)
+        known = {"sidecar": backend(f"127.0.0.1:{server.port}")}
+        houses.append(House(directory=tmp_path, leaf=leaf, serving=settings, backends=known))
+        return Counter(houses[0], sums, **serving)
+
+    yield make
+    if sums.hold is not None:
+        sums.hold.set()
+    for house in houses:
+        house.close()
+    server.stop()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from casemate.errors import InternalError, InvalidRequest
-from services.inference.batch_jobs import Ran, Terms
+from services.inference.batch_jobs import Job, Later, Ran, Terms
 from services.inference.batcher import Batcher
 from services.inference.serving import Batching, Serving
 from services.inference.statistics import Statistics
@@ -54,6 +54,8 @@ class Desk:
         batching = serving.pop("batching", Batching(max_rows=4))
         self.batcher = Batcher(instance, Serving(batching=batching, **serving), now=lambda: self.now)
         self.leavers: dict[str, Callable[[], None]] = {}
+        self.spawned = 0
+        self.tellers: list[str] = []
 
     def ask(self, *rows: float, tenant: str = "acme", caller: str = "a", within: float = NEVER, priority: int = 0):
         """A request in a thread of its own, as a server's handler; returns once it runs or waits."""
@@ -81,6 +83,36 @@ class Desk:
         while not (asked.done() or self.batcher.running > before) and not queued.wait(0.001):
             pass
         return asked
+
+    def leave(self, *rows: float, caller: str = "a", within: float = NEVER, spawn: object = None) -> Future[Ran]:
+        """A request that no thread waits for, brought by this one; `spawn` gives threads in place of ours."""
+        asked: Future[Ran] = Future()
+
+        def stays(gone: Callable[[], None]) -> bool:
+            self.leavers[caller] = gone
+            return True
+
+        def done(job: Job) -> None:
+            self.tellers.append(threading.current_thread().name)
+            try:
+                asked.set_result(job.ran())
+            except Exception as error:  # noqa: BLE001  # raised where the test asks for the answer
+                asked.set_exception(error)
+
+        self.batcher.submit(
+            {"x": np.array(rows, dtype=np.float32).reshape(-1, 1)},
+            rows=len(rows),
+            terms=Terms("acme", caller, self.now + within, 0, stays),
+            statistics=self.statistics,
+            later=Later(done, spawn or self.spawn),
+            lead_here=False,
+        )
+        return asked
+
+    def spawn(self, work: Callable[[], object]) -> None:
+        """A thread for some work."""
+        self.spawned += 1
+        threading.Thread(target=work, name=f"spawned {self.spawned}", daemon=True).start()
 
     def begun(self) -> list[float]:
         """The rows of the next run that begins."""

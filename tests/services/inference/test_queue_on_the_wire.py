@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 
 from casemate.errors import CasemateError, Code, Exhausted, Reason
@@ -22,125 +20,11 @@ from casemate.gate.core.records import Grant
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.status import from_rpc_error
 from services.inference.servicers import OPEN_INFERENCE
-from services.inference.statistics import Counts
 from services.inference.streams import Streams
-from tests.services.inference.back_end import LocalServer, Sums
-from tests.services.inference.house import PATIENCE, SERVING, TENANT, Caller, House
+from tests.services.inference.counter import SAMPLE, SETTINGS, Counter, answer, refusal, until
+from tests.services.inference.house import PATIENCE, TENANT, Caller, House
 from tests.services.inference.identity import identity
-from tests.services.inference.test_upstream import backend, upstream_file
 from tests.support.authority import LeafFactory
-
-SETTINGS = dataclasses.replace(SERVING, threads=16)
-
-
-class Counter:
-    """A house whose one model is held: what it is asked, and what it then does."""
-
-    def __init__(self, house: House, sums: Sums, **serving: object) -> None:
-        self.house, self.sums = house, sums
-        files = upstream_file()
-        files["serving.json"] = json.dumps({"instances": 1, **serving}).encode()
-        house.publish(files, model="sums")
-        self._channels: dict[str, grpc.Channel] = {}
-        for _ in range(24):  # what follows must hold for a model that was always quick, too
-            self.ask(1).result(timeout=PATIENCE)
-        sums.seen.clear()
-        while sums.begun.acquire(blocking=False):
-            pass
-        sums.hold = threading.Event()
-
-    def ask(
-        self, *rows: float, caller: Caller | None = None, within: float | None = PATIENCE, **wishes: int
-    ) -> grpc.Future:
-        """A call under way; its rows tell who it is."""
-        who = caller or self.house.caller
-        values = np.repeat(np.array(rows, "<f4").reshape(-1, 1), 3, axis=1)
-        request = wire.ModelInferRequest(model_name="sums", raw_input_contents=[values.tobytes()])
-        request.inputs.add(name="rows", datatype="FP32", shape=values.shape)
-        for name, wish in wishes.items():
-            request.parameters[name].int64_param = wish
-        channel = self._channels.setdefault(who.name, self.house.channel(who))
-        infer = channel.unary_unary(f"/{OPEN_INFERENCE}/ModelInfer", None, None)
-        return infer.future(request.SerializeToString(), metadata=self.house.metadata(who), timeout=within)
-
-    def running(self, *rows: float, **terms: object) -> grpc.Future:
-        """As `ask`; returns once the model runs it."""
-        asked = self.ask(*rows, **terms)
-        assert self.sums.begun.acquire(timeout=PATIENCE)
-        return asked
-
-    def waiting(self, *rows: float, **terms: object) -> grpc.Future:
-        """As `ask`; returns once it is in the queue."""
-        before = self.batcher.waiting
-        asked = self.ask(*rows, **terms)
-        until(lambda: self.batcher.waiting == before + 1)
-        return asked
-
-    @property
-    def batcher(self):
-        return self.house.service.catalogue.find(TENANT, "sums", "").batcher
-
-    @property
-    def counts(self) -> Counts:
-        return self.house.service.catalogue.find(TENANT, "sums", "").statistics.current
-
-    def go(self) -> None:
-        """Lets the model answer from now on."""
-        self.sums.hold.set()
-
-    def ran(self) -> list[list[float]]:
-        """The first value of each row, run by run."""
-        return [
-            np.frombuffer(request.raw_input_contents[0], "<f4")[::3].tolist() for request, _metadata in self.sums.seen
-        ]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    turns = threading.Event()
-    for _ in range(int(PATIENCE / 0.002)):
-        if condition():
-            return
-        turns.wait(0.002)
-    raise AssertionError("it never came to that")
-
-
-def answer(asked: grpc.Future) -> list[float]:
-    response = wire.ModelInferResponse.FromString(asked.result(timeout=PATIENCE))
-    return np.frombuffer(response.raw_output_contents[0], "<f4").tolist()
-
-
-def refusal(asked: grpc.Future) -> CasemateError:
-    with pytest.raises(grpc.RpcError) as caught:
-        asked.result(timeout=PATIENCE)
-    return from_rpc_error(caught.value)
-
-
-@pytest.fixture
-def sums() -> Sums:
-    return Sums()
-
-
-@pytest.fixture
-def make(sums: Sums, tmp_path: Path, leaf: LeafFactory) -> Iterator[Callable[..., Counter]]:
-    """Makes the one counter of a test."""
-    server = LocalServer(sums.service(), "127.0.0.1:0", grpc.LocalConnectionType.LOCAL_TCP)
-    houses: list[House] = []
-
-    def make(*, deadline: timedelta = SETTINGS.deadline, **serving: object) -> Counter:
-        settings = dataclasses.replace(SETTINGS, deadline=deadline)
-        known = {"sidecar": backend(f"127.0.0.1:{server.port}")}
-        houses.append(House(directory=tmp_path, leaf=leaf, serving=settings, backends=known))
-        return Counter(houses[0], sums, **serving)
-
-    yield make
-    if sums.hold is not None:
-        sums.hold.set()
-    for house in houses:
-        house.close()
-    server.stop()
-
-
-SAMPLE = {"inputs": {"rows": {"shape": [2, 3], "values": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}}
 
 
 def test_d10_a_request_that_fails_in_a_shared_run_fails_alone(make: Callable[..., Counter]) -> None:

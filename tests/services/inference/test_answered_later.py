@@ -1,0 +1,354 @@
+"""Requests that no thread waits for: who answers them, how often, and what happens to each alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from casemate.errors import DeadlineExceeded, Exhausted, InternalError, InvalidRequest, Unavailable
+from casemate.open_inference.v2 import open_inference_pb2 as wire
+from services.inference.alarm import Alarm
+from services.inference.batch_jobs import CallerLeft, Later, Terms
+from services.inference.servicers import OPEN_INFERENCE
+from services.inference.serving import Batching
+from tests.gate.attacks import scene as raw
+from tests.services.inference.counter import SAMPLE, Counter, answer, refusal, until
+from tests.services.inference.halting import PATIENCE, POISON, WRONG, Desk, Halting
+from tests.services.inference.halting import answer as answered
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(Halting())
+
+
+def no_thread(_work: object) -> NoReturn:
+    raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+def test_whoever_leads_answers_all_that_shared_its_run_and_leads_the_next(desk: Desk) -> None:
+    asked = [desk.leave(1)]
+    assert desk.begun() == [1]
+    asked += [desk.leave(2), desk.leave(3, 4), desk.leave(5), desk.leave(6)]
+    desk.go(3)
+    assert [answered(each) for each in asked] == [[2], [4], [6, 8], [10], [12]]
+    assert [desk.begun(), desk.begun()] == [[2, 3, 4, 5], [6]]
+    assert (desk.spawned, set(desk.tellers)) == (1, {"spawned 1"})
+    assert desk.statistics.current.executions == 3
+
+
+def test_a_thread_that_has_an_answer_of_its_own_gives_that_and_leads_nobody_elses(desk: Desk) -> None:
+    own = desk.ask(1)
+    desk.begun()
+    left = desk.leave(2)
+    desk.go()
+    assert answered(own) == [2]  # while the next run has not ended
+    assert desk.begun() == [2]
+    desk.go()
+    assert answered(left) == [4]
+    assert desk.spawned == 1
+
+
+def test_requests_with_a_thread_and_without_share_a_run_whichever_leads(desk: Desk) -> None:
+    first = desk.leave(1)
+    desk.begun()
+    asked = [desk.ask(2), desk.leave(3)]
+    desk.go(2)
+    assert [answered(each) for each in (first, *asked)] == [[2], [4], [6]]
+    assert desk.begun() == [2, 3]
+    first = desk.ask(1)
+    desk.begun()
+    asked = [desk.leave(2), desk.ask(3)]
+    desk.go(2)
+    assert [answered(each) for each in (first, *asked)] == [[2], [4], [6]]
+    assert desk.begun() == [2, 3]
+
+
+@pytest.mark.parametrize(("bad", "error"), [(POISON, InternalError), (WRONG, InvalidRequest)])
+def test_a_request_that_fails_in_a_shared_run_fails_alone(desk: Desk, bad: float, error: type[Exception]) -> None:
+    desk.leave(1)
+    desk.begun()
+    good, guilty, better = desk.leave(2), desk.leave(bad), desk.leave(3)
+    desk.go(5)
+    assert [answered(good), answered(better)] == [[4], [6]]
+    with pytest.raises(error):
+        answered(guilty)
+
+
+def test_a_run_that_is_broken_off_is_told_to_all_of_it_and_the_next_is_led(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.leave(1)
+    desk.begun()
+    broken = [desk.leave(2), desk.leave(3)]
+    run = desk.instance.run
+
+    def panic(inputs: Any) -> Any:
+        if len(inputs["x"]) == 2:
+            raise SystemExit("a panic of compiled code")
+        return run(inputs)
+
+    monkeypatch.setattr(desk.instance, "run", panic)
+    desk.go()
+    for each in broken:
+        with pytest.raises(InternalError):
+            answered(each)
+    after = desk.leave(4)
+    desk.go()
+    assert answered(after) == [8]
+
+
+def test_an_answer_that_cannot_be_given_is_its_own_matter(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.leave(1)
+    desk.begun()
+
+    def impossible(_job: object) -> NoReturn:
+        raise SystemExit("no way")
+
+    array = {"x": np.array([[2]], np.float32)}
+    terms = Terms("acme", "a", 1e9)
+    desk.batcher.submit(
+        array, rows=1, terms=terms, statistics=desk.statistics, later=Later(impossible, desk.spawn), lead_here=False
+    )
+    other = desk.leave(3)
+    desk.go(2)
+    assert answered(other) == [6]
+    assert [record.message for record in caplog.records] == ["an answer could not be given"]
+
+
+def test_a_caller_that_leaves_is_told_once_and_its_rows_are_not_run(desk: Desk) -> None:
+    desk.leave(1)
+    desk.begun()
+    gone, stays = desk.leave(2, caller="gone"), desk.leave(3)
+    desk.leavers["gone"]()
+    with pytest.raises(CallerLeft):
+        answered(gone)
+    desk.leavers["gone"]()
+    desk.go(2)
+    assert answered(stays) == [6]
+    assert desk.begun() == [3]
+    assert dict(desk.statistics.current.shed) == {"cancelled": 1}
+
+
+def test_a_caller_that_had_left_before_it_was_queued_is_told(desk: Desk) -> None:
+    desk.leave(1)
+    desk.begun()
+    told: list[Exception] = []
+
+    def done(job: Any) -> None:
+        with pytest.raises(CallerLeft) as caught:
+            job.ran()
+        told.append(caught.value)
+
+    terms = Terms("acme", "a", 1e9, 0, lambda _gone: False)
+    later = Later(done, desk.spawn)
+    array = {"x": np.array([[2]], np.float32)}
+    desk.batcher.submit(array, rows=1, terms=terms, statistics=desk.statistics, later=later, lead_here=False)
+    assert (len(told), desk.batcher.waiting) == (1, 0)
+    desk.go()
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_request_although_no_thread_waits_for_it(desk: Desk) -> None:
+    running = desk.leave(1)
+    desk.begun()
+    in_time, late = desk.leave(2, within=50), desk.leave(3, within=0.005)
+    desk.now += 1
+    with pytest.raises(DeadlineExceeded):
+        answered(late)  # the run is still under way
+    assert desk.batcher.waiting == 1
+    desk.go(2)
+    assert [answered(running), answered(in_time)] == [[2], [4]]
+    assert desk.begun() == [2]
+    assert dict(desk.statistics.current.shed) == {"deadline": 1}
+
+
+def test_a_full_queue_refuses_the_caller_that_has_most_in_it_and_tells_whom_it_displaces() -> None:
+    desk = Desk(Halting(), queue=2)
+    desk.leave(1)
+    desk.begun()
+    flood = [desk.leave(row, caller="flood") for row in (2, 3)]
+    with pytest.raises(Exhausted):
+        desk.leave(4, caller="flood")
+    small = desk.leave(9, caller="small")
+    with pytest.raises(Exhausted):
+        answered(flood[1])
+    desk.go(2)
+    assert [answered(flood[0]), answered(small)] == [[4], [18]]
+
+
+def test_where_no_thread_is_left_each_is_told_so_and_the_model_stays_free(desk: Desk) -> None:
+    with pytest.raises(Unavailable):
+        answered(desk.leave(1, spawn=no_thread))
+    own = desk.ask(1)
+    desk.begun()
+    asked = [desk.leave(2, 3, 4, spawn=no_thread), desk.leave(5, 6, spawn=no_thread)]
+    desk.go()
+    assert answered(own) == [2]
+    for each in asked:
+        with pytest.raises(Unavailable):
+            answered(each)
+    after = desk.leave(7)
+    desk.go()
+    assert answered(after) == [14]
+
+
+def test_a_thread_that_led_many_runs_lets_another_have_its_turn() -> None:
+    desk = Desk(Halting(), batching=None)
+    asked = [desk.leave(0)]
+    desk.begun()
+    asked += [desk.leave(row) for row in range(1, 20)]
+    desk.go(20)
+    assert [answered(each) for each in asked] == [[2 * row] for row in range(20)]
+    assert desk.spawned == 2
+
+
+def test_a_leader_waits_for_others_until_the_size_it_prefers_is_there() -> None:
+    desk = Desk(Halting(), batching=Batching(max_rows=8, preferred_rows=(3,), window_us=100_000))
+    desk.leave(1)
+    desk.begun()
+    asked = [desk.leave(2)]
+    desk.go()
+    asked += [desk.leave(3), desk.leave(4)]
+    desk.go(3)
+    assert [answered(each) for each in asked] == [[4], [6], [8]]
+
+
+def test_each_of_many_is_told_once_while_callers_leave_and_deadlines_pass() -> None:
+    desk = Desk(Halting(free=True), queue=4096)
+    told: list[int] = []
+
+    def bring(first: int) -> None:
+        for number in range(first, first + 200):
+            leaver: list[Callable[[], None]] = []
+            stays = lambda gone, leaver=leaver: leaver.append(gone) is None  # noqa: E731
+            terms = Terms("acme", f"c{number % 7}", desk.now + (0.0005 if number % 3 == 0 else 1e9), 0, stays)
+            later = Later(lambda _job, number=number: told.append(number), desk.spawn)
+            array = {"x": np.array([[number]], np.float32)}
+            try:
+                desk.batcher.submit(
+                    array, rows=1, terms=terms, statistics=desk.statistics, later=later, lead_here=number % 2 == 0
+                )
+            except (DeadlineExceeded, Exhausted):  # too late, or it would be: then nobody else tells
+                told.append(number)
+            if number % 5 == 0:
+                for leave in leaver:
+                    leave()
+            if number % 50 == 0:
+                desk.now += 0.001
+
+    threads = [threading.Thread(target=bring, args=(first,)) for first in (0, 200, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    until(lambda: len(told) == 600 and desk.batcher.running == 0)
+    assert sorted(told) == list(range(600))
+    assert desk.batcher.waiting == 0
+
+
+def test_an_alarm_rings_at_the_earliest_moment_and_again_when_it_is_told_to() -> None:
+    now, rung, ended = [0.0], threading.Semaphore(0), threading.Event()
+
+    def ring() -> float | None:
+        rung.release()
+        return None if ended.is_set() else now[0] + 0.001
+
+    alarm = Alarm(ring, now=lambda: now[0])
+    alarm.at(1e9)
+    assert not rung.acquire(blocking=False)
+    alarm.at(0.001)
+    now[0] = 1.0
+    assert rung.acquire(timeout=PATIENCE)
+    now[0] = 2.0
+    assert rung.acquire(timeout=PATIENCE)
+    ended.set()
+    now[0] = 3.0
+    assert rung.acquire(timeout=PATIENCE)
+    now[0] = 4.0
+    alarm.at(4.0)  # its thread may be gone: it rings all the same
+    assert rung.acquire(timeout=PATIENCE)
+
+
+# Over the wire.
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+def test_calls_that_wait_for_a_model_hold_no_thread_and_one_answers_them_all(
+    make: Callable[..., Counter], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    counter = make(batching={"max_rows": 4096 if rows > 1 else 64}, queue=64, warm_up=[SAMPLE])
+    predictions, answerers = counter.house.service.predictions, set()
+    conclusion = predictions._conclusion
+
+    def noting(*arguments: Any) -> bytes:
+        answerers.add(threading.current_thread().name)
+        return conclusion(*arguments)
+
+    monkeypatch.setattr(predictions, "_conclusion", noting)
+    first = counter.running(1)
+    waiting = [counter.waiting(*[row] * rows) for row in range(2, 22)]  # of 16 threads
+    assert counter.house.call("ServerLive", wire.ServerLiveRequest()).live
+    before = counter.counts
+    counter.go()
+    assert answer(first) == [3.0]
+    assert [answer(each) for each in waiting] == [[3.0 * row] * rows for row in range(2, 22)]
+    after = counter.counts
+    assert after.success.count - before.success.count == 21
+    assert len(answerers) == 1
+
+
+def test_a_call_without_a_place_in_the_queue_is_refused_where_it_arrived(
+    make: Callable[..., Counter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = make(queue=1)
+    first, second = counter.running(1), counter.waiting(2)
+    refused_by: list[str] = []
+    fail = counter.house.service.predictions._terms
+
+    def noting(*arguments: Any) -> Any:
+        refused_by.append(threading.current_thread().name)
+        return fail(*arguments)
+
+    monkeypatch.setattr(counter.house.service.predictions, "_terms", noting)
+    assert refusal(counter.ask(3)).code.value == "RESOURCE_EXHAUSTED"
+    assert refused_by == ["lane"]
+    counter.go()
+    assert [answer(first), answer(second)] == [[3.0], [6.0]]
+
+
+def test_a_peer_that_takes_no_bytes_holds_up_nobody_who_shares_its_run(make: Callable[..., Counter]) -> None:
+    counter = make(batching={"max_rows": 8}, warm_up=[SAMPLE])
+    who = counter.house.caller
+    values = np.full((1, 3), 7, "<f4")
+    request = wire.ModelInferRequest(model_name="sums", raw_input_contents=[values.tobytes()])
+    request.inputs.add(name="rows", datatype="FP32", shape=values.shape)
+    body = request.SerializeToString()
+    first = counter.running(1)
+    with raw.connected(
+        counter.house.service.port, raw.tls(who.directory), name="inference.casemate.internal"
+    ) as secure:
+        client = raw.RawClient(secure)
+        client.send(raw.frame(raw.SETTINGS, 0, 0, b"\0\4" + bytes(4)))  # no stream may send a byte
+        head = raw.headers_of(f"/{OPEN_INFERENCE}/ModelInfer", *counter.house.metadata(who))
+        client.send(
+            raw.frame(raw.HEADERS, raw.END_HEADERS, 1, head),
+            raw.frame(raw.DATA, raw.END_STREAM, 1, b"\0" + len(body).to_bytes(4) + body),
+        )
+        until(lambda: counter.batcher.waiting == 1)
+        beside = counter.waiting(2)
+        counter.go()
+        assert [answer(first), answer(beside)] == [[3.0], [6.0]]
+        assert counter.ran()[1] == [7.0, 2.0]  # they did share one
+        assert answer(counter.ask(3)) == [9.0]
+        client.send(raw.frame(8, 0, 1, (1 << 16).to_bytes(4)))  # WINDOW_UPDATE: now it does take them
+        sent = b"".join(
+            payload
+            for kind, stream, payload in client.frames(until=raw.stream_ended(1))
+            if (kind, stream) == (raw.DATA, 1)
+        )
+    response = wire.ModelInferResponse.FromString(sent[5:])
+    assert np.frombuffer(response.raw_output_contents[0], "<f4").tolist() == [21.0]
