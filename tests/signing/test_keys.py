@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import random
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -134,6 +136,27 @@ def test_weak_rsa_keys_are_refused_and_a_sound_one_is_admitted(rsa_key):
         with pytest.raises(InvalidRequest) as refusal:
             PublicKey.admit(der)
         assert refusal.value.reason is Reason.WEAK_KEY, name
+
+
+def test_a_modulus_with_the_fingerprint_of_a_broken_generator_is_refused():
+    """ROCA (CVE-2017-15361): p = k · M + (65537^a mod M), M the product of the first 126 primes, for 3072 bits."""
+    primes = [n for n in range(2, 702) if all(n % d for d in range(2, n))]
+    assert len(primes) == 126
+    primorial, chance = math.prod(primes), random.Random(15361)  # noqa: S311  # the same key each time
+
+    def factor() -> int:
+        k = chance.getrandbits(1536 - primorial.bit_length()) | 3 << (1534 - primorial.bit_length())
+        return k * primorial + pow(65537, chance.getrandbits(200), primorial)
+
+    products = (factor() * factor() for _ in range(1000))
+    broken = next(n for n in products if n.bit_length() == 3072 and math.gcd(n, 709 * 719 * 727 * 733 * 739 * 743) == 1)
+    others = (n for n in range(broken + 2, broken + 20_000, 2) if all(n % d for d in range(3, 752, 2)))
+
+    with pytest.raises(InvalidRequest) as refusal:
+        PublicKey.admit(rsa_spki(broken))
+    assert refusal.value.reason is Reason.WEAK_KEY
+    assert "ROCA" in refusal.value.violations[0].description
+    assert PublicKey.admit(rsa_spki(next(others))).algorithm == "rsa-pss-sha256"
 
 
 @pytest.mark.parametrize("bits", [1024, 2048])

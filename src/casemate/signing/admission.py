@@ -37,6 +37,10 @@ CURVES: Final[dict[str, tuple[Algorithm, hashes.HashAlgorithm]]] = {
 # SP 800-89 §5.3.3: a modulus has no factor below 752. The even modulus is among those refused.
 _SMALL_PRIMES: Final = math.prod(n for n in range(2, 752) if all(n % d for d in range(2, math.isqrt(n) + 1)))
 
+_ROCA_PRIMES: Final = tuple(n for n in range(3, 702, 2) if all(n % d for d in range(3, math.isqrt(n) + 1, 2)))
+"""CVE-2017-15361: a chip's library took primes that are powers of 65537 modulo each of these, where keys have 3072 bits
+or more, and so are their products; they are factored in practice. Of sound keys one in 2^167 looks like them."""
+
 _ED25519_PRIME: Final = 2**255 - 19
 _TORSION_8: Final = (
     # The two y of the four points of order 8, little-endian.
@@ -101,6 +105,18 @@ def _judge_rsa(key: rsa.RSAPublicKey) -> None:
         weak("has an RSA exponent other than 65537")
     if math.gcd(numbers.n, _SMALL_PRIMES) != 1:
         weak("has an RSA modulus with a small factor")
+    if all(_is_power(numbers.n % prime, prime) for prime in _ROCA_PRIMES):
+        weak("has an RSA modulus of a generator that is broken (ROCA)")
+
+
+def _is_power(residue: int, prime: int) -> bool:
+    """Whether it is a power of 65537 modulo the prime."""
+    power = 1
+    while power != residue:
+        power = power * RSA_EXPONENT % prime
+        if power == 1:
+            return False
+    return True
 
 
 def parse_algorithm(text: str) -> Algorithm:

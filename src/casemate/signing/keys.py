@@ -81,11 +81,11 @@ class PublicKey:
         """The key in a DER SubjectPublicKeyInfo, if it is sound enough to trust.
 
         Not checked: whether an Ed25519 point has a small component beside a large
-        one (that helps nobody to forge), and RSA moduli of known bad generators.
+        one, which helps nobody to forge.
 
         Raises:
-            InvalidRequest: `WEAK_KEY` for RSA below 3072 bits, with e ≠ 65537 or a
-                small factor, for the low-order and unreduced Ed25519 points, for
+            InvalidRequest: `WEAK_KEY` for RSA below 3072 bits, with e ≠ 65537, a
+                small factor or ROCA's fingerprint, for the low-order and unreduced Ed25519 points, for
                 other curves and algorithms; `INVALID_FIELD` for bytes that are not
                 the one DER encoding of a key.
         """
