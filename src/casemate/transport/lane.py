@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import grpc
 
 from casemate.transport import lane_call
+from casemate.transport.lane_turns import LinesOfConnections, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     """A call of one method, from the server's state and the event that brought its headers."""
 
 _LOOK_S: Final = 1.0  # grpcio's: how often a server that nobody holds any more is noticed
+_AT_ONCE: Final = 0.0
+"""A moment that has passed: what is there is given, and nothing is waited for."""
+_MOST_TAKEN: Final = 16
+"""Events that are put into lines before the next turn, should they never end."""
 _SERVER: Any = None
 try:
     from grpc import _server
@@ -94,6 +100,9 @@ class Lane:
         self._state: Any = server._state  # type: ignore[attr-defined]  # private: see `available`
         self._methods = dict(methods)
         self._overflow = overflow
+        self._most = self._state.maximum_concurrent_rpcs or math.inf
+        self._turns = Turns()
+        self._known = LinesOfConnections()
 
     def start(self) -> None:
         """Begins to serve, as `grpc.Server.start` does; the server's own `stop` ends it."""
@@ -107,45 +116,60 @@ class Lane:
         threading.Thread(target=self._serve, name="lane", daemon=True).start()
 
     def _serve(self) -> None:
-        state, methods = self._state, self._methods
+        state, turns = self._state, self._turns
         poll, timeout = state.completion_queue.poll, lane_call.CYGRPC.CompletionType.queue_timeout
-        most = state.maximum_concurrent_rpcs or math.inf
-        go_on: bool = True
+        taken, go_on = 0, True
         while go_on:
-            event = poll(time.time() + _LOOK_S)
+            event = poll(_AT_ONCE if turns else time.time() + _LOOK_S)
             if state.server_deallocated:
                 _SERVER._begin_shutdown_once(state)
-            if event.completion_type != timeout:
-                tag = event.tag
-                make = methods.get(tag) if type(tag) is str else None
-                # Calls of this loop and grpcio's own way alike: it would refuse without a word of when to come back.
-                if state.active_rpc_count >= most and type(tag) is str and tag != _SERVER._SHUTDOWN_TAG:
-                    make = self._overflow
-                go_on = (
-                    self._take(event, make) if make is not None else _SERVER._process_event_and_continue(state, event)
-                )
-                del tag
+            came = event.completion_type != timeout
+            if came:
+                go_on = self._sort(event)
+                taken += 1
             del event  # before the next poll: it may hold the last reference to an ended call
+            # All that came is in its line, or so much that the lines must not wait for more.
+            if turns and go_on and (not came or taken >= _MOST_TAKEN):
+                taken = 0
+                go_on = turns.next()() is not False
 
-    def _take(self, event: Any, make: MakeCall) -> bool:  # noqa: ANN401  # cygrpc's
-        """Headers have come; False when the server is at its end."""
-        state, call = self._state, None
+    def _sort(self, event: Any) -> bool:  # noqa: ANN401  # cygrpc's
+        """Puts what an event asks for into its line, or does it where that is next to nothing; False at the end."""
+        state, tag = self._state, event.tag
+        if type(tag) is not str or tag == _SERVER._SHUTDOWN_TAG or not event.success:
+            return bool(_SERVER._process_event_and_continue(state, event))
+        address = event.call.peer()
+        line = self._known.of(address)
+        # Calls of this loop and grpcio's own way alike: it would refuse without a word of when to come back.
+        full = state.active_rpc_count >= self._most
+        make = self._overflow if full else self._methods.get(tag)
+        if make is None:
+            self._turns.put(line, partial(_SERVER._process_event_and_continue, state, event))
+            return True
+        call = self._make(event, make)
+        call.line, call.turns = line, self._turns
+        self._turns.put(line, partial(self._take, call, address))
+        return True
+
+    def _make(self, event: Any, make: MakeCall) -> LaneCall:  # noqa: ANN401
+        state = self._state
         with state.lock:
             state.due.remove(event.tag)
-            if event.success:
-                call = make(state, event)
-                state.rpc_states.add(call)
-                state.active_rpc_count += 1
+            call = make(state, event)
+            state.rpc_states.add(call)
+            state.active_rpc_count += 1
             if state.stage is _SERVER._ServerStage.STARTED:
                 if event.tag == _SERVER._REQUEST_CALL_TAG:
                     _SERVER._request_call(state)
                 else:
                     _SERVER._request_registered_call(state, event.tag)
-            elif _SERVER._stop_serving(state):
-                return False
-        if call is not None:
-            call.take()
-        return True
+        return call
+
+    def _take(self, call: LaneCall, address: object) -> None:
+        guess = call.line
+        call.take()
+        if call.line != guess:
+            self._known.learn(address, call.line)
 
 
 def lane_of(

@@ -14,13 +14,18 @@ import logging
 import threading
 import time
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from casemate.transport.lane_turns import STRANGERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn, TypeAlias
+
+    from casemate.transport.lane_turns import Turns
 
     Ended: TypeAlias = tuple[Any, Sequence[Callable[[], None]]]
     """What grpcio's loop takes from an event: what is over, if it is, and whom to tell."""
@@ -57,7 +62,14 @@ class LaneCall(grpc.ServicerContext):
 
     The serving thread calls `begin`, and `arrived` if that asked for the message. Some thread
     calls `answer` once, whatever happened; it may be the serving one.
+
+    Attributes:
+        line: whose turn serves its events. The lane guesses it by the connection; `begin` sets it, once it is proven.
+        turns: where its message waits for that.
     """
+
+    turns: Turns
+    line = STRANGERS
 
     def __init__(self, state: Any, event: Any) -> None:  # noqa: ANN401  # private types of grpcio
         self._server_state = state
@@ -156,11 +168,14 @@ class LaneCall(grpc.ServicerContext):
     def _on_message(self, event: Any) -> Ended:  # noqa: ANN401
         with self._turn:
             self._due -= 1
+        self.turns.put(self.line, partial(self._bring, event.batch_operations[0].message()))
+        return None, ()
+
+    def _bring(self, raw: bytes | None) -> None:
         try:
-            self.arrived(event.batch_operations[0].message())
+            self.arrived(raw)
         except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
-        return None, ()
 
     def _on_close(self, event: Any) -> Ended:  # noqa: ANN401
         gone: Sequence[Callable[[], None]] = ()

@@ -13,7 +13,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from casemate.errors import CasemateError, DeadlineExceeded, Unavailable
-from casemate.gate.adapters.caller_context import bind_caller, share_of
+from casemate.gate.adapters.caller_context import bind_caller, share_of, share_of_path
 from casemate.gate.adapters.calls import (
     REQUEST_ID_KEY,
     RequestIds,
@@ -23,6 +23,7 @@ from casemate.gate.adapters.calls import (
     parse_request,
 )
 from casemate.gate.adapters.unary import judge_failure, succeed
+from casemate.gate.core.caller import spiffe_path
 from casemate.transport.lane_call import LaneCall
 from casemate.transport.registry import LATER, AnswersLater
 from casemate.transport.status import to_status
@@ -130,9 +131,12 @@ class GatedCall(LaneCall, AnswersLater):
         of.watch_bodies()
         try:
             self._caller = caller = of.gate.at_message(admission, auth_context(self))
+            self.line = share_of(caller)
             # Certificates without a token are a tenant's to have many of; clients are registered one by one.
             of.bodies.begin(self, caller.client_id or share_of(caller), admission)
         except BaseException as error:  # noqa: BLE001
+            if admission.peer is not None:  # of a token that is not its own, the line is not either
+                self.line = share_of_path(spiffe_path(admission.peer.spiffe_id))
             self._fail(error, judged=False)
             return
         self.ask()
