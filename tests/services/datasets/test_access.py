@@ -154,6 +154,56 @@ async def test_with_the_grant_the_same_call_is_not_refused_as_absent(house, name
     assert status is (grpc.StatusCode.INVALID_ARGUMENT if name == "PushDataset" else grpc.StatusCode.OK)
 
 
+WHICH = {"by number": {"version": 1}, "the newest": {}, "by label": {"label": "golden"}}
+READ = {
+    "GetVersion": messages.GetVersionRequest,
+    "PullDataset": messages.PullDatasetRequest,
+    "GetLineage": messages.GetLineageRequest,
+    "GetCroissant": messages.GetCroissantRequest,
+}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("name", READ)
+async def test_another_tenant_with_every_grant_of_its_own_finds_no_version_however_it_asks(house, name, which):
+    """Its grants are on `dataset/*`, so nothing but whose the dataset is stands between: A2, E26."""
+    request, before = READ[name](dataset="digits", **WHICH[which]), await state(house)
+    assert await sent(name, request, house.actor(tenant="globex")) is grpc.StatusCode.NOT_FOUND
+    assert await state(house) == before
+    assert await sent(name, request, house.actor()) is grpc.StatusCode.OK
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["ShredVersion", "SetLabel"])
+async def test_another_tenant_with_every_grant_of_its_own_destroys_and_names_no_version(house, name):
+    """The twins, which change something, are in `test_shred` and `test_labels`."""
+    before = await state(house)
+    assert await sent(name, NAMED[name], house.actor(tenant="globex")) is grpc.StatusCode.NOT_FOUND
+    assert await state(house) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_labels_of_another_tenants_dataset_are_none(house):
+    request = messages.ListLabelsRequest(dataset="digits")
+    for tenant, labels in (("globex", {}), ("acme", {"golden": 1})):
+        actor = house.actor(tenant=tenant)
+        assert dict((await actor.datasets.ListLabels(request, metadata=actor.metadata)).labels) == labels
+
+
+async def sent(name: str, request, actor) -> grpc.StatusCode:
+    """The status that this request of a caller ends in."""
+    rpc = getattr(actor.datasets, name)
+    try:
+        if name == "PullDataset":
+            _ = [piece async for piece in rpc(request, metadata=actor.metadata)]
+        else:
+            await rpc(request, metadata=actor.metadata)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
 async def state(world: World) -> list[tuple[object, ...]]:
     """What a call could have changed."""
     async with world.sql() as sql:
