@@ -18,7 +18,12 @@ from casemate.gate.adapters.own_policies import own_policies
 from casemate.gate.core.audit import AuditEvent
 
 PULL = "/casemate.datasets.v1.DatasetService/PullDataset"
-WHO = {"tenant": "acme", "client_id": "acme-trainer", "spiffe_id": "spiffe://casemate.internal/t/acme/trainer"}
+WHO = {
+    "tenant": "acme",
+    "client_id": "acme-trainer",
+    "spiffe_id": "spiffe://casemate.internal/t/acme/trainer",
+    "token_id": "-1f2e",
+}
 
 
 def denied(request_id, reason, **more):
@@ -128,6 +133,19 @@ def test_every_command_that_is_named_is_one(reason, how):
         assert not any(word.isupper() for word in words)
     with pytest.raises(click.UsageError):
         parsed([*words[1:], "--no-such-option"])
+
+
+@pytest.mark.parametrize("thief", ["t/globex/mallory", "svc/greeter", "t/acme/mallory"])
+def test_of_a_stolen_token_it_is_said_whose_it_is_and_how_to_end_it_and_nothing_is_offered_to_the_thief(thief):
+    name = f"spiffe://casemate.internal/{thief}"
+    told = explain({"reason": "CERTIFICATE_MISMATCH", "method": PULL, **WHO, "spiffe_id": name}, own_policies())
+    assert shlex.split(told.command) == ["casemate", "revoke", "token", "--as", "casemate/operator", "--", "-1f2e"]
+    assert (
+        f"The token of acme-trainer came with a certificate that did not ask for it, the one of {name}" in told.meaning
+    )
+    # Of its own tenant it may be the owner with a new certificate; of another it cannot.
+    assert ("renewed" in told.meaning) == (thief == "t/acme/mallory")
+    assert ("nobody of acme: the token was copied" in told.meaning) == (thief != "t/acme/mallory")
 
 
 def test_a_scope_that_is_lacked_is_mended_by_a_client_that_does_not_exist_yet():

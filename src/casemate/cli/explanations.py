@@ -31,10 +31,11 @@ _MEANINGS = {
     ),
     "CERTIFICATE_MISMATCH": (
         (
-            "The token is bound to another certificate than the one that the call came with: it was copied, "
-            "or the certificate was renewed meanwhile. If nobody renewed, treat the token as stolen."
+            "The token of {client} came with a certificate that did not ask for it, the one of {spiffe}. {theft} "
+            "A copied token is worth nothing to whoever has it. End it all the same, find where it was read, and ask "
+            "who holds that certificate; casemate revoke spiffe-id would end that name for good."
         ),
-        "casemate token {audience} --as {who}",
+        "casemate revoke token --as {operator} -- {token}",
     ),
     "PEER_REFUSED": (
         "The certificate is outside its dates, revoked, or not one of a caller of this trust domain.",
@@ -108,11 +109,11 @@ def _words(record: Mapping[str, Any], policy: MethodPolicy | None) -> dict[str, 
     path = spiffe_id.split("/", 3)[3]
     access = policy.access if policy is not None else None
     scope, verb = (access.scope, access.verb) if isinstance(access, TokenAccess) else (None, None)
-    method = str(record.get("method"))
+    method, client = str(record.get("method")), str(record.get("client_id") or "CLIENT")
     return {
         "tenant": tenant,
         "operator": "/".join(OPERATOR),
-        "client": str(record.get("client_id") or "CLIENT"),
+        "client": client,
         "spiffe": spiffe_id,
         "path": path,
         "who": path.removeprefix("t/"),
@@ -120,7 +121,19 @@ def _words(record: Mapping[str, Any], policy: MethodPolicy | None) -> dict[str, 
         "verb": verb or "VERB",
         "resource": str(record.get("resource") or "RESOURCE"),
         "audience": _audience(method),
+        "token": str(record.get("token_id") or "TOKEN_ID"),
+        "theft": _theft(tenant, client, path),
     }
+
+
+def _theft(tenant: str, client: str, presented_by: str) -> str:
+    """Whether a token that came with another certificate was copied, as far as the two names tell."""
+    if presented_by.startswith(f"t/{tenant}/"):
+        return (
+            f"If that is the client's own name (casemate client show {client}), its certificate was renewed, its next "
+            "token fits, and there is nothing to mend. If not, the token was copied."
+        )
+    return f"That is nobody of {tenant}: the token was copied."
 
 
 def _audience(method: str) -> str:
