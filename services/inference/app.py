@@ -147,7 +147,7 @@ class Service:
             dependencies,
             trust=trust,
             vault=Vault(repository=repository, keys=self._kek),
-            build=Building(self._backends),
+            build=Building(self._backends, unsafe_division=serving.unsafe_division),
             prepare=prepare,
             audience=f"{AUDIENCE}.{trust_domain}",
             serving=serving,

@@ -23,10 +23,12 @@ class Building:
 
     Args:
         backends: where models that are not in this process may run.
+        unsafe_division: takes models whose divisions may end the process.
     """
 
-    def __init__(self, backends: Backends) -> None:
+    def __init__(self, backends: Backends, *, unsafe_division: bool = False) -> None:
         self._backends = backends
+        self._unsafe_division = unsafe_division
 
     def __call__(self, tenant: str, files: Mapping[str, bytes]) -> Instance:
         """The instance of a version of `tenant`; `files` hold exactly one of the two that say what runs.
@@ -37,4 +39,4 @@ class Building:
         """
         if UPSTREAM_FILE in files:
             return build_upstream(files[UPSTREAM_FILE], tenant=tenant, backends=self._backends)
-        return OnnxInstance(files[MODEL_FILE])
+        return OnnxInstance(files[MODEL_FILE], unsafe_division=self._unsafe_division)

@@ -18,6 +18,7 @@ from services.inference.onnx_wire import GraphLimits, check_onnx
 from services.inference.run_failures import failure_of
 from services.inference.steadiness import is_steady
 from services.inference.tensors import BY_ONNX, TensorSpec
+from services.inference.whole_division import require_sound_division
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,7 @@ class OnnxInstance:
     Args:
         model: the file's bytes, as they were signed.
         limits: caps on the graph.
+        unsafe_division: also one whose divisions may end the process, by values that its callers choose.
 
     Attributes:
         steady: requests of the same shapes take the same time, whatever their values.
@@ -70,8 +72,10 @@ class OnnxInstance:
         InvalidRequest: reason MODEL_INVALID: the model cannot be served.
     """
 
-    def __init__(self, model: bytes, *, limits: GraphLimits | None = None) -> None:
+    def __init__(self, model: bytes, *, limits: GraphLimits | None = None, unsafe_division: bool = False) -> None:
         operators = check_onnx(model, limits=limits or GraphLimits())
+        if not unsafe_division:
+            require_sound_division(model, operators)  # before ONNX Runtime sees it, which folds constants
         try:
             self._session = onnxruntime.InferenceSession(
                 model, sess_options=session_options(), providers=["CPUExecutionProvider"]

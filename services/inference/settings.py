@@ -12,6 +12,7 @@ from casemate.settings import (
     ListenSettings,
     TrustSettings,
     address,
+    boolean,
     duration,
     integer,
     path,
@@ -85,6 +86,13 @@ class ServingSettings:
         parse=integer(0, 1024 * 1024),
         default=0,
         help="memory of all models and their runs together, in MiB; 0 for half of the machine's or the container's",
+    )
+
+    unsafe_division: bool = setting(
+        "UNSAFE_DIVISION",
+        parse=boolean,
+        default=False,
+        help="also models that divide whole numbers which their callers choose: by some, the process ends",
     )
 
     trace_one_in: int = setting(

@@ -86,6 +86,12 @@ def looping() -> bytes:
     )
 
 
+def dividing() -> bytes:
+    """Divides whole numbers of its caller: by some, the process ends."""
+    takes = [_tensor(name, None, kind=TensorProto.INT64) for name in "ab"]
+    return _model([helper.make_node("Div", ["a", "b"], ["y"])], takes, [_tensor("y", None, kind=TensorProto.INT64)])
+
+
 def sample(width: int = 64, rows: int = 2, name: str = "x") -> dict[str, object]:
     """A warm-up sample for the models of this module."""
     values = np.random.default_rng(3).standard_normal((rows, width)).astype(np.float32)
