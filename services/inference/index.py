@@ -66,7 +66,8 @@ class Index:
         overdue = self._watcher.overdue
         for version in release.versions:
             if version.number in loaded:
-                yield version, READY, ""
+                rests = loaded[version.number].rests()
+                yield version, *((UNAVAILABLE, "ended the service's processes, and rests") if rests else (READY, ""))
             elif Slot(release.tenant, release.model, version.number) in overdue:
                 yield version, LOADING, "its load has not ended yet, and holds up no other"
             else:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from services.inference.batcher import Batcher
     from services.inference.building import Build
     from services.inference.instance import Instance
-    from services.inference.preparation import Prepared
+    from services.inference.preparation import Preparation
     from services.inference.serving import Serving
     from services.inference.training_data import TrainingData
     from services.inference.trust_view import TrustView
@@ -68,6 +68,7 @@ class LoadedModel:
     serving: Serving
     batcher: Batcher
     statistics: Statistics = field(default_factory=Statistics)
+    rests: Callable[[], bool] = lambda: False
 
 
 class Loader:
@@ -91,7 +92,7 @@ class Loader:
         training: TrainingData,
         audience: str,
         build: Build,
-        prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
+        prepare: Preparation,
         integrity_failed: Callable[[], None],
     ) -> None:
         self._vault = vault
@@ -120,8 +121,6 @@ class Loader:
             raise NotFound(f"{slot} is not released")
         try:
             model = self._verify(slot, released)
-            instance = self._build(slot.tenant, model.files)
-            prepared = self._prepare(instance, model.files)
         except (NotFound, Unavailable):
             raise
         except CasemateError as error:
@@ -129,8 +128,16 @@ class Loader:
                 raise  # its bytes are those that were signed
             # Whatever is wrong, it was right when it was published: somebody changed it, or trust in it ended.
             self._integrity_failed()
-            _LOGGER.error("refused to load %s: %s", slot, error)  # noqa: TRY400  # its text says all
-            raise FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED) from error
+            raise _refused(slot, error) from error
+        try:
+            with self._prepare.loading(model.files):
+                instance = self._build(slot.tenant, model.files)
+                prepared = self._prepare(instance, model.files)
+        except Unavailable:
+            raise
+        except CasemateError as error:
+            # Its bytes are those that were signed, and this service, as it is now, does not take them.
+            raise _refused(slot, error) from error
         return LoadedModel(
             slot,
             model.manifest_sha256,
@@ -139,6 +146,7 @@ class Loader:
             instance,
             prepared.serving,
             prepared.batcher,
+            rests=prepared.rests,
         )
 
     def _verify(self, slot: Slot, released: ReleasedVersion) -> VerifiedModel:
@@ -164,6 +172,11 @@ class Loader:
         return VerifiedModel(
             slot, verified.manifest, verified.payload_sha256, verified.signer_key_id, files, seal=_SEAL
         )
+
+
+def _refused(slot: Slot, error: CasemateError) -> FailedPrecondition:
+    _LOGGER.error("refused to load %s: %s", slot, error)
+    return FailedPrecondition(f"{slot}: {error}", reason=Reason.MODEL_REFUSED, violations=error.violations)
 
 
 def _read_files(stored: OpenedVersion, manifest: ModelManifest) -> dict[str, bytes]:

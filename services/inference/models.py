@@ -82,10 +82,10 @@ class Models:
             NotFound: it was never released.
         """
         try:
-            self._catalogue.find(tenant_of(caller), request.name, request.version)
+            loaded = self._catalogue.find(tenant_of(caller), request.name, request.version)
         except FailedPrecondition:
             return wire.ModelReadyResponse(ready=False).SerializeToString()
-        return wire.ModelReadyResponse(ready=True).SerializeToString()
+        return wire.ModelReadyResponse(ready=not loaded.rests()).SerializeToString()
 
     def model_metadata(self, caller: Caller, request: wire.ModelMetadataRequest) -> bytes:
         """Inputs, outputs, loaded versions and the digest of the manifest."""

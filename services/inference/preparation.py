@@ -6,8 +6,10 @@ import hashlib
 import os
 import time
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from services.inference.batcher import Batcher
@@ -19,6 +21,7 @@ from services.inference.warm_up import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from services.inference.board import WorkerBoard
     from services.inference.instance import Instance
@@ -28,10 +31,11 @@ WARM_UP_WITHIN = timedelta(minutes=2)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A warm model behind its queue."""
+    """A warm model behind its queue; `rests` while it has ended too many workers of this service."""
 
     serving: Serving
     batcher: Batcher
+    rests: Callable[[], bool] = lambda: False
 
 
 class Preparation:
@@ -62,6 +66,18 @@ class Preparation:
         """For how many seconds the oldest run of any model has been under way."""
         return max((batcher.oldest_run() for batcher in tuple(self._made)), default=0.0)
 
+    def loading(self, files: Mapping[str, bytes]) -> AbstractContextManager[None]:
+        """While a version is built and made ready in this thread: what ends the process then is on the board.
+
+        Raises:
+            FailedPrecondition: reason MODEL_REFUSED: this model has ended two workers.
+        """
+        return self._board.loading(_key(files)) if self._board is not None else nullcontext()
+
+    def _rests(self, files: Mapping[str, bytes]) -> Callable[[], bool]:
+        board = self._board
+        return partial(board.rests, _key(files)) if board is not None else lambda: False
+
     def __call__(self, instance: Instance, files: Mapping[str, bytes]) -> Prepared:
         """The instance, warmed up, behind the queue that its version's files ask for.
 
@@ -82,7 +98,7 @@ class Preparation:
             now=self._now,
         )
         self._made.add(batcher)
-        return Prepared(serving, batcher)
+        return Prepared(serving, batcher, self._rests(files))
 
 
 def available_cores() -> int:

@@ -3,7 +3,7 @@
     python -m services.inference               # as many as CASEMATE_INFERENCE_WORKERS says: one
     python -m services.inference --workers 4
 
-A worker is started by its supervisor, with its index and two descriptors.
+A worker is started by its supervisor, with its index and three descriptors.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from casemate.transport.certificates import CertificateSource
 from casemate.transport.metrics import MetricsServer
 from services.inference.app import COMPONENT, run
 from services.inference.board import WorkerBoard
+from services.inference.last_words import leave_last_words
 from services.inference.seat import READY, Seat
 from services.inference.settings import InferenceSettings
 from services.inference.worker_metrics import WorkerMetrics
@@ -52,7 +53,8 @@ def main(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> None:
         signal.signal(number, lambda *_: ended.set())
     with contextlib.ExitStack() as stack:
         if asked.worker is not None:
-            index, descriptor, board = asked.worker
+            index, descriptor, board, words = asked.worker
+            leave_last_words(words)
             count = settings.workers.count
             seat = Seat(index=index, count=count, board=WorkerBoard(board, index), descriptor=descriptor)
             run(settings, stack, ended, seat=seat)
@@ -65,7 +67,7 @@ def main(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.inference", description="The inference service.")
     parser.add_argument("--workers", metavar="N", help=f"processes on the one port, instead of {_WORKERS}")
-    parser.add_argument("--worker", nargs=3, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -33,15 +33,14 @@ from services.inference.repository import Slot
 from services.inference.vault import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from casemate.clock import Clock
     from casemate.gate.core.caller import Caller
     from casemate.signing.statements import FileDigest, ModelManifest, VerifiedModelManifest
     from services.inference.building import Build
     from services.inference.dependencies import Datasets, Releases
-    from services.inference.instance import Instance
-    from services.inference.preparation import Prepared
+    from services.inference.preparation import Preparation
     from services.inference.streams import Stream, Streams
     from services.inference.trust_view import TrustView
     from services.inference.vault import Vault
@@ -95,7 +94,7 @@ class Publishing:
         vault: Vault,
         watcher: Watcher,
         build: Build,
-        prepare: Callable[[Instance, Mapping[str, bytes]], Prepared],
+        prepare: Preparation,
         audience: str,
         clock: Clock,
         limits: PublishLimits,
@@ -142,7 +141,8 @@ class Publishing:
             requests = self._awaited(requests, upload)
             slot, envelope, verified = self._receive_manifest(caller, requests)
             files = receive_files(requests, verified.manifest)
-            self._prepare(self._build(slot.tenant, files), files)
+            with self._prepare.loading(files):
+                self._prepare(self._build(slot.tenant, files), files)
             self._verify(envelope, slot.tenant, slot.model, margin=_EXPIRY_MARGIN)
             if not self._loads(slot):
                 # Another may be released while this one is sealed: it keeps its place.

@@ -3,8 +3,9 @@
 Each worker is a whole service: its own gate, trust feed, models and audit file.
 The kernel spreads new connections over them (SO_REUSEPORT). A worker that dies,
 whose main thread stops, whose run takes longer than any may, or that outgrows its
-memory is replaced; the others go on. What an operator has one worker load or
-unload by rpc, that worker alone does; what all have to follow comes by the feed.
+memory is replaced; the others go on. What it was running then is remembered, see `board`.
+What an operator has one worker load or unload by rpc, that worker alone does; what all
+have to follow comes by the feed.
 
 If this fails: fewer workers serve, or none. Nothing is decided here.
 """
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from casemate.errors import ConfigurationError
 from services.inference.board import SupervisorBoard
+from services.inference.last_words import LastWords
 from services.inference.worker_link import Frames
 
 if TYPE_CHECKING:
@@ -62,11 +64,13 @@ class Worker:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], index: int, board: int) -> None:
         ours, theirs = socket.socketpair()
+        self.last_words = LastWords()
         with theirs:
+            inherited = (theirs.fileno(), board, self.last_words.descriptor)
             self._process = subprocess.Popen(  # noqa: S603  # our own module, by our own interpreter
-                [*command, str(index), str(theirs.fileno()), str(board)],
+                [*command, str(index), *map(str, inherited)],
                 env=dict(environment),
-                pass_fds=(theirs.fileno(), board),
+                pass_fds=inherited,
             )
         self.started = self.heard = time.monotonic()
         self.beats = 0
@@ -118,6 +122,7 @@ class Worker:
     def close(self) -> None:
         """Ends the line to it."""
         self._frames.close()
+        self.last_words.close()
 
     def _listen(self) -> None:
         while (message := self._frames.receive()) is not None:
@@ -136,7 +141,7 @@ class Supervisor:
 
     Args:
         count: how many.
-        command: what starts one; its index and two descriptors are appended.
+        command: what starts one; its index and three descriptors are appended.
         environment: of the workers.
         limits: when one is replaced.
     """
@@ -201,7 +206,7 @@ class Supervisor:
                 return
             worker.end(signal.SIGKILL)
             worker.wait(self._limits.drain.total_seconds())
-            self._bury(index, worker, counted=True)
+            self._bury(index, worker, counted=True, outlasted=self._outlasted(why))
 
     def _wrong(self, worker: Worker) -> str | None:
         patience = self._limits.silence if worker.beats else self._limits.start
@@ -213,16 +218,26 @@ class Supervisor:
             return "outgrew its memory"
         return None
 
-    def _bury(self, index: int, worker: Worker, *, counted: bool = False) -> None:
+    def _outlasted(self, why: str) -> float:
+        """How long a run or load may have been under way that is not to blame."""
+        return (self._limits.run if why == "runs for too long" else self._limits.silence).total_seconds()
+
+    def _bury(self, index: int, worker: Worker, *, counted: bool = False, outlasted: float | None = None) -> None:
         code = worker.ended()
+        cause, thread = worker.last_words.read()
         worker.close()
         self._leaving.pop(index, None)
         if code == _CONFIGURATION_EXIT and not self._served and not worker.ready:
             raise ConfigurationError("a worker does not start as configured; its own line says why")
-        running = self._board.died(index)
+        running = self._board.died(index, thread=thread, outlasted=outlasted)
         if not counted:
             self._count("died")
-            _LOGGER.error("worker %d ended by itself (%s) with %d inputs under way: replaced", index, code, running)
+            _LOGGER.error(
+                "worker %d ended by itself (%s) with %d runs and loads under way: replaced",
+                index,
+                cause or code,
+                running,
+            )
         self._waits[index] = 0.0 if worker.ready else min(_LONGEST_WAIT_S, self._waits[index] * 2 or _FIRST_WAIT_S)
         self._due[index] = time.monotonic() + self._waits[index]
         self.workers[index] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -23,13 +24,19 @@ from services.inference.seat import share_out
 from services.inference.servicers import OPEN_INFERENCE
 from tests.services.inference.conftest import Digits
 from tests.services.inference.hall import Hall
-from tests.services.inference.house import PATIENCE, House
-from tests.services.inference.nets import looping
+from tests.services.inference.house import PATIENCE, SERVING, House
+from tests.services.inference.nets import dividing, looping
 from tests.support.authority import LeafFactory
 
 ENDLESS = 2**60
 HUNDRED_MILLION = 100_000_000
-SHORT = {"WORKER_LONGEST_RUN": "1s", "STREAM_IDLE": "1s", "MODEL_MEMORY_MIB": "256"}
+SHORT = {
+    "WORKER_LONGEST_RUN": "1s",
+    "STREAM_IDLE": "1s",
+    "MODEL_MEMORY_MIB": "256",
+    "UNSAFE_DIVISION": "true",
+}
+LEAST = -(2**63)
 
 
 def hungry() -> bytes:
@@ -47,8 +54,10 @@ def hungry() -> bytes:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: Digits) -> Iterator[House]:
-    house = House(directory=tmp_path_factory.mktemp("house"), leaf=leaf)
+    serving = dataclasses.replace(SERVING, unsafe_division=True)
+    house = House(directory=tmp_path_factory.mktemp("house"), leaf=leaf, serving=serving)
     house.publish({"model.onnx": digits.onnx})
+    house.publish({"model.onnx": dividing()}, model="dividing")
     house.publish({"model.onnx": looping()}, model="loop")
     house.publish({"model.onnx": hungry()}, model="hungry")
     yield house
@@ -65,6 +74,14 @@ def hall(house: House, leaf: LeafFactory, tmp_path_factory: pytest.TempPathFacto
 def number(model: str, count: int) -> wire.ModelInferRequest:
     request = wire.ModelInferRequest(model_name=model, raw_input_contents=[np.array([count], "<i8").tobytes()])
     request.inputs.add(name="x", datatype="INT64", shape=[1])
+    return request
+
+
+def quotient(of: int, by: int) -> wire.ModelInferRequest:
+    request = wire.ModelInferRequest(model_name="dividing")
+    for name, value in (("a", of), ("b", by)):
+        request.inputs.add(name=name, datatype="INT64", shape=[1])
+        request.raw_input_contents.append(np.array([value], "<i8").tobytes())
     return request
 
 
@@ -135,6 +152,37 @@ def test_d21_an_input_that_never_ends_ends_its_worker_twice_and_is_then_refused(
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert hall.ask(number("loop", 3), channel=channel)
     assert hall.serving() == 2
+
+
+def test_d21_a_model_that_ends_two_workers_rests_whatever_it_is_asked_and_the_others_are_served(
+    hall: Hall, digits: Digits
+) -> None:
+    with hall.channel() as channel:
+        assert hall.ask(quotient(7, -1), channel=channel)
+    for beside in (1, 2):  # another input each time: what is known of one does not help
+        before = hall.pids()
+        callers = Callers(hall, digits, 2)
+        bad = quotient(LEAST, -1)
+        bad.inputs[0].shape[0] = bad.inputs[1].shape[0] = 1 + beside
+        bad.raw_input_contents[0] += bytes(8 * beside)
+        bad.raw_input_contents[1] += np.ones(beside, "<i8").tobytes()
+        with hall.channel(again=False) as channel, pytest.raises(grpc.RpcError) as caught:
+            hall.ask(bad, channel=channel)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        hall.replaced(before)
+        assert all(answer == digits.labels.tolist() for answer in callers.end())  # their model is under no suspicion
+    before = hall.pids()
+    with hall.channel(again=False) as channel:
+        for request in (quotient(LEAST, -1), quotient(7, -1)):
+            with pytest.raises(grpc.RpcError) as caught:
+                hall.ask(request, channel=channel)
+            error = from_rpc_error(caught.value)
+            assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, Reason.MODEL_REFUSED)
+        assert labels(hall.ask(pictures(digits), channel=channel)) == digits.labels.tolist()
+        assert hall.ask(number("loop", 3), channel=channel)
+    assert hall.pids() == before
+    assert hall.serving() == 2
+    assert any("Floating point exception" in said for said in hall.heard)
 
 
 def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall: Hall) -> None:

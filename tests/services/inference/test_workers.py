@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from casemate.errors import ConfigurationError, InvalidRequest
+from casemate.errors import ConfigurationError, FailedPrecondition, InvalidRequest, Reason
 from services.inference.board import REMEMBERED_S, SupervisorBoard, WorkerBoard
+from services.inference.last_words import LastWords
 from services.inference.workers import Supervisor, WorkerLimits, reserve
 
 PATIENCE = 30.0
 ROOT = Path(__file__).parents[3]
+MODEL, OTHER = b"m" * 32, b"o" * 32
 X = {"x": np.ones((1, 4), np.float32)}
 
 WORKER = """
@@ -101,17 +104,17 @@ def test_a_worker_that_outgrows_its_memory_is_replaced() -> None:
 def test_what_ended_one_worker_runs_alone_and_what_ended_two_is_refused() -> None:
     board = SupervisorBoard(2)
     worker, other = WorkerBoard(board.descriptor, 0), WorkerBoard(board.descriptor, 1)
-    digest, alone = worker.mark(X, b"model")
+    digest, alone = worker.mark(X, MODEL)
     assert not alone
     worker.begin([digest])
     assert board.died(0) == 1
-    assert other.mark(X, b"model") == (digest, True)
+    assert other.mark(X, MODEL) == (digest, True)
     other.begin([digest])
     board.died(1)
     with pytest.raises(InvalidRequest):
-        worker.mark(X, b"model")
-    assert worker.mark(X, b"another model")[1] is False
-    assert worker.mark({"x": X["x"] * 2}, b"model")[1] is False
+        worker.mark(X, MODEL)
+    assert worker.mark(X, OTHER)[1] is False
+    assert worker.mark({"x": X["x"] * 2}, MODEL)[1] is False
 
 
 def test_an_input_that_was_there_by_chance_is_run_again_after_a_while() -> None:
@@ -119,24 +122,126 @@ def test_an_input_that_was_there_by_chance_is_run_again_after_a_while() -> None:
     board = SupervisorBoard(1, now=lambda: now[0])
     worker = WorkerBoard(board.descriptor, 0)
     for _ in range(2):
-        worker.begin([worker.mark(X, b"model")[0]])
+        worker.begin([worker.mark(X, MODEL)[0]])
         board.died(0)
     now[0] = REMEMBERED_S
     board.forget()
     with pytest.raises(InvalidRequest):
-        worker.mark(X, b"model")
+        worker.mark(X, MODEL)
     now[0] += 1
     board.forget()
-    assert worker.mark(X, b"model")[1] is False
+    assert worker.mark(X, MODEL)[1] is False
 
 
 def test_what_had_ended_when_its_worker_died_is_under_no_suspicion() -> None:
     board = SupervisorBoard(1)
     worker = WorkerBoard(board.descriptor, 0)
-    digest, _ = worker.mark(X, b"model")
+    digest, _ = worker.mark(X, MODEL)
     worker.end(worker.begin([digest]))
     assert board.died(0) == 0
-    assert worker.mark(X, b"model") == (digest, False)
+    assert worker.mark(X, MODEL) == (digest, False)
+
+
+def ends(worker: WorkerBoard, board: SupervisorBoard, *, input_of: float, key: bytes = MODEL, **how: object) -> None:
+    """A run of a new input begins in this thread, and its worker ends."""
+    worker.begin([worker.mark({"x": X["x"] * input_of}, key + b"tenant")[0]])
+    board.died(0, **how)
+
+
+def test_a_model_that_ended_two_workers_by_whatever_input_rests_for_a_while_and_others_do_not() -> None:
+    now, here = [0.0], threading.get_ident()
+    board = SupervisorBoard(1, now=lambda: now[0])
+    worker = WorkerBoard(board.descriptor, 0)
+    ends(worker, board, input_of=1, thread=here)
+    assert not worker.rests(MODEL)
+    worker.mark({"x": X["x"] * 5}, MODEL + b"tenant")
+    ends(worker, board, input_of=2, thread=here)
+    assert worker.rests(MODEL)
+    with pytest.raises(FailedPrecondition) as caught:
+        worker.mark({"x": X["x"] * 5}, MODEL + b"another tenant")
+    assert caught.value.reason is Reason.MODEL_REFUSED
+    with pytest.raises(FailedPrecondition), worker.loading(MODEL):
+        pass
+    worker.mark(X, OTHER + b"tenant")
+    with worker.loading(OTHER):
+        pass
+    now[0] = REMEMBERED_S + 1
+    board.forget()
+    worker.mark({"x": X["x"] * 5}, MODEL + b"tenant")
+    assert not worker.rests(MODEL)
+
+
+def test_what_ran_beside_the_thread_that_died_is_under_no_suspicion_nor_is_a_model_where_no_thread_is_known() -> None:
+    board = SupervisorBoard(1)
+    worker = WorkerBoard(board.descriptor, 0)
+    mark, _ = worker.mark(X, MODEL + b"tenant")
+    for thread in (threading.get_ident() + 1, None):
+        for _ in range(2 if thread else 1):
+            worker.begin([mark])
+            assert board.died(0, thread=thread) == 1
+        assert not worker.rests(MODEL)
+        assert worker.mark(X, MODEL + b"tenant") == (mark, thread is None)  # by no thread: the input is suspected
+
+
+def test_a_model_that_ends_workers_while_it_is_loaded_is_loaded_no_more() -> None:
+    board = SupervisorBoard(1)
+    worker = WorkerBoard(board.descriptor, 0)
+    for _ in range(2):
+        loading = worker.loading(MODEL)
+        loading.__enter__()  # and its worker ends
+        board.died(0, thread=threading.get_ident())
+    with pytest.raises(FailedPrecondition), worker.loading(MODEL):
+        pass
+    with worker.loading(OTHER):
+        pass
+    assert board.died(0) == 0
+
+
+def test_a_model_whose_runs_outlast_four_workers_rests_and_one_whose_runs_were_short_does_not() -> None:
+    began = [0.0]
+    board = SupervisorBoard(1, now=lambda: 100.0)
+    worker = WorkerBoard(board.descriptor, 0, now=lambda: began[0])
+    for number in range(4):
+        assert not worker.rests(MODEL)
+        began[0] = 99.0
+        worker.begin([worker.mark({"x": X["x"] * (100 + number)}, OTHER + b"tenant")[0]])
+        began[0] = 0.0
+        ends(worker, board, input_of=number, outlasted=90.0)
+    assert worker.rests(MODEL)
+    assert not worker.rests(OTHER)
+
+
+DYING = """
+import os, signal, sys, threading
+sys.path.insert(0, {root!r})
+from services.inference.last_words import leave_last_words
+leave_last_words(int(sys.argv[1]))
+def die():
+    print(threading.get_ident(), flush=True)
+    os.kill(os.getpid(), signal.{signal}) if {kill} else signal.pthread_kill(threading.get_ident(), signal.{signal})
+thread = threading.Thread(target=die)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"), [("SIGFPE", "Floating point exception"), ("SIGSEGV", "Segmentation fault")]
+)
+def test_a_process_says_in_which_thread_it_died_and_one_that_was_killed_says_nothing(number: str, cause: str) -> None:
+    for kill in (False, True):
+        words = LastWords()
+        code = DYING.format(root=str(ROOT), signal="SIGKILL" if kill else number, kill=kill)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(words.descriptor)],
+            pass_fds=[words.descriptor],
+            stdout=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == -getattr(signal, "SIGKILL" if kill else number)
+        assert words.read() == (("", None) if kill else (cause, int(done.stdout)))
+        words.close()
 
 
 def test_a_port_held_by_another_is_one_clear_line() -> None:
