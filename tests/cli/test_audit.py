@@ -164,4 +164,4 @@ def test_every_refusal_of_the_gate_has_its_explanation():
         *(Reason.CERTIFICATE_MISMATCH, Reason.PEER_REFUSED, Reason.INSUFFICIENT_SCOPE, Reason.CALLER_NOT_ALLOWED),
         *(Reason.RATE_LIMITED, Reason.TRUST_STALE, Reason.NOT_SERVED, Reason.DEPENDENCY_UNAVAILABLE),
     }
-    assert {reason.value for reason in gates} | {"GRANT_MISSING", "SERVER_FULL"} == set(_MEANINGS)
+    assert {reason.value for reason in gates} | {"GRANT_MISSING", "SERVER_FULL", "RESOURCE_EXHAUSTED"} == set(_MEANINGS)

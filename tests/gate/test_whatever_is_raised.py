@@ -142,8 +142,8 @@ def test_a_stream_that_its_peer_leaves_is_not_an_error_of_its_handler(kind, serv
     world, left = World(), threading.Event()
     finish = world.gate.finish
 
-    def finishing(admission, code):
-        finish(admission, code)
+    def finishing(admission, code, **more):
+        finish(admission, code, **more)
         left.set()
 
     world.gate.finish = finishing

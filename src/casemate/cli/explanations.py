@@ -68,6 +68,13 @@ _MEANINGS = {
         ),
         None,
     ),
+    "RESOURCE_EXHAUSTED": (
+        (
+            "The method itself had no room for the call: a full queue, a limit of its own, or a caller that it slows "
+            "down after failures. The gate had let the call in; its caller was told when to come back."
+        ),
+        None,
+    ),
     "TRUST_STALE": (
         "The service had no news from auth for too long, and would rather refuse than guess.",
         "casemate health auth",

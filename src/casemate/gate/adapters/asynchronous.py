@@ -173,6 +173,7 @@ class _Call:
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
         self._guard: StreamGuard | None = None
+        self._taken = False
 
     async def answer_one(self, requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  # a message
         """Serves a method with one response."""
@@ -280,6 +281,7 @@ class _Call:
         self._judge_again()
         message = parse_request(raw, self._handler.request_deserializer if self._handler is not None else None)
         authorize_message(self._gate, self._admission, current_caller(), message)
+        self._taken = self._handler is not None and self._handler.request_streaming
         return message
 
     async def _take_turn(self, caller: Caller) -> None:
@@ -333,7 +335,7 @@ class _Call:
             self._turns.give(self._share)
         if self._guard is not None:
             self._guard.close()
-        self._gate.finish(self._admission, self._code)
+        self._gate.finish(self._admission, self._code, taken=self._taken)
 
 
 class _Messages:

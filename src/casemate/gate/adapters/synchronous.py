@@ -233,6 +233,7 @@ class _Call:
         self._context: grpc.ServicerContext | None = None
         self._caller: Caller | None = None
         self._incoming: Incoming | None = None
+        self._taken = False
         self._denial: CasemateError | None = None
         self._denied_at: float | None = None
 
@@ -341,6 +342,7 @@ class _Call:
             self._gate.refused(self._admission, error)
             raise
         authorize_message(self._gate, self._admission, caller, message)
+        self._taken = self._incoming is not None
         return message
 
     def _judge_again(self) -> None:
@@ -365,7 +367,7 @@ class _Call:
             self._streams.give(self._share)
         if self._incoming is not None:
             self._incoming.close()
-        self._gate.finish(self._admission, self._code)
+        self._gate.finish(self._admission, self._code, taken=self._taken)
 
 
 def _unreachable(_argument: object, _context: grpc.ServicerContext) -> Any:  # noqa: ANN401

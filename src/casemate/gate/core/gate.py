@@ -56,7 +56,8 @@ UNJUDGED_S: Final = 0.05
 """Seconds after its headers for which a call's rights hold as judged, if no news came."""
 _UNKNOWN: Final = MethodPolicy(method="unknown", access=TokenAccess(None))
 _DENIALS: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED})
-"""Statuses of handlers that are written down as denials, whatever else of their method is."""
+"""Statuses of handlers that are written down as denials, whatever their method: to be slowed down is one, and an
+overload looks the same. Repeats are counted, and take none of the room that is kept for what is allowed."""
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
 
 
@@ -227,15 +228,21 @@ class Gate:
         except CasemateError as error:
             raise self._deny(admission, error) from None
 
-    def finish(self, admission: Admission, code: str) -> None:
-        """Notes the end of an admitted call. Call it once, whatever happened; code is the status's name."""
+    def finish(self, admission: Admission, code: str, *, taken: bool = False) -> None:
+        """Notes the end of an admitted call. Call it once, whatever happened; code is the status's name.
+
+        `taken` says that messages of a client's stream went to the handler: some of it may have been done.
+        """
         lease, admission.lease = admission.lease, None
         if lease is not None:
             lease.release()
         self._observer.finished(admission.method if admission.served else "unknown", code)
-        if admission.denied:
+        if taken and admission.policy.audit_allowed:
+            # In the room that is kept for it, whatever became of the rest: what was done is no repeat of anything.
+            self._audit.record(self._event(admission, outcome=code))
+        elif admission.denied:
             return
-        if code in _DENIALS:
+        elif code in _DENIALS:
             self._audit.record(self._event(admission, reason=code))
         elif admission.policy.audit_allowed:
             self._audit.record(self._event(admission, outcome=code))
