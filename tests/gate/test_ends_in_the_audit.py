@@ -66,7 +66,7 @@ def told(world):
 
 
 @pytest.mark.parametrize(
-    ("error", "after", "expected"),
+    "ending",
     [
         (Exhausted(), 1, [("allowed", "RESOURCE_EXHAUSTED")]),
         (PermissionDenied(), 1, [("allowed", "PERMISSION_DENIED")]),
@@ -75,8 +75,9 @@ def told(world):
     ],
 )
 def test_a_stream_that_was_begun_is_told_by_its_end_and_one_that_was_not_as_a_refusal(
-    kind, service_leaf, trainer, error, after, expected
+    kind, service_leaf, trainer, ending
 ):
+    error, after, expected = ending
     world, taking = World(), Taking(error, after=after)
     with (
         serve(kind, world, service_leaf, services=[taking.service(kind)]) as served,
