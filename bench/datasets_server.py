@@ -15,12 +15,15 @@ import os
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.transport.floor import raise_floor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from casemate.gate.core.trust import TrustState
     from casemate.sealing.keys import DataKey
     from services.datasets.push import ArrivedChunk, OpenUpload
@@ -74,8 +77,19 @@ def take_plainly(upload: OpenUpload, _key: DataKey | None, chunk: PlannedChunk, 
     from services.datasets.push import ArrivedChunk  # noqa: PLC0415  # as above
 
     rows = upload.checked_rows(chunk, data)
-    batch = SealingBatch(salt=bytes(24), commitment=bytes(32), first_ordinal=chunk.first_ordinal, rows=map(bytes, rows))
-    return ArrivedChunk(chunk, chunk.digest.leaf_hash, encode_chunk(upload.id, chunk, batch))
+    batch = SealingBatch(
+        salt=bytes(24),
+        commitment=bytes(32),
+        first_ordinal=chunk.first_ordinal,
+        rows=map(bytes, rows),
+        write=partial(_write_rows, rows),
+    )
+    return ArrivedChunk(chunk, chunk.digest.leaf_hash, encode_chunk(upload.id, chunk, batch, list(map(len, rows))))
+
+
+def _write_rows(rows: Iterable[bytes | memoryview], buffers: Sequence[memoryview]) -> None:
+    for buffer, row in zip(buffers, rows, strict=True):
+        buffer[:] = row
 
 
 async def main(trust: Path, *, plain: bool) -> None:

@@ -27,7 +27,7 @@ from casemate.errors import (
     PermissionDenied,
     Reason,
 )
-from casemate.sealing.rows import BatchContext, seal_rows
+from casemate.sealing.rows import TAG_BYTES, BatchContext, seal_rows
 from casemate.signing import merkle
 from casemate.signing.statements import verify_dataset_manifest
 from services.datasets.copying import SealedChunk, encode_chunk
@@ -252,7 +252,8 @@ class OpenUpload:
         rows = self.checked_rows(chunk, data)
         context = batch_context(self._verified.manifest, chunk.number)
         batch = seal_rows(key, context, rows, first_ordinal=chunk.first_ordinal)
-        return ArrivedChunk(chunk, leaf_hash, encode_chunk(self.id, chunk, batch))
+        lengths = [len(row) + TAG_BYTES for row in rows]
+        return ArrivedChunk(chunk, leaf_hash, encode_chunk(self.id, chunk, batch, lengths))
 
     def checked_rows(self, chunk: PlannedChunk, data: bytes | memoryview) -> list[bytes] | list[memoryview]:
         """The rows of a chunk, if its counts and its records are as they were signed. Not for the event loop.

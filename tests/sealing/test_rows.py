@@ -58,6 +58,32 @@ def test_rows_sealed_as_they_are_taken_open_as_a_batch(rows: list[bytes], first_
     assert open_batch(KEY, CONTEXT, batch) == rows
 
 
+@settings(deadline=None)
+@given(rows=some_rows, first_ordinal=ordinals, taken=st.integers(min_value=0, max_value=12))
+def test_rows_sealed_where_they_are_to_lie_open_as_a_batch(rows: list[bytes], first_ordinal: int, taken: int) -> None:
+    """And those that were taken before are not sealed again."""
+    sealing = seal_rows(KEY, CONTEXT, rows, first_ordinal=first_ordinal)
+    first = [next(sealing.rows) for _ in rows[:taken]]
+    buffers = [bytearray(len(row) + 16) for row in rows[taken:]]
+    sealing.write(list(map(memoryview, buffers)))
+    batch = SealedBatch(
+        salt=sealing.salt,
+        commitment=sealing.commitment,
+        first_ordinal=first_ordinal,
+        rows=(*first, *map(bytes, buffers)),
+    )
+    assert open_batch(KEY, CONTEXT, batch) == rows
+    assert list(sealing.rows) == []
+
+
+@pytest.mark.parametrize("lengths", [[21, 21, 16], [22, 22, 15], [21, 22], [21, 22, 16, 22, 16]])
+def test_buffers_that_are_not_those_of_the_rows_are_refused(lengths: list[int]) -> None:
+    """Twin: with the right ones, the test above."""
+    sealing = seal_rows(KEY, CONTEXT, [b"first", b"second", b""], first_ordinal=0)
+    with pytest.raises(ValueError):  # noqa: PT011  # the cipher's own, and zip's
+        sealing.write([memoryview(bytearray(length)) for length in lengths])
+
+
 def test_rows_are_taken_once_even_when_they_change_meanwhile() -> None:
     """A second pass over changed rows would repeat every nonce: there is none."""
     rows = list(ROWS)

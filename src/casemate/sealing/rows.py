@@ -18,9 +18,11 @@ import asyncio
 import hmac
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from typing import Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -109,12 +111,14 @@ class SealingBatch:
         commitment: as of `SealedBatch`.
         first_ordinal: as of `SealedBatch`.
         rows: each row is sealed when it is taken, and can be taken once.
+        write: seals the rows that were not taken, each into the buffer given for it: 16 bytes longer than the row.
     """
 
     salt: bytes
     commitment: bytes
     first_ordinal: int
     rows: Iterator[bytes]
+    write: Callable[[Sequence[memoryview]], None]
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         # A copy would seal other rows with the same nonces, if the rows changed in between.
@@ -141,8 +145,22 @@ def seal_rows(
     salt = secrets.token_bytes(SALT_BYTES)
     cipher, base, commitment = _derive(key, context, salt, first_ordinal, len(rows))
     nonces, associated = _places(context, base, first_ordinal, len(rows))
-    sealed = map(cipher.encrypt, nonces, rows, associated)
-    return SealingBatch(salt=salt, commitment=commitment, first_ordinal=first_ordinal, rows=sealed)
+    plain: Iterable[bytes | memoryview] = rows
+    left = zip(nonces, plain, associated, strict=True)
+    return SealingBatch(
+        salt=salt,
+        commitment=commitment,
+        first_ordinal=first_ordinal,
+        rows=starmap(cipher.encrypt, left),
+        write=partial(_write_rows, cipher, left),
+    )
+
+
+def _write_rows(
+    cipher: AESGCM, left: Iterator[tuple[bytes, bytes | memoryview, bytes]], buffers: Sequence[memoryview]
+) -> None:
+    for buffer, (nonce, row, associated) in zip(buffers, left, strict=True):
+        cipher.encrypt_into(nonce, row, associated, buffer)
 
 
 def seal_batch(key: DataKey, context: BatchContext, rows: Sequence[bytes], *, first_ordinal: int) -> SealedBatch:
