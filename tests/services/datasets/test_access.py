@@ -6,6 +6,8 @@ fields has its request in `REQUESTS`, and one that is missing there fails.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import grpc
 import pytest
 import pytest_asyncio
@@ -15,6 +17,8 @@ from casemate.datasets.v1 import log_service_pb2
 from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.datasets.v1.log_service_pb2_grpc import LogServiceStub
 from casemate.policy.v1 import policy_pb2
+from services.datasets.store import VersionStore
+from services.datasets.versions import Versions
 from tests.services.datasets import conftest
 from tests.services.datasets.world import (
     OPTIONS,
@@ -116,6 +120,11 @@ async def test_without_a_token_with_anothers_or_a_dead_one_nothing_is_had(house,
     before = await state(house)
     for metadata, directory in ((), owner.directory), (owner.metadata, thief), (dead, owner.directory):
         assert await refusal(house, service, name, metadata, directory) is grpc.StatusCode.UNAUTHENTICATED
+    house.clock.shift = timedelta(minutes=6)  # a token lives for five
+    try:
+        assert await refusal(house, service, name, owner.metadata, owner.directory) is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        house.clock.shift = timedelta()
     assert await state(house) == before
 
 
@@ -172,6 +181,21 @@ async def test_another_tenant_with_every_grant_of_its_own_finds_no_version_howev
     assert await sent(name, request, house.actor(tenant="globex")) is grpc.StatusCode.NOT_FOUND
     assert await state(house) == before
     assert await sent(name, request, house.actor()) is grpc.StatusCode.OK
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("gone", ["query", "grant", "query and grant"])
+async def test_whose_a_version_is_is_asked_twice_and_either_question_alone_keeps_it(house, monkeypatch, gone):
+    """E26: of the database, and of the grants by the row that was found. The twin without both shows what they keep."""
+    of_whom = VersionStore.version
+    if "query" in gone:
+        monkeypatch.setattr(VersionStore, "version", lambda store, _tenant, *rest: of_whom(store, "acme", *rest))
+    if "grant" in gone:
+        monkeypatch.setattr(Versions, "require_grant", lambda *_: None)
+    stranger, expected = house.actor(tenant="globex"), "OK" if " and " in gone else "NOT_FOUND"
+    for name in ("GetVersion", "PullDataset", "GetCroissant"):
+        request = READ[name](dataset="digits", version=1)
+        assert (await sent(name, request, stranger)).name == expected
 
 
 @pytest.mark.asyncio(loop_scope="module")
