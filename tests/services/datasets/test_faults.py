@@ -8,11 +8,15 @@ import pytest
 
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import CasemateError, Code, Conflict, InvalidRequest, NotFound, OutOfRange, Unavailable
+from services.datasets import database
 from tests.services.datasets.pushing import nothing_changes, uploads
 from tests.services.datasets.reading import logged
 from tests.services.datasets.world import CHUNKS, FINISH, chunk_messages, manifest_message, manifest_of, our_errors
 
 PATIENCE = 30.0
+POOL = 8
+"""Connections that a service keeps to a database."""
+
 TRAILING = messages.PushDatasetRequest(chunk=messages.Chunk(offset=40, data=b"7,seven\n"))
 """Behind the last chunk of the manifest."""
 
@@ -129,6 +133,32 @@ async def test_a_transaction_that_holds_the_upload_is_waited_for_and_costs_no_on
         assert not waiting.done()
         await stuck.rollback()
     assert (await waiting).rows == 6
+
+
+async def test_when_every_connection_is_stuck_the_next_call_is_told_so_and_the_pool_comes_back(world, monkeypatch):
+    """E21: the pool exhausted. The wait is bounded; it is ten seconds, and shortened here."""
+    monkeypatch.setattr(database, "_WAIT_SECONDS", 0.5)
+    actor = world.actor()
+    await actor.push_all(world.signed())
+    envelopes = {f"d{number}": world.signed(manifest_of(dataset=f"d{number}")) for number in range(POOL)}
+    for name, envelope in envelopes.items():
+        await actor.push([manifest_message(envelope, name)])
+    async with world.sql() as sql, world.sql() as onlooker:
+        stuck = sql.transaction()
+        await stuck.start()
+        await sql.execute("SELECT FROM uploads FOR UPDATE")
+        waiting = [asyncio.create_task(actor.push_all(envelope, dataset=name)) for name, envelope in envelopes.items()]
+        locked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = $1"
+        async with asyncio.timeout(PATIENCE):
+            while await onlooker.fetchval(locked, world.settings.database.user) < POOL:
+                await asyncio.sleep(0.02)
+        with pytest.raises(Unavailable):
+            await actor.version()
+        assert not any(task.done() for task in waiting)
+        await stuck.rollback()
+    assert [(await task).rows for task in waiting] == [6] * len(envelopes)
+    assert (await actor.version()).version == 1
+    assert await progress(world) == [("promoted", 40, 6)] * (1 + len(envelopes))
 
 
 async def test_a_failover_to_a_read_only_server_is_unavailable_and_the_way_back_is_found(world):
