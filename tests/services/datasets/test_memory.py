@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ def made_up_lines(total_bytes: int, *, chunk_bytes: int, row_bytes: int) -> Data
     return DatasetFile("jsonl", LINES, chunks)
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has spent of the processor, its own time and the kernel's for it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @asynccontextmanager
 async def service(postgres, directory: Path):
     """Pushes files into a service in a process of its own, and says what that had resident at most."""
@@ -80,4 +87,26 @@ async def test_gibibytes_stay_under_256_mib(embedded_postgres, tmp_path, gib, te
         small = await push(made_up_arrow(gib * 1024 * MIB // 16, **shape), "small")
         peak = await push(made_up_arrow(gib * 1024 * MIB, **shape), "whole")
     tell_record(f"{gib} GiB: peak {peak / MIB:.0f} MiB, a sixteenth of it {small / MIB:.0f} MiB")
+    assert peak < LIMIT
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rows", [1_000_000, 10_000_000])
+async def test_millions_of_rows_of_a_kibibyte_become_one_version_in_the_same_memory(
+    embedded_postgres, tmp_path, rows, tell_record
+):
+    """What is counted, compared and committed at the end grows with the rows; what is in memory does not."""
+    world = DatasetsWorld(tmp_path, embedded_postgres)
+    async with world.serve(f"rows_{rows}") as (datasets, pid):
+        file = made_up_lines(rows * 1024, chunk_bytes=MIB, row_bytes=1024)
+        manifest = await asyncio.to_thread(datasets.manifest_of, file, tenant=TENANT, dataset="rows")
+        begun = time.monotonic()
+        pushed = await asyncio.to_thread(datasets.push_file, file, manifest=manifest, signing_key=world.supplier)
+        took, spent, peak = time.monotonic() - begun, cpu_seconds(pid), peak_resident_bytes(pid)
+        described = await asyncio.to_thread(datasets.describe, "rows")
+    tell_record(
+        f"{rows:,} rows of 1 KiB in one version: peak {peak / MIB:.0f} MiB, {spent * 1e6 / rows:.1f} µs"
+        f" of the service's CPU a row, {took:.0f} s"
+    )
+    assert (pushed.rows, described.rows, described.version) == (manifest.rows, manifest.rows, 1)
     assert peak < LIMIT
