@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from casemate.transport import lane
+from casemate.transport.lane_pressure import Pressure
 from casemate.transport.lane_turns import STRANGERS, LinesOfConnections, Turns
 from casemate.transport.registry import RegisteredService
 from tests.gate.served import LIMIT_S, bearer, serve
@@ -105,3 +106,29 @@ def test_whoever_floods_another_tenants_call_waits_for_one_turn_of_the_flood(lea
         over.append(True)
     # One of the flood, and one of the line of strangers, in which its first calls are.
     assert max(before for _, before in counted.waited) <= 2 if fair else max(pressed) >= ENOUGH
+
+
+def pressed(waited_s: float, lines: tuple[str, ...]) -> list[int]:
+    """The limits of a second in which the serving thread waits that long each time, and these call."""
+    pressure, limits = Pressure(16), []
+    for number in range(1_000):
+        now = number / 1_000
+        pressure.seen(lines[number % len(lines)], now)
+        limits.append(pressure.waited(waited_s, now))
+    return limits
+
+
+def test_threads_of_one_tenant_become_few_while_they_hold_up_another_and_then_only():
+    assert pressed(0.002, ("flood", "quiet"))[-1] == 2
+    assert set(pressed(2e-6, ("flood", "quiet"))) == {16}  # they wait for something else than the interpreter
+    assert set(pressed(0.002, ("flood",))) == {16}  # nobody else has called since
+
+
+def test_threads_are_given_back_when_the_interpreter_is_free_or_nobody_else_calls():
+    pressure = Pressure(16)
+    pressure.limit = 2
+    pressure.seen("quiet", 0.0)
+    assert [pressure.waited(2e-6, number / 100) for number in range(4)] == [3, 4, 5, 6]
+    assert pressure.waited(0.5, 2.0) == 16  # one tenant alone holds up itself
+    pressure.limit = 2
+    assert pressure.idle() == 16

@@ -149,3 +149,24 @@ def test_calls_that_come_together_get_a_thread_each_although_one_was_idle(gate):
         opened.set()
         assert staying.result(LIMIT_S)
         pool.shutdown()
+
+
+def test_a_limit_holds_what_begins_and_may_be_lifted_again(gate):
+    pool, entered = FairThreadPool(8, name="test"), threading.Semaphore(0)
+
+    def enter():
+        entered.release()
+        gate.wait(LIMIT_S)
+
+    pool.limit(2)
+    for _ in range(9):
+        pool.run("flood", enter)
+    pool.run("quiet", enter)
+    assert all(entered.acquire(timeout=LIMIT_S) for _ in range(3))
+    assert pool._running == {"flood": 2, "quiet": 1}
+    pool.limit(8)
+    pool.run("flood", enter)
+    assert all(entered.acquire(timeout=LIMIT_S) for _ in range(5))
+    assert pool._running == {"flood": 7, "quiet": 1}  # as many as without a limit: one in eight stays free
+    gate.set()
+    pool.shutdown()

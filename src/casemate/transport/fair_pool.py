@@ -40,9 +40,9 @@ class FairThreadPool(ThreadPoolExecutor):
 
     def __init__(self, threads: int, *, name: str) -> None:
         super().__init__(max_workers=threads, thread_name_prefix=name)
-        self._size = threads
+        self.size = threads
         # One in eight stays free for a share that has none running, as far as there are enough of them.
-        self._most = threads - max(1, threads // 8) if threads > 1 else 1
+        self._alone = self._most = threads - max(1, threads // 8) if threads > 1 else 1
         self._name = name
         self._turn = threading.Lock()
         self._lines: dict[str, deque[_Work]] = {}
@@ -92,6 +92,10 @@ class FairThreadPool(ThreadPoolExecutor):
         if bed is not None:
             bed.release()
 
+    def limit(self, threads: int) -> None:
+        """From now on no share has more threads than that, one or more; running calls go on."""
+        self._most = min(self._alone, threads)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # the base's
         """Ends the threads when the lines are empty; cancels what waits if asked to."""
         with self._turn:
@@ -119,7 +123,7 @@ class FairThreadPool(ThreadPoolExecutor):
         if self._idle:
             self._waking = True
             return self._idle.pop()
-        if self._started < self._size:
+        if self._started < self.size:
             self._start()
         return None
 

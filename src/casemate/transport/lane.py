@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 import grpc
 
 from casemate.transport import lane_call
+from casemate.transport.lane_pressure import Pressure
 from casemate.transport.lane_turns import LinesOfConnections, Turns
 
 if TYPE_CHECKING:
@@ -94,14 +95,19 @@ class Lane:
         server: made by `grpc.server`, bound and not started; `available`.
         methods: what makes a call, by full name of its method. Each must be registered with the server.
         overflow: what makes a call, of any method, that came while the server had all that it takes.
+        pool: the server's threads.
     """
 
-    def __init__(self, server: grpc.Server, methods: Mapping[str, MakeCall], overflow: MakeCall) -> None:
+    def __init__(
+        self, server: grpc.Server, methods: Mapping[str, MakeCall], overflow: MakeCall, pool: FairThreadPool
+    ) -> None:
         self._state: Any = server._state  # type: ignore[attr-defined]  # private: see `available`
         self._methods = dict(methods)
         self._overflow = overflow
         self._most = self._state.maximum_concurrent_rpcs or math.inf
         self._turns = Turns()
+        self._pool = pool
+        self._pressure = Pressure(pool.size)
         self._known = LinesOfConnections()
 
     def start(self) -> None:
@@ -120,18 +126,30 @@ class Lane:
         poll, timeout = state.completion_queue.poll, lane_call.CYGRPC.CompletionType.queue_timeout
         taken, go_on = 0, True
         while go_on:
-            event = poll(_AT_ONCE if turns else time.time() + _LOOK_S)
+            event = self._look(poll) if turns else poll(time.time() + _LOOK_S)
             if state.server_deallocated:
                 _SERVER._begin_shutdown_once(state)
             came = event.completion_type != timeout
             if came:
                 go_on = self._sort(event)
                 taken += 1
+            elif not turns:
+                self._pool.limit(self._pressure.idle())
             del event  # before the next poll: it may hold the last reference to an ended call
             # All that came is in its line, or so much that the lines must not wait for more.
             if turns and go_on and (not came or taken >= _MOST_TAKEN):
                 taken = 0
                 go_on = turns.next()() is not False
+
+    def _look(self, poll: Callable[[float], Any]) -> Any:  # noqa: ANN401  # cygrpc's
+        """What has come; how long that took beyond the looking itself is how long others kept the interpreter."""
+        begun = time.monotonic()
+        event = poll(_AT_ONCE)
+        now = time.monotonic()
+        pressure, before = self._pressure, self._pressure.limit
+        if pressure.waited(now - begun, now) != before:
+            self._pool.limit(pressure.limit)
+        return event
 
     def _sort(self, event: Any) -> bool:  # noqa: ANN401  # cygrpc's
         """Puts what an event asks for into its line, or does it where that is next to nothing; False at the end."""
@@ -140,6 +158,7 @@ class Lane:
             return bool(_SERVER._process_event_and_continue(state, event))
         address = event.call.peer()
         line = self._known.of(address)
+        self._pressure.seen(line, time.monotonic())
         # Calls of this loop and grpcio's own way alike: it would refuse without a word of when to come back.
         full = state.active_rpc_count >= self._most
         make = self._overflow if full else self._methods.get(tag)
@@ -193,4 +212,4 @@ def lane_of(
             make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
             if make is not None:
                 methods[method] = make
-    return Lane(server, methods, interceptors[0].lane_overflow)
+    return Lane(server, methods, interceptors[0].lane_overflow, pool)
