@@ -127,7 +127,8 @@ def test_threads_of_one_tenant_become_few_while_they_hold_up_another_and_then_on
 def test_threads_are_given_back_when_the_interpreter_is_free_or_nobody_else_calls():
     pressure = Pressure(16)
     pressure.limit = 2
-    pressure.seen("quiet", 0.0)
+    for line in ("flood", "quiet"):
+        pressure.seen(line, 0.0)
     assert [pressure.waited(2e-6, number / 100) for number in range(4)] == [3, 4, 5, 6]
     assert pressure.waited(0.5, 2.0) == 16  # one tenant alone holds up itself
     pressure.limit = 2
