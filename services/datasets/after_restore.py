@@ -2,7 +2,8 @@
 
 The newest log there is takes the place of the restored one, which it has to extend:
 so the log goes on as the one that everybody knows. Then every version that it says was
-shredded is shredded, under the entry of that time, and its key deleted.
+shredded is shredded, under the entry of that time, and its key deleted. How long versions
+are kept, it says too.
 
 If this fails: a version that was shredded after the backup opens again, for as long as
 its data key lies in the restored data-keys database.
@@ -56,6 +57,7 @@ async def after_restore(
         if log is not None:
             counts["log_entries_added"] = await stores.log.extend(log.entries(), size=log.size, root=log.root)
             counts += await _shred_again(stores, log.entries())
+            counts["schedules_renewed"] += await stores.schedules.write_again()
         shredder = open_shredder(settings, stores, signing_key, clock)
         await shredder.look()
         counts["data_keys_deleted_again"] += await shredder.sweep()

@@ -159,6 +159,21 @@ class ScheduleStore:
                     raise StoredDataUnreadable(f"the schedule of {'/'.join(dataset)} is not the one that the log has")
         return [decided.schedules[dataset] for dataset in sorted(decided.schedules)]
 
+    async def write_again(self) -> int:
+        """Makes the rows those that the log has, where they differ: after a restore they are older. How many differed.
+
+        Raises:
+            StoredDataUnreadable: the log's entries are not those of its head.
+        """
+        await self._decisions.catch_up()
+        async with transaction(self._pool) as connection:
+            said = (await self._decisions.under_lock(connection)).schedules
+            stored = {(row.tenant, row.dataset): row for row in await self._rows.readable(connection, "")}
+            differ = [schedule for dataset, schedule in said.items() if stored.get(dataset) != schedule]
+            for schedule in differ:
+                await self._rows.put(connection, schedule)
+        return len(differ)
+
     async def versions(self, tenant: str, dataset: str) -> list[Upload]:
         """The readable versions of a dataset, newest first. Rows that do not verify alarm and are left out."""
         async with connected(self._pool) as connection:

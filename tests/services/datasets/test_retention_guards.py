@@ -128,6 +128,23 @@ async def test_a_schedule_set_again_is_compared_with_the_log_and_not_with_an_old
     assert await world.running.retention.look() == 2, "said again, it holds again"
 
 
+async def test_a_restore_makes_the_rows_of_schedules_those_of_the_log_and_nothing_alarms_afterwards(world):
+    actor, _ = await versions(world, 1)
+    await retain(actor, keep_versions=1)
+    await retain(actor, keep_versions=1, dataset="letters")
+    async with world.sql() as sql:
+        old = await sql.fetchrow("SELECT * FROM retentions WHERE dataset = 'digits'")
+        await retain(actor, keep_versions=3)
+        new = await sql.fetch("SELECT * FROM retentions ORDER BY dataset")
+        await sql.execute("DELETE FROM retentions WHERE dataset = 'digits'")
+        await sql.execute("INSERT INTO retentions VALUES ($1, $2, $3, $4, $5, $6)", *old.values())
+        for differed in (1, 0):
+            assert await world.running.stores.schedules.write_again() == differed
+        assert await sql.fetch("SELECT * FROM retentions ORDER BY dataset") == new
+    assert await world.running.retention.look() == 0
+    assert world.running.metrics.value(ALARMS) == 0
+
+
 @asynccontextmanager
 async def held_up(world, statement: str):
     """A superuser's transaction that holds what `statement` locks; gives what waits until one call waits for it."""
