@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TESTS = HERE.parents[1]
-GROUPS = (("E", 27), ("D", 17), ("K", 12), ("A", 9))
+GROUPS = (("E", 27), ("D", 17), ("U", 22), ("S", 15), ("K", 12), ("A", 9))
 ROWS = {f"{group}{number}" for group, most in GROUPS for number in range(1, most + 1)}
 
 
