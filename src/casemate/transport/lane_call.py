@@ -45,10 +45,12 @@ except ImportError:
 _OF_CYGRPC: Final = (
     *("ReceiveMessageOperation", "ReceiveCloseOnServerOperation", "SendInitialMetadataOperation"),
     *("SendMessageOperation", "SendStatusFromServerOperation", "CompletionType", "StatusCode", "WriteFlag"),
+    *("auth_context", "peer_identities", "peer_identity_key"),
 )
+_OF_COMMON: Final = ("STATUS_CODE_TO_CYGRPC_STATUS_CODE", "decode", "encode")
 AVAILABLE: Final = (
     all(hasattr(CYGRPC, name) for name in _OF_CYGRPC)
-    and hasattr(_COMMON, "STATUS_CODE_TO_CYGRPC_STATUS_CODE")
+    and all(hasattr(_COMMON, name) for name in _OF_COMMON)
     and hasattr(_COMPRESSION, "compression_algorithm_to_metadata")
 )
 """Whether this release of grpcio has what is needed here."""
