@@ -19,7 +19,7 @@ from hypothesis.strategies import dictionaries, integers, lists, text
 from casemate.errors import ConfigurationError, Unavailable
 from casemate.gate.adapters.audit_file import AuditFile
 from casemate.gate.adapters.audit_lines import Head, line_after, verify_chain, verify_file
-from casemate.gate.adapters.audit_repeats import MOST_IDS, Repeats
+from casemate.gate.adapters.audit_repeats import MOST_IDS, MOST_OF_ONE, Repeats
 from casemate.gate.core.audit import AuditEvent
 
 NUMBERS = count()
@@ -152,6 +152,21 @@ def test_denials_of_different_callers_or_resources_are_told_apart_and_strangers_
     told = repeats.due(monotonic=1.0)
     assert [line["count"] for line in told] == [4_999]
     assert repeats.take(denied(method="/x/again"), monotonic=1.0)
+
+
+def test_one_caller_that_names_a_thousand_resources_or_methods_is_some_lines_and_each_is_counted():
+    who = {"tenant": "acme", "client_id": "acme-trainer", "spiffe_id": "spiffe://x/t/acme/trainer"}
+    for odd in ({"resource": "dataset/{}"}, {"method": "/a.B/{}"}):
+        repeats, lines = Repeats(), []
+        for number in range(1_000):
+            chosen = {name: value.format(number) for name, value in odd.items()}
+            lines += repeats.take(denied(number, reason="GRANT_MISSING", **who, **chosen), monotonic=0.0)
+        lines += repeats.take(denied(1, reason="GRANT_MISSING", **{**who, "client_id": "another"}), monotonic=0.0)
+        assert len(lines) == MOST_OF_ONE + 2  # the first of all others, and the other caller's
+        lines += repeats.due(monotonic=1.0)
+        assert sum(line.get("count", 1) for line in lines) == 1_001
+        assert len(lines) == MOST_OF_ONE + 3
+        assert (len(repeats), repeats._of_one) == (0, {})
 
 
 def test_kinds_that_are_remembered_are_bounded_and_none_is_lost():

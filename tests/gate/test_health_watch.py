@@ -13,11 +13,13 @@ from casemate.errors import Reason
 from casemate.gate.core.gate import WATCHES
 from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import RevocationKind
+from casemate.transport.certificates import CertificateSource
+from casemate.transport.channel import RotatingChannel
 from casemate.transport.server import _MAXIMUM_CONCURRENT_CALLS
-from tests.gate.adapter_world import UNAUTHENTICATED, kind, mallory, refusal, service_leaf, trainer
-from tests.gate.served import LIMIT_S, serve
+from tests.gate.adapter_world import DIGITS, UNAUTHENTICATED, kind, mallory, refusal, service_leaf, trainer
+from tests.gate.served import LIMIT_S, bearer, serve
 from tests.gate.test_adapters_streams import end_of_right, short
-from tests.gate.world import DOMAIN, SetClock, World
+from tests.gate.world import DOMAIN, SetClock, World, thumbprint_of
 
 __all__ = ["kind", "mallory", "service_leaf", "short", "trainer"]  # fixtures
 
@@ -53,6 +55,43 @@ def test_a_watch_ends_with_the_right_of_its_peer_and_says_why(served, trainer, m
         if ending != "notAfter":  # by the clock of the gate the other's ended as well
             assert theirs.is_active()
             assert next(watch(other)).status == SERVING
+
+
+def test_who_lost_its_certificate_finds_a_watched_channel_unavailable_and_the_audit_says_why(
+    kind, service_leaf, trainer, mallory
+):
+    """The channels that we make watch health: the connection is taken for bad before a call could be refused on it."""
+    world = World()
+    with serve(kind, world, service_leaf) as served, ExitStack() as stack:
+        theirs, others = (
+            stack.enter_context(
+                RotatingChannel(
+                    target=f"127.0.0.1:{served.port}", service_name="datasets", source=CertificateSource(leaf)
+                )
+            )
+            for leaf in (trainer, mallory)
+        )
+        assert [asked(theirs, world, trainer), asked(others, world, mallory)] == ["OK", "OK"]
+        world.revoke(RevocationKind.CERTIFICATE, thumbprint_of(trainer))
+        # A call of the very moment may still be told so itself.
+        until(lambda: asked(theirs, world, trainer) not in {"OK", "UNAUTHENTICATED"})
+        assert {asked(theirs, world, trainer) for _ in range(3)} == {"UNAVAILABLE"}
+        assert asked(others, world, mallory) == "OK"
+        told = [event for event in world.audit.events if event.method == "/grpc.health.v1.Health/Watch"]
+        assert {(event.reason, event.spiffe_id) for event in told} == {
+            ("PEER_REFUSED", f"spiffe://{DOMAIN}/t/acme/trainer")
+        }
+
+
+def asked(channel, world, leaf):
+    """The code that a call ends by."""
+    try:
+        channel.unary_unary("/test.Echo/Unary")(
+            DIGITS.SerializeToString(), metadata=bearer(world.token(leaf)), timeout=LIMIT_S
+        )
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
 
 
 def test_a_watch_goes_on_while_the_feed_is_silent_and_through_news_of_others(served, trainer):

@@ -9,8 +9,9 @@ If this fails: the audit grows as fast as an attacker calls.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from casemate.gate.adapters.audit_lines import members_of
 
@@ -21,7 +22,11 @@ WINDOW_S: Final = 1.0
 """Seconds for which denials of one kind are counted."""
 MOST_IDS: Final = 32
 """Request ids that a line of repeats names; the count tells of the rest."""
+MOST_OF_ONE: Final = 32
+"""Kinds told apart in one window that differ only by what their caller chose: a method's name or a resource's."""
 _MOST_KINDS: Final = 1024
+
+_Kind: TypeAlias = "tuple[str | None, ...]"
 
 
 @dataclass(slots=True)
@@ -38,7 +43,8 @@ class Repeats:
 
     def __init__(self, *, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s
-        self._kinds: dict[tuple[str | None, ...], _Repeats] = {}
+        self._kinds: dict[_Kind, _Repeats] = {}
+        self._of_one: Counter[_Kind] = Counter()
 
     def __len__(self) -> int:
         """Events that are counted and not told yet."""
@@ -46,11 +52,12 @@ class Repeats:
 
     def take(self, event: AuditEvent, *, monotonic: float) -> list[dict[str, Any]]:
         """Takes a denial; what is to be written for it now."""
-        kind = _kind(event)
+        kind = self._kind(event)
         known = self._kinds.get(kind)
         if known is None:
             told = self.due(monotonic=None) if len(self._kinds) >= _MOST_KINDS else []
             self._kinds[kind] = _Repeats(until=monotonic + self._window_s)
+            self._of_one[kind[:-2]] += 1
             return [*told, members_of(event)]
         if not known.count:
             known.since = event.at.isoformat()
@@ -67,13 +74,18 @@ class Repeats:
             if monotonic is not None and monotonic < known.until:
                 continue
             del self._kinds[kind]
+            self._of_one[kind[:-2]] -= 1
+            if not self._of_one[kind[:-2]]:
+                del self._of_one[kind[:-2]]
             if known.last is not None:
                 line = {**members_of(known.last), "count": known.count, "since": known.since, "request_ids": known.ids}
                 told.append(line)
         return told
 
-
-def _kind(event: AuditEvent) -> tuple[str | None, ...]:
-    if event.tenant is None and event.spiffe_id is None:
-        return (event.reason,)  # a stranger chooses the method's name, and could choose a million
-    return (event.reason, event.method, event.tenant, event.client_id, event.spiffe_id, event.resource)
+    def _kind(self, event: AuditEvent) -> _Kind:
+        """What is counted together. Its last two are what the caller chose, who could choose a million."""
+        one: _Kind = (event.reason, event.tenant, event.client_id, event.spiffe_id)
+        if event.tenant is None and event.spiffe_id is None:
+            return (*one, None, None)
+        kind = (*one, event.method, event.resource)
+        return kind if kind in self._kinds or self._of_one[one] < MOST_OF_ONE else (*one, None, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.method_policy import MethodPolicy
-    from casemate.gate.core.peer import Peer
+    from casemate.gate.core.peer import Peer, PeerCertificate
     from casemate.gate.core.quota import Lease
     from casemate.gate.core.trust import TrustSnapshot
     from casemate.gate.core.verifier import VerifiedToken
@@ -33,6 +33,7 @@ class Admission:
         "peer",
         "policy",
         "refusal",
+        "refused_certificate",
         "request_id",
         "resource",
         "served",
@@ -51,6 +52,7 @@ class Admission:
         self.peer: Peer | None = None
         self.resource: str | None = None
         self.denied = False
+        self.refused_certificate: PeerCertificate | None = None
         self.caller: Caller | None = None
         self.refusal: BaseException | None = None
         self.started = started

@@ -26,7 +26,7 @@ from casemate.errors import (
     Unauthenticated,
 )
 from casemate.gate.core.admission import Admission
-from casemate.gate.core.audit import AuditEvent
+from casemate.gate.core.audit_events import event_of
 from casemate.gate.core.bearer import bearer_token
 from casemate.gate.core.cache import token_key
 from casemate.gate.core.caller import Caller, spiffe_path
@@ -153,6 +153,8 @@ class Gate:
             return self._bind(admission, auth_context)
         except CasemateError as error:
             admission.release()  # now, and not when its peer has read why
+            if admission.peer is None:
+                admission.refused_certificate = self._peers.certificate_of(auth_context)
             raise self._deny(admission, error) from None
 
     def authorize(self, admission: Admission, caller: Caller, resource: str | None) -> None:
@@ -239,13 +241,13 @@ class Gate:
         self._observer.finished(admission.method if admission.served else "unknown", code)
         if taken and admission.policy.audit_allowed:
             # In the room that is kept for it, whatever became of the rest: what was done is no repeat of anything.
-            self._audit.record(self._event(admission, outcome=code))
+            self._audit.record(event_of(admission, self.clock, outcome=code))
         elif admission.denied:
             return
         elif code in _DENIALS:
-            self._audit.record(self._event(admission, reason=code))
+            self._audit.record(event_of(admission, self.clock, reason=code))
         elif admission.policy.audit_allowed:
-            self._audit.record(self._event(admission, outcome=code))
+            self._audit.record(event_of(admission, self.clock, outcome=code))
 
     def _admit(self, admission: Admission, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         policy, state, monotonic = admission.policy, self.trust, admission.started
@@ -367,30 +369,8 @@ class Gate:
         admission.denied = True
         reason = reason or error.reason.value
         self._observer.denied(reason)
-        self._audit.record(self._event(admission, reason=reason))
+        self._audit.record(event_of(admission, self.clock, reason=reason))
         return error
-
-    def _event(self, admission: Admission, *, reason: str | None = None, outcome: str | None = None) -> AuditEvent:
-        token: VerifiedToken | None = admission.token
-        peer = admission.peer
-        return AuditEvent(
-            at=self.clock.now(),
-            request_id=admission.request_id,
-            method=admission.method,
-            decision="allowed" if reason is None else "denied",
-            reason=reason,
-            outcome=outcome,
-            tenant=token.tenant if token is not None else None,
-            client_id=token.client_id if token is not None else None,
-            subject=token.subject if token is not None else None,
-            token_id=token.token_id if token is not None else None,
-            spiffe_id=peer.spiffe_id if peer is not None else None,
-            resource=admission.resource,
-            certificate_thumbprint=peer.thumbprint if peer is not None else None,
-            tls_version=peer.tls_version if peer is not None else None,
-            key_exchange_group=peer.group if peer is not None else None,
-            latency_us=round((self.clock.monotonic() - admission.started) * 1e6),
-        )
 
 
 def _peer_share(peer: Peer) -> str:

@@ -154,6 +154,19 @@ class PeerVerifier:
             peer = peers[group] = _peer(certificate, group)
         return peer
 
+    def certificate_of(self, auth_context: Mapping[str, Sequence[bytes]]) -> PeerCertificate | None:
+        """What the certificate of a peer that was refused says, for the audit; None if it is not one of a caller.
+
+        TLS has proven its key and its root. Nothing else of it is judged here.
+        """
+        pems = auth_context.get("x509_pem_cert", ())
+        if len(pems) != 1:
+            return None
+        try:
+            return (self._read.get(pems[0]) or self._learn(bytes(pems[0])))[0]
+        except Unauthenticated:
+            return None
+
     def _learn(self, pem: bytes) -> tuple[PeerCertificate, dict[bytes, Peer]]:
         known = (PeerCertificate.parse(pem, trust_domain=self._trust_domain), dict[bytes, Peer]())
         with self._lock:
