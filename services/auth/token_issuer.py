@@ -29,6 +29,8 @@ from services.auth.token_keys import SigningTokenKey
 MAX_LIFETIME: Final = timedelta(minutes=5)
 """No access token lives longer; every revocation of tokens may be forgotten after it."""
 
+_KEPT: Final = 4_096
+"""Beginnings of tokens, and of identifiers, that are kept; all are dropped when there are more."""
 _NONCE_BYTES: Final = 16
 _NONCES_AT_ONCE: Final = 256
 _PROOF_BYTES: Final = 16
@@ -74,6 +76,21 @@ class Entitlement:
     not_after: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What is the same in each token that a client asks for in the same words, by one certificate.
+
+    Attributes:
+        client: as it was when this was spelled; another record of it begins another one.
+        entitlement: what the tokens say.
+        claims: that, as JSON without its end.
+    """
+
+    client: Client
+    entitlement: Entitlement
+    claims: str
+
+
 class TokenIdentifiers:
     """Makes `jti` values that carry a proof of whose token they name.
 
@@ -85,6 +102,7 @@ class TokenIdentifiers:
     def __init__(self, *, key: AuthorityKey) -> None:
         self._key = key
         self._nonces: list[bytes] = []
+        self._proofs: dict[str, Callable[[bytes], bytes]] = {}
 
     def make(self, client_id: str) -> str:
         """A new identifier, never seen before."""
@@ -116,7 +134,15 @@ class TokenIdentifiers:
         raise PermissionDenied("token identifier of another client", reason=Reason.CALLER_NOT_ALLOWED)
 
     def _proof(self, nonce: bytes, client_id: str) -> bytes:
-        return self._key.mac("token_identifier", client_id, {"nonce": nonce})[:_PROOF_BYTES]
+        if len(nonce) != _NONCE_BYTES:  # shorter ones are shown, and never made
+            return self._key.mac("token_identifier", client_id, {"nonce": nonce})[:_PROOF_BYTES]
+        proof = self._proofs.get(client_id)
+        if proof is None:
+            if len(self._proofs) >= _KEPT:
+                self._proofs.clear()
+            proof = self._key.begin_mac("token_identifier", client_id, "nonce", length=_NONCE_BYTES)
+            self._proofs[client_id] = proof
+        return proof(nonce)[:_PROOF_BYTES]
 
 
 class TokenIssuer:
@@ -145,6 +171,7 @@ class TokenIssuer:
         self._identifiers = identifiers
         self._clock = clock
         self._header = ("", "")
+        self._begun: dict[tuple[str, str, str, tuple[str, ...]], _Begun] = {}
 
     async def issue(
         self, client: Client, *, audience: str, scopes: Sequence[str], thumbprint: str, not_after: datetime
@@ -163,6 +190,26 @@ class TokenIssuer:
             PermissionDenied: `SCOPE_NOT_GRANTED`: the client may not have the audience, a scope, or any scope there.
             Unauthenticated: the certificate has less than a second to live.
         """
+        asked = (client.client_id, thumbprint, audience, tuple(scopes))
+        begun = self._begun.get(asked)
+        if begun is None or begun.client is not client:
+            begun = self._begin(client, audience, scopes, thumbprint)
+            if len(self._begun) >= _KEPT:
+                self._begun.clear()
+            if len(scopes) <= len(client.scopes):  # whoever names one again and again fills nothing
+                self._begun[asked] = begun
+        return await self._sign(begun.entitlement, begun.claims, not_after=not_after)
+
+    async def mint(self, entitlement: Entitlement, *, thumbprint: str, not_after: datetime) -> IssuedToken:
+        """A token that says what was decided, bound to a certificate and dead with it. One signature.
+
+        Raises:
+            Unauthenticated: the certificate, or what the token rests on, has less than a second to live.
+            Unavailable: no key signs now, or the one that does cannot be reached.
+        """
+        return await self._sign(entitlement, self._claims(entitlement, thumbprint), not_after=not_after)
+
+    def _begin(self, client: Client, audience: str, scopes: Sequence[str], thumbprint: str) -> _Begun:
         granted = grantable(client, audience, scopes, audiences=self.audiences)
         # RFC 9068 section 2.2: without a resource owner, the subject is the client itself.
         entitlement = Entitlement(
@@ -172,15 +219,13 @@ class TokenIssuer:
             audience=audience,
             scopes=granted,
         )
-        return await self.mint(entitlement, thumbprint=thumbprint, not_after=not_after)
+        return _Begun(client, entitlement, self._claims(entitlement, thumbprint))
 
-    async def mint(self, entitlement: Entitlement, *, thumbprint: str, not_after: datetime) -> IssuedToken:
-        """A token that says what was decided, bound to a certificate and dead with it. One signature.
+    def _claims(self, entitlement: Entitlement, thumbprint: str) -> str:
+        """The claims that are known before a token is made, as JSON without its end."""
+        return _compact(_claims(entitlement, thumbprint) | {"iss": self._issuer})[:-1]
 
-        Raises:
-            Unauthenticated: the certificate, or what the token rests on, has less than a second to live.
-            Unavailable: no key signs now, or the one that does cannot be reached.
-        """
+    async def _sign(self, entitlement: Entitlement, claims: str, *, not_after: datetime) -> IssuedToken:
         now = self._clock.now()
         issued_at = int(now.timestamp())
         ends = min(now + MAX_LIFETIME, not_after, entitlement.not_after or not_after)
@@ -188,11 +233,11 @@ class TokenIssuer:
         if expires_at <= issued_at:
             raise Unauthenticated("what the token rests on ends within the second", reason=Reason.PEER_REFUSED)
         token_id = self._identifiers.make(entitlement.client_id)
-        claims = _claims(entitlement, thumbprint)
-        claims |= {"iss": self._issuer, "iat": issued_at, "exp": expires_at, "jti": token_id}
+        # Numbers, and an identifier that is base64url: nothing in them has to be escaped.
+        payload = f'{claims},"iat":{issued_at},"exp":{expires_at},"jti":"{token_id}"}}'
         key = self._signing_key()
         # What a compact JWS signs (RFC 7515 section 5.1): by hand, since a key in a KMS signs what it is sent.
-        signed = f"{self._header_of(key)}.{_base64url(_compact(claims).encode())}"
+        signed = f"{self._header_of(key)}.{_base64url(payload.encode())}"
         text = f"{signed}.{_base64url(await key.sign(signed.encode()))}"
         return IssuedToken(
             token=Secret(text),

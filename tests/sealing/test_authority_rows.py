@@ -54,6 +54,17 @@ def test_row_that_the_service_wrote_verifies() -> None:
         row.columns["verb"] = "push"
 
 
+def test_a_mac_that_is_begun_once_is_the_one_that_is_made_at_once():
+    begun = KEY.begin_mac("token_identifier", "acme", "nonce", length=16)
+    for nonce in (bytes(16), bytes(range(16)), b"\xff" * 16):
+        assert begun(nonce) == KEY.mac("token_identifier", "acme", {"nonce": nonce})
+    other = KEY.begin_mac("token_identifier", "globex", "nonce", length=16)
+    assert begun(bytes(16)) != other(bytes(16))
+    for length in (0, 15, 17):  # the length is said before, so another one would be the MAC of no row
+        with pytest.raises(ValueError, match="length"):
+            begun(bytes(length))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -14,7 +14,7 @@ import asyncio
 import hmac
 import logging
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -109,6 +109,24 @@ class AuthorityKey:
         keyed = self._keyed.copy()
         keyed.update(_encode_row(table, primary_key, columns))
         return keyed.digest()
+
+    def begin_mac(self, table: str, primary_key: str, column: str, *, length: int) -> Callable[[bytes], bytes]:
+        """What makes the MACs of rows with one column, of so many bytes: as `mac`, with all before them hashed once.
+
+        Its results are for columns of that length alone.
+        """
+        begun = self._keyed.copy()
+        encoded = _encode_row(table, primary_key, {column: bytes(length)})
+        begun.update(encoded[: len(encoded) - length])
+
+        def finish(value: bytes) -> bytes:
+            if len(value) != length:
+                raise ValueError("a column of another length")
+            keyed = begun.copy()
+            keyed.update(value)
+            return keyed.digest()
+
+        return finish
 
     def verify(self, table: str, primary_key: str, columns: Mapping[str, Canonical], mac: bytes | None) -> VerifiedRow:
         """The row, proven to be as this service wrote it.
