@@ -65,6 +65,25 @@ def test_a_row_that_no_version_may_hold_is_refused_though_it_was_signed():
     require_signed_rows([ONE], chunk_of([ONE], "arrow", records=1), encoding="arrow")
 
 
+def test_a_dictionary_whose_number_would_pass_for_a_count_of_records_is_no_row():
+    """The second one of a stream is number 1, where a record batch says how many records it has."""
+    kind = pa.dictionary(pa.int8(), pa.utf8())
+    schema = pa.schema([pa.field("a", kind), pa.field("b", kind)])
+    columns = [pa.array(["x"]).dictionary_encode().cast(kind)] * 2
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    found = [reader.read_next_message() for _ in range(4)]
+    assert [each.type for each in found] == ["schema", "dictionary", "dictionary", "record batch"]
+    for each in found[:3]:
+        row = each.serialize().to_pybytes()
+        with pytest.raises(StoredDataUnreadable):
+            require_signed_rows([row], chunk_of([row], "arrow", records=1), encoding="arrow")
+    row = found[3].serialize().to_pybytes()
+    require_signed_rows([row], chunk_of([row], "arrow", records=1), encoding="arrow")
+
+
 def test_other_bytes_and_another_number_of_rows_are_refused():
     chunk = chunk_of([b"1,a", b"2,b"], "csv")
     require_signed_rows([b"1,a", b"2,b"], chunk, encoding="csv")

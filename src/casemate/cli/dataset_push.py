@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from casemate.cli.connection import Connection, tenant_of, with_connection, with_session
-from casemate.cli.keys import load_signing_key
+from casemate.cli.keys import load_public_key, load_signing_key
 from casemate.client.chunks import cut_as_signed, read_pieces
 from casemate.client.dataset_files import DatasetFile, load_declared, open_dataset_file, read_as_signed
 from casemate.client.datasets import Datasets
@@ -35,9 +35,24 @@ _SCHEMA_HELP = (
 @click.option("--key", type=click.Path(path_type=Path, exists=True), required=True, help="The signer's private key.")
 @click.option("--name", default=None, help="Name of the dataset [default: the file's].")
 @click.option("--schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), help=_SCHEMA_HELP)
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="Public key (PEM) of who may have signed the version before [default: the service's word].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @with_session
-def push(session: Session, file: Path, key: Path, name: str | None, schema: Path | None, as_json: bool) -> None:
+def push(
+    session: Session,
+    file: Path,
+    *,
+    key: Path,
+    name: str | None,
+    schema: Path | None,
+    trust: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Signs FILE as the next version of a dataset, and pushes it.
 
     FILE is CSV with a header line, JSON Lines, Arrow or Parquet, by the ending of its name. Column types are
@@ -47,10 +62,15 @@ def push(session: Session, file: Path, key: Path, name: str | None, schema: Path
     datasets = Datasets(session)
     signing_key = load_signing_key(key)
     opened = _opened(file, schema)
-    manifest = datasets.manifest_of(opened, tenant=tenant_of(session), dataset=dataset)
+    trusted = [load_public_key(path) for path in trust] if trust else None
+    manifest = datasets.manifest_of(opened, tenant=tenant_of(session), dataset=dataset, trusted=trusted)
     with click.progressbar(length=manifest.bytes, label="Pushing", file=sys.stderr) as bar:
         done = datasets.push_file(
-            opened, manifest=manifest, signing_key=signing_key, progress=lambda durable: bar.update(durable - bar.pos)
+            opened,
+            manifest=manifest,
+            signing_key=signing_key,
+            progress=lambda durable: bar.update(durable - bar.pos),
+            take_number=trusted is None,
         )
     if as_json:
         said = {"dataset": dataset, "version": done.version, "root": done.root.hex(), "rows": done.rows}

@@ -8,7 +8,6 @@ model's manifest names the root, so the difference is found when a model is publ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import accumulate
 
 import grpc
@@ -16,7 +15,6 @@ import grpc
 from casemate.client.datasets_versions import DatasetVersions
 from casemate.client.proven_rows import require_signed_rows
 from casemate.client.reading import Cursor, PulledBatch, PulledDataset
-from casemate.client.timestamps import parse_timestamp
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import StoredDataUnreadable
 from casemate.signing.batch_order import BatchOrder
@@ -24,8 +22,7 @@ from casemate.signing.checkpoint import parse_verification_key
 from casemate.signing.export_receipt import VerifiedExportReceipt, numbers_sha256, verify_export_receipt
 from casemate.signing.keys import PublicKey
 from casemate.signing.merkle import verify_inclusion
-from casemate.signing.signers import Signer
-from casemate.signing.statements import VerifiedManifest, verify_dataset_manifest
+from casemate.signing.statements import VerifiedManifest
 from casemate.transport.status import from_rpc_error
 
 PULL_TIMEOUT_SECONDS = 3600.0
@@ -81,7 +78,7 @@ class DatasetPulls(DatasetVersions):
             raise from_rpc_error(error) from error
         if first is None or first.WhichOneof("piece") != "description":
             raise StoredDataUnreadable("the service sent no description")
-        verified = self._verified(first.description, tenant=tenant, dataset=dataset, trusted=trusted)
+        verified = self.verified(first.description, tenant=tenant, dataset=dataset, trusted=trusted)
         if version not in (0, verified.manifest.version):
             # Genuinely signed, and not what was asked for: an older version in place of this one.
             raise StoredDataUnreadable(f"version {verified.manifest.version} came where {version} was asked for")
@@ -104,33 +101,6 @@ class DatasetPulls(DatasetVersions):
         if pulled.root != cursor.root:
             raise StoredDataUnreadable("the version's root is not the cursor's")
         return pulled
-
-    def _verified(
-        self, described: messages.GetVersionResponse, *, tenant: str, dataset: str, trusted: Sequence[PublicKey]
-    ) -> VerifiedManifest:
-        signers = {key.key_id: _pinned(key, tenant) for key in trusted}
-        return verify_dataset_manifest(
-            bytes(described.manifest),
-            audience=self._session.service_name("datasets"),
-            tenant=tenant,
-            dataset=dataset,
-            resolve=signers.get,
-            # The manifest's expiry bounds its upload, not its life: judged when it was promoted.
-            now=parse_timestamp(described.promoted_at, "promoted_at"),
-        )
-
-
-def _pinned(key: PublicKey, tenant: str) -> Signer:
-    """A signer that the caller vouches for: its window was judged by the service at log time."""
-    always = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    return Signer(
-        key_id=key.key_id,
-        tenant=tenant,
-        role="supplier",
-        public_key=key,
-        valid_from=always[0],
-        valid_until=always[1],
-    )
 
 
 class _Reading:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import grpc
@@ -25,7 +25,7 @@ from casemate.errors import AlreadyExists, NotFound, Reason, StoredDataUnreadabl
 from casemate.signing import dsse
 from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
 from casemate.signing.framing import Format
-from casemate.signing.keys import SigningKey
+from casemate.signing.keys import PublicKey, SigningKey
 from casemate.signing.statements import DATASET_MANIFEST_TYPE, Column, DatasetManifest, sign_dataset_manifest
 from casemate.transport.status import from_rpc_error
 
@@ -64,26 +64,46 @@ class DatasetPushes(DatasetVersions):
         schema: Sequence[Column],
         format: Format = "csv",  # noqa: A002  # the manifest's own word
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        trusted: Sequence[PublicKey] | None = None,
     ) -> DatasetManifest:
-        """Counts and digests the records, lines of text, into the manifest of the next version. Reads them once."""
+        """Counts and digests the records, lines of text, into the manifest of the next version. Reads them once.
+
+        Args:
+            source: the records.
+            tenant: whose dataset it is.
+            dataset: its name.
+            schema: its columns.
+            format: how the records are written.
+            chunk_bytes: of a chunk, at most.
+            trusted: keys of those who may have signed the version before; that it is the one to be continued is then
+                verified. Not given: its number and its root are the service's word, and what is signed says them.
+
+        Raises:
+            SignatureInvalid, PermissionDenied: the version before is not signed by a trusted key.
+        """
         chunks = (CutChunk(data, data.count(b"\n")) for data in cut(source(), chunk_bytes=chunk_bytes))
-        return self._manifest(chunks, tenant=tenant, dataset=dataset, schema=schema, encoding=format)
+        following = self._following(tenant, dataset, trusted)
+        return following.manifest(chunks, schema=schema, encoding=format, expires_at=self._expiry())
 
-    def manifest_of(self, file: DatasetFile, *, tenant: str, dataset: str) -> DatasetManifest:
-        """Counts and digests a file into the manifest of the next version. Reads it once."""
-        return self._manifest(file.chunks(), tenant=tenant, dataset=dataset, schema=file.schema, encoding=file.format)
-
-    def _manifest(
-        self, chunks: Iterable[CutChunk], *, tenant: str, dataset: str, schema: Sequence[Column], encoding: Format
+    def manifest_of(
+        self, file: DatasetFile, *, tenant: str, dataset: str, trusted: Sequence[PublicKey] | None = None
     ) -> DatasetManifest:
-        following = NextVersion(audience=self._session.service_name("datasets"), tenant=tenant, dataset=dataset)
+        """Counts and digests a file into the manifest of the next version; see `manifest`. Reads it once."""
+        following = self._following(tenant, dataset, trusted)
+        return following.manifest(file.chunks(), schema=file.schema, encoding=file.format, expires_at=self._expiry())
+
+    def _following(self, tenant: str, dataset: str, trusted: Sequence[PublicKey] | None) -> NextVersion:
+        first = NextVersion(audience=self._session.service_name("datasets"), tenant=tenant, dataset=dataset)
         try:
             latest = self.describe(dataset)
-            following = replace(following, version=latest.version + 1, previous_root=latest.root)
         except NotFound:
-            pass  # then it is the first
-        expires_at = self._clock.now() + MANIFEST_LIFETIME
-        return following.manifest(chunks, schema=schema, encoding=encoding, expires_at=expires_at)
+            return first
+        if trusted is not None:
+            return NextVersion.after(self.verified(latest, tenant=tenant, dataset=dataset, trusted=trusted).manifest)
+        return replace(first, version=latest.version + 1, previous_root=latest.root)
+
+    def _expiry(self) -> datetime:
+        return self._clock.now() + MANIFEST_LIFETIME
 
     def push(
         self,
@@ -119,6 +139,7 @@ class DatasetPushes(DatasetVersions):
         signing_key: SigningKey,
         progress: Callable[[int], None] | None = None,
         retry_waits: Sequence[float] = RETRY_WAITS,
+        take_number: bool = True,
     ) -> PushedVersion:
         """As `push`, of a file; goes on by itself where the connection or the service was lost, or the token ended.
 
@@ -128,6 +149,7 @@ class DatasetPushes(DatasetVersions):
             signing_key: the supplier's.
             progress: is told how many bytes are durable, each time there are more.
             retry_waits: seconds before each further attempt; begun anew whenever something got through.
+            take_number: whether a first version is signed again as the one that the service says comes next.
 
         Raises:
             Unavailable: the service was not there at any of them.
@@ -146,6 +168,8 @@ class DatasetPushes(DatasetVersions):
             try:
                 return self.push_envelope(envelope, file.chunks(), dataset=manifest.dataset, progress=told)
             except AlreadyExists as error:
+                if not take_number:
+                    raise
                 manifest = _renumbered(manifest, error)
                 envelope = sign_dataset_manifest(manifest, signing_key)
             except (Unavailable, Unauthenticated) as error:

@@ -5,9 +5,9 @@ If this fails: a caller takes another version, or a receipt of another version, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 
@@ -18,7 +18,10 @@ from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from casemate.errors import StoredDataUnreadable
 from casemate.signing.checkpoint import parse_verification_key
+from casemate.signing.keys import PublicKey
 from casemate.signing.shred_receipt import ShredReceipt, verify_shred_receipt
+from casemate.signing.signers import Signer
+from casemate.signing.statements import VerifiedManifest, verify_dataset_manifest
 from casemate.transport.status import from_rpc_error
 
 
@@ -63,6 +66,26 @@ class DatasetVersions:
         parse_timestamp(found.promoted_at, "promoted_at")
         parse_timestamp(found.shredded_at, "shredded_at")
         return found
+
+    def verified(
+        self, described: messages.GetVersionResponse, *, tenant: str, dataset: str, trusted: Sequence[PublicKey]
+    ) -> VerifiedManifest:
+        """The manifest that a description carries, if a key that the caller trusts signed it for this dataset.
+
+        Raises:
+            SignatureInvalid, PermissionDenied, InvalidRequest: it is not so.
+            StoredDataUnreadable: a moment is none.
+        """
+        signers = {key.key_id: _pinned(key, tenant) for key in trusted}
+        return verify_dataset_manifest(
+            bytes(described.manifest),
+            audience=self._session.service_name("datasets"),
+            tenant=tenant,
+            dataset=dataset,
+            resolve=signers.get,
+            # The manifest's expiry bounds its upload, not its life: judged when it was promoted.
+            now=parse_timestamp(described.promoted_at, "promoted_at"),
+        )
 
     def set_label(self, dataset: str, label: str, version: int, *, expected: int) -> dict[str, int]:
         """Has a label name a version (zero: none) if it names the expected one now (zero: none); gives all labels.
@@ -173,3 +196,16 @@ class DatasetVersions:
         if (verified.receipt.dataset, verified.receipt.version) != (dataset, version):
             raise StoredDataUnreadable("the receipt is another version's")
         return ShreddedVersion(verified.receipt, bytes(answer.receipt), used)
+
+
+def _pinned(key: PublicKey, tenant: str) -> Signer:
+    """A signer that the caller vouches for: its window was judged by the service at log time."""
+    always = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    return Signer(
+        key_id=key.key_id,
+        tenant=tenant,
+        role="supplier",
+        public_key=key,
+        valid_from=always[0],
+        valid_until=always[1],
+    )

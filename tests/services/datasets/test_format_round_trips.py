@@ -231,6 +231,9 @@ async def test_who_cannot_read_the_latest_version_learns_what_comes_next_and_pus
                 client.push_envelope, sign_dataset_manifest(manifest, key), iter(()), dataset="digits"
             )
         assert [violation.description for violation in caught.value.violations] == ["2", root.hex()]
+        strict = {"manifest": manifest, "signing_key": key, "take_number": False}
+        with pytest.raises(AlreadyExists):  # for who takes nobody's word for what comes next
+            await asyncio.to_thread(client.push_file, file, **strict)
         done = await asyncio.to_thread(client.push_file, file, manifest=manifest, signing_key=key)
     assert done.version == 2
     async with world.sql() as sql:

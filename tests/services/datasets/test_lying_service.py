@@ -26,7 +26,7 @@ from casemate.signing.statements import ChunkDigest, DatasetManifest
 from casemate.transport.certificates import load_pair
 from tests.services.datasets import conftest
 from tests.services.datasets.reading import _Session, _WithToken
-from tests.services.datasets.world import OPTIONS, World, build_settings, credentials, manifest_of
+from tests.services.datasets.world import OPTIONS, SCHEMA, World, build_settings, credentials, manifest_of
 
 LOG = "datasets.casemate.internal/log"
 LINES = (b'1,"one\nuno"\n2,two\n', b"3,three\n", b"4,four\n5,five\n6,six\n")
@@ -313,6 +313,36 @@ async def test_a_description_of_another_version_than_was_asked_for_is_refused(ho
     assert await asyncio.to_thread(described, 1) == 1
     with pytest.raises(StoredDataUnreadable):
         await asyncio.to_thread(described, 2)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("lie", [{"version": 7}, {"root": bytes(32)}, {"manifest": b"forged"}], ids=" ".join)
+async def test_who_names_whom_they_trust_signs_what_follows_the_version_that_was_signed(house, lie):
+    """Without, the next number and the previous root are the service's word, and signed as such."""
+    latest = (await house.actor().pull("digits"))[0]
+
+    def change(said: list) -> list:
+        for name, value in lie.items():
+            setattr(said[0], name, house.signed(of_lines(), FORGER) if value == b"forged" else value)
+        return said
+
+    def following(change, trusted) -> tuple[int, bytes | None]:
+        with lied_to(house, change) as datasets:
+            made = datasets.manifest(
+                lambda: [b"1,one"], tenant="acme", dataset="digits", schema=SCHEMA, trusted=trusted
+            )
+        return made.version, made.previous_root
+
+    true = (latest.version + 1, latest.root)
+    trusted = [house.supplier.public]
+    assert await asyncio.to_thread(following, lambda said: said, trusted) == true
+    if "manifest" in lie:
+        with pytest.raises(CasemateError) as caught:
+            await asyncio.to_thread(following, change, trusted)
+        assert caught.value.reason.name == "SIGNER_UNTRUSTED"
+    else:
+        assert await asyncio.to_thread(following, change, trusted) == true
+        assert await asyncio.to_thread(following, change, None) != true
 
 
 def answers(**changes: object) -> Callable[[int, messages.PushDatasetResponse], list]:
