@@ -39,6 +39,7 @@ class Arrivals:
         self._upload = upload
         ahead = max(1, min(_MOST_AHEAD, AHEAD_BYTES // largest))
         self._waiting: asyncio.Queue[ArrivedChunk | Exception | None] = asyncio.Queue(ahead)
+        self._crowded = asyncio.Event()
         self._last: Exception | None = None
         self._ended = False
         self._left = False
@@ -57,20 +58,34 @@ class Arrivals:
         with suppress(asyncio.CancelledError):
             await self._reading
 
-    async def groups(self) -> AsyncIterator[list[ArrivedChunk]]:
-        """Chunks that came, in order, as many as wait; afterwards `finished` says whether the supplier was done.
+    @property
+    def ended(self) -> bool:
+        """Whether all that came was given; `finished` then says whether the supplier was done."""
+        return self._ended
+
+    async def group(self) -> list[ArrivedChunk]:
+        """Waits for chunks, and gives in order all that wait; none at the end.
 
         Raises:
             CasemateError: what was wrong with the chunk behind the last one given.
         """
-        while not self._ended:
-            group = self._take(await self._waiting.get())
-            while not self._ended and not self._waiting.empty():
-                group += self._take(self._waiting.get_nowait())
-            if group:
-                yield group
+        if not self._ended and (group := self._take(await self._waiting.get()) + self.waiting()):
+            return group
         if self._last is not None:
             raise self._last
+        return []
+
+    def waiting(self) -> list[ArrivedChunk]:
+        """As `group`, without waiting and without raising."""
+        group: list[ArrivedChunk] = []
+        while not self._ended and not self._waiting.empty():
+            group += self._take(self._waiting.get_nowait())
+        self._crowded.clear()
+        return group
+
+    async def crowded(self) -> None:
+        """Returns once as many chunks wait as may, or no more will come."""
+        await self._crowded.wait()
 
     def _take(self, item: ArrivedChunk | Exception | None) -> list[ArrivedChunk]:
         if item is None or isinstance(item, Exception):
@@ -96,3 +111,5 @@ class Arrivals:
         if self._left:
             raise asyncio.CancelledError
         await self._waiting.put(item)
+        if self._waiting.full() or item is None or isinstance(item, Exception):
+            self._crowded.set()

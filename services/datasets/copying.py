@@ -87,8 +87,8 @@ def _in_place(head: bytes, first_ordinal: int, batch: SealingBatch, lengths: Seq
         yield whole[begun : begun + _PIECE_BYTES]
 
 
-async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[SealedChunk]) -> None:
-    """Writes headers and rows, inside the caller's transaction."""
+async def insert_headers(connection: Connection, upload_id: UUID, chunks: Sequence[SealedChunk]) -> None:
+    """Writes the headers of chunks, inside the caller's transaction."""
     await connection.executemany(
         "INSERT INTO batches (upload, number, first_ordinal, row_count, leaf_hash, salt, commitment) "
         "VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -100,6 +100,10 @@ async def copy_chunks(connection: Connection, upload_id: UUID, chunks: Sequence[
             for sealed in chunks
         ],
     )
+
+
+async def copy_rows(connection: Connection, chunks: Sequence[SealedChunk]) -> None:
+    """Writes the rows of chunks, inside the caller's transaction."""
     copying = connection.copy_to_table("sealed_rows", source=_pieces(chunks), columns=_COLUMNS, format="binary")
     await _unless_lost(connection, copying)
 

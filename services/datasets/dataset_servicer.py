@@ -17,6 +17,7 @@ from services.datasets.answers import callers_tenant, description, invalid, prom
 from services.datasets.arrivals import Arrivals
 from services.datasets.catalogue_servicer import MAXIMUM_VERSION, Catalogue, CatalogueCalls
 from services.datasets.chunk_messages import ChunkRequest
+from services.datasets.storing import Storing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,10 +53,13 @@ class DatasetServicer(CatalogueCalls):
             return
         upload = await self._open(callers_tenant(), first)
         yield messages.PushDatasetResponse(next_offset=upload.next_offset)
-        async with Arrivals(_Steps(requests, first.dataset), upload, largest=upload.largest_chunk) as arrivals:
-            async for group in arrivals.groups():
-                offset = await upload.store(group)
-                for _ in group:
+        largest = upload.largest_chunk
+        async with (
+            Arrivals(_Steps(requests, first.dataset), upload, largest=largest) as arrivals,
+            Storing(arrivals, upload, largest=largest) as storing,
+        ):
+            async for count, offset in storing.stored():
+                for _ in range(count):
                     yield messages.PushDatasetResponse(next_offset=offset)
         if arrivals.finished:
             yield promoted(await upload.finish())

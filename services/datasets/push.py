@@ -13,6 +13,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 2
 """Chunks that are hashed, checked and sealed at once. More would wait for one another: Python runs one at a time."""
+
+_PATIENCE_SECONDS: Final = 2.0
+"""How long rows that were copied wait for the chunks before theirs. Two streams of one upload may each wait for
+the other, which the database cannot see: then the later rows are given up, and copied in their turn."""
 
 
 class Intake:
@@ -177,6 +182,8 @@ class OpenUpload:
         self._check = record_check(manifest.manifest.format, manifest.manifest.schema)
         self._largest = max(chunk.bytes for chunk in manifest.manifest.chunks)
         self._upload = upload
+        self._begun = upload.next_offset
+        self._alone = True
         self._key_of = key_of
         self._threads = threads
 
@@ -208,14 +215,32 @@ class OpenUpload:
         key = await self._key_of(use_bytes=len(data)) if offset >= self._upload.next_offset else None
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._take, key, chunk, data)
 
-    async def store(self, arrived: Sequence[ArrivedChunk]) -> int:
+    async def store(self, arrived: Sequence[ArrivedChunk], *, behind: asyncio.Task[int] | None = None) -> int:
         """Stores chunks in the order they came, and gives the offset wanted next; durable when it returns.
+
+        Args:
+            arrived: the chunks.
+            behind: stores the chunks before these, and is begun already; these are stored only if those are.
 
         Raises:
             OutOfRange: chunks before one of them are missing.
             DigestMismatch: the bytes are not those that were signed.
             Conflict: EQUIVOCATION, other bytes are stored there; the upload is now quarantined.
         """
+        continued, self._begun = arrived[0].chunk.offset == self._begun, arrived[-1].chunk.end
+        if behind is not None:
+            sealed = _successive(arrived) if continued and self._alone else []
+            if sealed and self._store.at_ease:
+                stored = await self._store.append_behind(self.id, sealed, turn=partial(_is_stored, behind))
+                if stored is not None:
+                    self._upload = stored
+                    return stored.next_offset
+                self._alone = False  # or the disk is too slow: either way it would come to nothing again
+            await asyncio.wait({behind})
+            behind.result()
+        return await self._store_in_turn(arrived)
+
+    async def _store_in_turn(self, arrived: Sequence[ArrivedChunk]) -> int:
         expected, wanted = self._upload, list[SealedChunk]()
         try:
             for each in arrived:
@@ -296,6 +321,12 @@ class OpenUpload:
             )
 
 
+async def _is_stored(behind: asyncio.Task[int]) -> bool:
+    """Whether chunks were stored, as far as that is known soon enough."""
+    await asyncio.wait({behind}, timeout=_PATIENCE_SECONDS)
+    return behind.done() and not behind.cancelled() and behind.exception() is None
+
+
 @dataclass(frozen=True, slots=True)
 class ArrivedChunk:
     """A chunk that came: what it hashes to, and itself sealed if those are the signed bytes and are not stored yet."""
@@ -303,6 +334,13 @@ class ArrivedChunk:
     chunk: PlannedChunk
     leaf_hash: bytes
     sealed: SealedChunk | None
+
+
+def _successive(arrived: Sequence[ArrivedChunk]) -> list[SealedChunk]:
+    """The sealed chunks, if all are and each continues the one before it; otherwise none."""
+    sealed = [each.sealed for each in arrived if each.sealed is not None]
+    successive = all(one.chunk.end == other.chunk.offset for one, other in pairwise(arrived))
+    return sealed if successive and len(sealed) == len(arrived) else []
 
 
 def _require_count(found: int, signed: int, field: str) -> None:

@@ -13,6 +13,7 @@ acknowledged and lost. A puller still recomputes root and signature.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from casemate.errors import (
@@ -25,7 +26,7 @@ from casemate.errors import (
 )
 from casemate.sealing.rows import SealedBatch
 from casemate.signing.dataset_manifest import NEXT_VERSION, PREVIOUS_ROOT
-from services.datasets.copying import copy_chunks
+from services.datasets.copying import copy_rows, insert_headers
 from services.datasets.database import connected, transaction
 from services.datasets.row_ranges import count_rows
 from services.datasets.upload import (
@@ -39,7 +40,7 @@ from services.datasets.upload import (
 from services.datasets.upload_rows import LATEST, NEWEST_OF_EACH, OLDER, SELECT, UploadRows, entry_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -52,8 +53,13 @@ if TYPE_CHECKING:
     from services.datasets.log_store import LogStore
     from services.datasets.upload_limits import UploadLimits
 
+
 # Serializes promotions of one dataset; released with the transaction.
 _LOCK_DATASET: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
+
+
+class _Overtaken(Exception):
+    """What was copied is not what is wanted: undoes the transaction, and goes no further."""
 
 
 class VersionStore:
@@ -169,9 +175,45 @@ class VersionStore:
                     upload = upload.after(sealed.chunk)
                     wanted.append(sealed)
             if upload is not stored:
-                await copy_chunks(connection, upload_id, wanted)
+                await copy_rows(connection, wanted)
+                await insert_headers(connection, upload_id, wanted)
                 await self._rows.update(connection, upload)
             return upload
+
+    async def append_behind(
+        self, upload_id: UUID, chunks: Sequence[SealedChunk], *, turn: Callable[[], Awaitable[bool]]
+    ) -> Upload | None:
+        """As `append`, begun while the chunks before these are still being stored; None where it came to nothing.
+
+        The rows are copied at once, and the upload is locked only when it is their turn: so the database copies
+        while it waits for the disk. Unless these chunks are then what the upload wants next, nothing of them is stored.
+
+        Args:
+            upload_id: the attempt.
+            chunks: sealed, one behind the other.
+            turn: waits for the chunks before these; False if that took too long or they were not stored.
+        """
+        with suppress(Conflict, _Overtaken):
+            async with transaction(self._pool) as connection:
+                await copy_rows(connection, chunks)
+                if not await turn():
+                    raise _Overtaken
+                # Not waited for, as whoever holds it may wait for the rows above: somebody else writes, and is first.
+                upload = await self._rows.locked(connection, upload_id, at_once=True)
+                if upload.state is not UploadState.RECEIVING or upload.next_offset != chunks[0].chunk.offset:
+                    raise _Overtaken
+                for sealed in chunks:
+                    upload = upload.after(sealed.chunk)
+                await insert_headers(connection, upload_id, chunks)
+                await self._rows.update(connection, upload)
+            return upload
+        return None
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether half of the connections are free: only then may one upload use two."""
+        pool = self._pool
+        return 2 * (pool.get_size() - pool.get_idle_size()) < pool.get_max_size()
 
     async def quarantine(self, upload_id: UUID, *, why: str) -> Upload:
         """Bars an unfinished upload from promotion for ever, and logs it. A promoted version does not change."""

@@ -87,13 +87,15 @@ class UploadRows:
         record = await connection.fetchrow(query, *values)
         return None if record is None else self.verified(record)
 
-    async def locked(self, connection: Connection, upload_id: UUID) -> Upload:
-        """The row of an upload, locked until the transaction ends.
+    async def locked(self, connection: Connection, upload_id: UUID, *, at_once: bool = False) -> Upload:
+        """The row of an upload, locked until the transaction ends; `at_once` waits for nobody who holds it.
 
         Raises:
             StoredDataUnreadable: it is gone, or does not verify.
+            asyncpg.LockNotAvailableError: somebody held it for too long, or at all.
         """
-        upload = await self.one(connection, SELECT + " WHERE id = $1 FOR UPDATE", upload_id)
+        query = SELECT + " WHERE id = $1 FOR UPDATE" + (" NOWAIT" if at_once else "")
+        upload = await self.one(connection, query, upload_id)
         if upload is None:
             raise StoredDataUnreadable(f"upload {upload_id} is gone")
         return upload
