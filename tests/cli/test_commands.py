@@ -150,6 +150,12 @@ def test_second_push_is_the_next_version_and_names_the_root_before_it(run, suppl
     first = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
     second = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
     assert second["version"] == first["version"] + 1
+    other = tmp_path / "other.pem"
+    run("signer", "create", other)
+    push = ("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER)
+    assert "SIGNER_UNTRUSTED" in run(*push, "--trust", f"{other}.pub", expect=1)
+    third = json.loads(run(*push, "--trust", f"{other}.pub", "--trust", f"{supplier}.pub"))
+    assert third["version"] == second["version"] + 1
 
 
 def test_pull_that_trusts_another_key_writes_nothing(run, supplier, tmp_path):
