@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate.errors import FieldViolation, InvalidRequest
 from casemate.signing.batch_order import BatchOrder
+from casemate.signing.fields import MAXIMUM_INTEGER
+from casemate.signing.merkle import HASH_BYTES
 
 if TYPE_CHECKING:
     from casemate.signing.export_receipt import VerifiedExportReceipt
@@ -65,10 +67,13 @@ class Cursor:
             seed = found["shuffle_seed"]
             if not all(type(number) is int for number in numbers) or (seed is not None and type(seed) is not int):
                 raise ValueError("not numbers")
+            root = bytes.fromhex(found["root"])
+            if not 1 <= found["version"] <= MAXIMUM_INTEGER or len(root) != HASH_BYTES:
+                raise ValueError("no version, or no root")
             return cls(
                 dataset=str(found["dataset"]),
                 version=found["version"],
-                root=bytes.fromhex(found["root"]),
+                root=root,
                 order=BatchOrder(
                     shard=found["shard"], shards=found["shards"], shuffle_seed=seed, position=found["position"]
                 ),

@@ -83,7 +83,11 @@ async def test_a_cursor_of_another_root_is_not_gone_on_with(world):
     assert await asyncio.to_thread(resume, cursor) == 2
     with pytest.raises(StoredDataUnreadable):
         await asyncio.to_thread(resume, replace(cursor, root=bytes(32)))
-    for text in ("", "[]", "{}", '{"dataset":1}', cursor.to_text().replace("10", '"10"')):
+    kept = cursor.to_text()
+    assert Cursor.parse(kept) == cursor
+    odd = [kept.replace('"version": 1', f'"version": {number}') for number in (-1, 0, 2**64)]
+    odd += [kept.replace("10", '"10"'), kept.replace(cursor.root.hex(), "00")]
+    for text in ("", "[]", "{}", '{"dataset":1}', *odd):
         with pytest.raises(InvalidRequest):
             Cursor.parse(text)
 
