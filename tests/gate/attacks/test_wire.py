@@ -229,6 +229,8 @@ def test_bytes_that_are_no_message(scene, token, odd):
     with pytest.raises(grpc.RpcError) as refused:
         scene.served.call(scene.channel, token=token, raw=MALFORMED[odd])
     assert refused.value.code() in {INVALID, NOT_FOUND}  # NOT_FOUND where it parses and names nothing of ours
+    reason = "INVALID_FIELD" if refused.value.code() is INVALID else "GRANT_MISSING"
+    assert scene.world.audit.denials == [reason]
     assert "GetVersion" not in f"{refused.value.details()}{refused.value.trailing_metadata()}"
     assert len(scene.served.echo.entered) == entered
     unknown_field = DIGITS + b"\xf8\x07\x01"
