@@ -39,11 +39,12 @@ from casemate.gate.core.records import Grant
 from casemate.gate.core.trust import TrustState
 from casemate.gate.core.verifier import TokenVerifier
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.transport.byte_budget import budget_of
 from casemate.transport.certificates import CertificateSource, load_pair
 from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.lane import lane_of
 from casemate.transport.metrics import Metrics
-from casemate.transport.options import server_options
+from casemate.transport.options import DEFAULT_MAX_MESSAGE_BYTES, server_options
 from casemate.transport.registry import AtOnce, RegisteredService
 from casemate.transport.server import server_credentials
 
@@ -183,7 +184,13 @@ def _serve(work: str, directory: Path, mint: Mint) -> dict[str, int]:
         if isinstance(pool, FairThreadPool):
             # As `transport.server` serves what is behind the gate; and at once, as inference does models this short.
             at_once = {name: _at_once(handler) for name, handler in handlers.items()}
-            lane = lane_of(server, pool, [RegisteredService(SERVICE, handlers, at_once)], interceptors)
+            lane = lane_of(
+                server,
+                pool,
+                [RegisteredService(SERVICE, handlers, at_once)],
+                interceptors,
+                budget_of(DEFAULT_MAX_MESSAGE_BYTES),
+            )
         (lane or server).start()
         _RUNNING.append(server)
     return ports

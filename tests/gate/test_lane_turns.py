@@ -129,7 +129,7 @@ def test_threads_are_given_back_when_the_interpreter_is_free_or_nobody_else_call
     pressure.limit = 2
     for line in ("flood", "quiet"):
         pressure.seen(line, 0.0)
-    assert [pressure.waited(2e-6, number / 100) for number in range(4)] == [3, 4, 5, 6]
+    assert [pressure.waited(2e-6, number / 50) for number in range(4)] == [3, 4, 5, 6]
     assert pressure.waited(0.5, 2.0) == 16  # one tenant alone holds up itself
     pressure.limit = 2
     assert pressure.idle() == 16

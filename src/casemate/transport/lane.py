@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
+    from casemate.transport.byte_budget import ByteBudget
     from casemate.transport.fair_pool import FairThreadPool
     from casemate.transport.lane_call import LaneCall
     from casemate.transport.registry import AtOnce, RegisteredService
@@ -69,6 +70,7 @@ class TakesCalls(Protocol):
         *,
         pool: FairThreadPool,
         at_once: AtOnce | None,
+        budget: ByteBudget,
     ) -> MakeCall | None:
         """What makes a call of this method; None: it is to go grpcio's way."""
         ...
@@ -196,6 +198,7 @@ def lane_of(
     pool: FairThreadPool,
     services: Sequence[RegisteredService],
     interceptors: Sequence[grpc.ServerInterceptor],
+    budget: ByteBudget,
 ) -> Lane | None:
     """The lane of all unary methods, if the only interceptor serves them itself; another one would be passed by.
 
@@ -209,7 +212,9 @@ def lane_of(
             if handler.unary_unary is None:
                 continue
             method = f"/{service.name}/{name}"
-            make = interceptors[0].lane_method(method, handler, pool=pool, at_once=service.at_once.get(name))
+            make = interceptors[0].lane_method(
+                method, handler, pool=pool, at_once=service.at_once.get(name), budget=budget
+            )
             if make is not None:
                 methods[method] = make
     return Lane(server, methods, interceptors[0].lane_overflow, pool)

@@ -100,11 +100,14 @@ class LaneCall(grpc.ServicerContext):
         except BaseException as error:  # noqa: BLE001  # the loop must live
             self._break(error)
 
-    def ask(self) -> None:
-        """Asks for the message."""
+    def ask(self) -> bool:
+        """Asks for the message; False if the call is over, and none will come."""
         with self._turn:
+            if self._over:
+                return False
             self._due += 1
             self._rpc_event.call.start_server_batch((CYGRPC.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+            return True
 
     def watch(self) -> None:
         """Wants to know from now on when the peer leaves. Costs an event, so whoever answers at once does without."""

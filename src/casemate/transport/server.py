@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from casemate.errors import ConfigurationError
+from casemate.transport.byte_budget import budget_of
 from casemate.transport.certificates import CertificatePair, CertificateSource
 from casemate.transport.fair_pool import FairThreadPool
 from casemate.transport.floor import probe_floor
@@ -191,7 +192,7 @@ def build_server(
         services=services,
         health=health,
         lame_duck=lame_duck,
-        lane=lane_of(server, pool, services, interceptors) if lane else None,
+        lane=lane_of(server, pool, services, interceptors, budget_of(max_message_bytes)) if lane else None,
     )
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
+    from casemate.transport.byte_budget import ByteBudget, Held
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Any: the stubs' context is generic over messages that are bytes here and messages there.
@@ -63,6 +64,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         recheck_every: how often running streams are judged again; also at once when trust changes.
         body_within: how long a single request, or the first message of a stream, may take to arrive after its headers.
         at_once: single calls whose handlers run at once, shared out among tenants. Streams are not counted.
+        budget: bytes of single requests that wait; None: as for the default size of messages.
         calls: that may be under way at once, of every kind and of everybody; the next are refused unjudged.
     """
 
@@ -73,6 +75,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         recheck_every: timedelta = RECHECK_EVERY,
         body_within: timedelta = BODY_WITHIN,
         at_once: int = AT_ONCE,
+        budget: ByteBudget | None = None,
         calls: int = MAXIMUM_CONCURRENT_CALLS,
     ) -> None:
         self._gate = gate
@@ -80,7 +83,7 @@ class AioGateInterceptor(grpc.aio.ServerInterceptor):
         self._turns = FairTurns(at_once)
         self._request_ids = RequestIds()
         self._recheck_every_s = recheck_every.total_seconds()
-        self._bodies = LateBodies(within_s=body_within.total_seconds())
+        self._bodies = LateBodies(within_s=body_within.total_seconds(), budget=budget)
 
     def require_policies(self, methods: Iterable[str]) -> None:
         """Refuses to go on when one of these full method names has no policy.
@@ -169,6 +172,7 @@ class _Call:
         self._recheck_every_s = recheck_every_s
         self._bodies = bodies
         self._turns = turns
+        self._held: Held | None = None
         self._share: str | None = None
         self._trailing = ((REQUEST_ID_KEY, admission.request_id),)
         self._code = "CANCELLED"
@@ -266,16 +270,22 @@ class _Call:
             )
         if handler.request_streaming:
             return _Messages(aiter(requests), self._take, bodies=self._bodies, refused=self._refused)
-        return self._take(await self._await_body(requests))
+        return self._take(await self._await_body(requests, caller))
 
     def _refused(self, error: CasemateError) -> None:
         self._gate.refused(self._admission, error)
 
-    async def _await_body(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def _await_body(self, requests: AsyncIterator[bytes], caller: Caller) -> bytes:
+        share = share_of(caller)
         try:
-            return await self._bodies.first(aiter(requests))
+            raw, self._held = await self._bodies.only(requests, tenant=share, caller=caller.client_id or share)
         except StopAsyncIteration:
             raise no_message() from None
+        return raw
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.end()
 
     def _take(self, raw: bytes) -> Any:  # noqa: ANN401
         self._judge_again()
@@ -288,6 +298,7 @@ class _Call:
         share = share_of(caller)
         await self._turns.take(share)
         self._share = share
+        self._let_go()
 
     def _for_handler(self, argument: Any, context: Context) -> Context:  # noqa: ANN401
         """The context that a handler gets: one by which it reads and writes nothing that was not judged."""
@@ -330,6 +341,7 @@ class _Call:
         await context.abort(status.code, status.details, status.trailing)
 
     def _end(self) -> None:
+        self._let_go()
         self._under_way.count -= 1
         if self._share is not None:
             self._turns.give(self._share)

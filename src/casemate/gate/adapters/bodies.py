@@ -87,6 +87,10 @@ class Bodies:
                 pass
             raise DeadlineExceeded("the body arrived while its call was ended for it")
 
+    def forget(self, context: Cancellable) -> None:
+        """Notes that the body is waited for no more, and the call has ended for another reason."""
+        self._waiting.pop(id(context), None)
+
     def tick(self, monotonic: float) -> None:
         """Ends waits that took too long, and those of suspects beyond their few."""
         before, self._looked_at = self._looked_at, monotonic

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
+    from casemate.transport.byte_budget import ByteBudget, Held
     from casemate.transport.fair_pool import FairThreadPool
     from casemate.transport.registry import AtOnce, Behavior
     from casemate.transport.status import WireStatus
@@ -57,12 +58,14 @@ class GatedMethod:
         request_ids: names for calls.
         pool: threads for what is not served at once.
         at_once: what serves a message here; None: nothing.
+        budget: bytes for messages that wait.
     """
 
     __slots__ = (
         "at_once",
         "behavior",
         "bodies",
+        "budget",
         "deserializer",
         "gate",
         "method",
@@ -83,6 +86,7 @@ class GatedMethod:
         request_ids: RequestIds,
         pool: FairThreadPool,
         at_once: AtOnce | None,
+        budget: ByteBudget,
     ) -> None:
         if handler.unary_unary is None:
             raise ValueError("a unary method without a behavior")
@@ -96,6 +100,7 @@ class GatedMethod:
         self.request_ids = request_ids
         self.pool = pool
         self.at_once = at_once
+        self.budget = budget
 
     def __call__(self, state: Any, event: Any) -> GatedCall:  # noqa: ANN401  # private types of grpcio
         """One call."""
@@ -111,6 +116,7 @@ class GatedCall(LaneCall, AnswersLater):
 
     _admission: Admission
     _caller: Caller
+    _held: Held | None = None
 
     def __init__(self, of: GatedMethod, state: Any, event: Any) -> None:  # noqa: ANN401
         super().__init__(state, event)
@@ -132,14 +138,44 @@ class GatedCall(LaneCall, AnswersLater):
         try:
             self._caller = caller = of.gate.at_message(admission, auth_context(self))
             self.line = share_of(caller)
-            # Certificates without a token are a tenant's to have many of; clients are registered one by one.
-            of.bodies.begin(self, caller.client_id or share_of(caller), admission)
         except BaseException as error:  # noqa: BLE001
             if admission.peer is not None:  # of a token that is not its own, the line is not either
                 self.line = share_of_path(spiffe_path(admission.peer.spiffe_id))
             self._fail(error, judged=False)
             return
-        self.ask()
+        held = of.budget.ask(tenant=self.line, caller=caller.client_id or self.line, go=self._ask)
+        self._held = held
+        if self._answered:
+            held.end()  # refused meanwhile
+        elif not held.bytes and not self.add_callback(self._leave):  # its message waits with its peer
+            self._leave()
+
+    def _ask(self) -> None:
+        """There is room for the message: now, or on the thread of whoever made some."""
+        caller = self._caller
+        try:
+            # Certificates without a token are a tenant's to have many of; clients are registered one by one.
+            self._of.bodies.begin(self, caller.client_id or share_of(caller), self._admission)
+        except BaseException as error:  # noqa: BLE001
+            self._fail(error, judged=False)
+            return
+        if not self.ask():
+            self._of.bodies.forget(self)
+            self._end_unasked()
+
+    def _leave(self) -> None:
+        """The peer left. If its message was never asked for, nothing else tells of the end."""
+        if self._held is not None and self._held.leave():
+            self._end_unasked()
+
+    def _end_unasked(self) -> None:
+        self._let_go()
+        self._of.gate.finish(self._admission, "CANCELLED")
+        self.answer(None)
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.end()
 
     def arrived(self, raw: bytes | None) -> None:
         """Serves the message here, or gives it to a thread."""
@@ -150,10 +186,14 @@ class GatedCall(LaneCall, AnswersLater):
             self._fail(error, judged=True)
             return
         if raw is None:
+            self._let_go()
             self._end_without_message()
         elif of.at_once is None or len(raw) > AT_ONCE_BYTES:
+            if self._held is not None:
+                self._held.arrived(len(raw))
             self._queue(self._judge_and_serve, raw)
         else:
+            self._let_go()  # what is so small and waits for a thread is bounded by the places
             try:
                 message = self._judge(raw)
                 here = of.at_once(self._caller, message, self)
@@ -185,6 +225,7 @@ class GatedCall(LaneCall, AnswersLater):
             self._fail(Unavailable("no thread is left"), judged=True)
 
     def _in_thread(self, serve: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401
+        self._let_go()
         if self.left:
             self._of.gate.finish(self._admission, "CANCELLED")
             self.answer(None)
@@ -236,6 +277,7 @@ class GatedCall(LaneCall, AnswersLater):
         self._of.pool.run(share_of(self._caller), work)
 
     def _fail(self, error: BaseException, *, judged: bool) -> None:
+        self._let_go()
         gate, admission = self._of.gate, self._admission
         if not judged and isinstance(error, CasemateError):
             gate.refused(admission, error)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from casemate.gate.core.admission import Admission
     from casemate.gate.core.caller import Caller
     from casemate.gate.core.gate import Gate
+    from casemate.transport.byte_budget import ByteBudget
     from casemate.transport.fair_pool import FairThreadPool
     from casemate.transport.lane import MakeCall
     from casemate.transport.registry import AtOnce
@@ -154,7 +155,7 @@ class GateInterceptor(grpc.ServerInterceptor):
             return _STRANGERS
 
     def lane_method(
-        self, method: str, handler: Handler, *, pool: FairThreadPool, at_once: AtOnce | None
+        self, method: str, handler: Handler, *, pool: FairThreadPool, at_once: AtOnce | None, budget: ByteBudget
     ) -> MakeCall | None:
         """What serves a unary method on the server's lane; None for what passes unwrapped, or without a policy."""
         policy = self._gate.policies.find(method)
@@ -169,6 +170,7 @@ class GateInterceptor(grpc.ServerInterceptor):
             request_ids=self._request_ids,
             pool=pool,
             at_once=at_once,
+            budget=budget,
         )
 
     def lane_overflow(self, state: Any, event: Any) -> OverflowingCall:  # noqa: ANN401  # private types of grpcio
