@@ -136,4 +136,5 @@ def shape_of(inputs: Mapping[str, Array], rows: int) -> tuple[object, ...] | Non
 
 def exhausted(detail: str, seconds: float) -> Exhausted:
     """A refusal that says when to come again."""
-    return Exhausted(detail, retry_after=max(_LEAST_RETRY, timedelta(seconds=seconds)))
+    # In whole milliseconds: what is said often is then often the same, and spelled once.
+    return Exhausted(detail, retry_after=max(_LEAST_RETRY, timedelta(milliseconds=round(seconds * 1000))))

@@ -54,6 +54,24 @@ def over_the_wire(error: BaseException, request_id: str = "r-1") -> CasemateErro
     return from_rpc_error(Raised(status.code, status.details, status.trailing))
 
 
+@pytest.mark.parametrize("retry_after", [None, timedelta(seconds=1.5), timedelta(milliseconds=2)])
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_each_call_is_told_its_own_id_and_all_else_alike(kind, retry_after):
+    """Ids of the usual length are put into what was spelled before; others are not: the twins."""
+    error = kind(CANARY, retry_after=retry_after)
+    told = {}
+    for request_id in ("0123456789abcdef", "fedcba9876543210", "\u00e9" * 8, "0123456789abcde", "0" * 17):
+        [(_, details)] = to_status(error, request_id=request_id).trailing
+        rich = status_pb2.Status.FromString(details)
+        info = error_details_pb2.ErrorInfo()
+        assert rich.details[0].Unpack(info)
+        assert dict(info.metadata) == {"request_id": request_id}
+        info.metadata.clear()
+        rich.details[0].Pack(info)
+        told[request_id] = rich.SerializeToString(deterministic=True)
+    assert len(set(told.values())) == 1
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_class_comes_back_as_itself(kind):
     back = over_the_wire(kind(CANARY, retry_after=timedelta(seconds=1.5)))
