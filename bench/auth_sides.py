@@ -65,7 +65,7 @@ async def sample(side: Side, calls: Sequence[Call], *, seconds: float) -> Sample
 
 
 def issuing_by_rpc(served: Served) -> Side:
-    """`IssueToken`, all callers on one connection."""
+    """`IssueToken`, each caller on a connection of its own, as on all sides."""
 
     async def connect(stack: AsyncExitStack) -> Call:
         stub = TokenServiceStub(await stack.enter_async_context(channel_to(served, "operator")))
