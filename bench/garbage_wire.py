@@ -21,12 +21,12 @@ from pathlib import Path
 from bench.gate_server import METHODS, TRUST_DOMAIN
 from bench.tokens import forged_parts
 
-_HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 1, 3, 4, 6, 7
-_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+HEADERS, RESET, SETTINGS, PING, GOAWAY = 1, 3, 4, 6, 7
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _AT_ONCE = 90
 """Of the hundred streams that a connection may have."""
-_TICK_S = 0.002
-_NEVER_INDEXED = b"\x10"  # RFC 7541 section 6.2.3
+TICK_S = 0.002
+NEVER_INDEXED = b"\x10"  # RFC 7541 section 6.2.3
 
 
 class Wire:
@@ -40,7 +40,7 @@ class Wire:
         raw = socket.create_connection(("127.0.0.1", port), timeout=30)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._secure = context.wrap_socket(raw, server_hostname=f"inference.{TRUST_DOMAIN}")
-        self._secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0))
+        self._secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0))
         self._secure.settimeout(0)
         before, after = forged_parts(kid)
         self._after = after.encode()
@@ -54,14 +54,14 @@ class Wire:
         ]
         token_length = len(before) + 21 + len(self._after)
         self._before = (
-            b"".join(_NEVER_INDEXED + _text(name) + _text(value) for name, value in headers)
-            + _NEVER_INDEXED
-            + _text("authorization")
-            + _length(len("Bearer ") + token_length)
+            b"".join(NEVER_INDEXED + text(name) + text(value) for name, value in headers)
+            + NEVER_INDEXED
+            + text("authorization")
+            + length(len("Bearer ") + token_length)
             + f"Bearer {before}".encode()
         )
         size = len(self._before) + 21 + len(self._after)
-        self._head = struct.pack("!I", size)[1:] + bytes([_HEADERS, _END_HEADERS | _END_STREAM])
+        self._head = struct.pack("!I", size)[1:] + bytes([HEADERS, END_HEADERS | END_STREAM])
         self._stream, self._left, self._unsent = 1, b"", b""
         self.sent = self.answered = 0
 
@@ -72,10 +72,10 @@ class Wire:
         while not until():
             due = _AT_ONCE if rate is None else int(rate * (time.monotonic() - begun)) - (self.sent - sent)
             self._send(min(due, _AT_ONCE - (self.sent - self.answered)))
-            self._receive(_TICK_S)
+            self._receive(TICK_S)
         ends = time.monotonic() + 30
         while self.answered < self.sent and time.monotonic() < ends:
-            self._receive(_TICK_S)
+            self._receive(TICK_S)
         if self.answered - answered != self.sent - sent:
             raise RuntimeError("calls of the flood were not answered")
         return time.monotonic() - begun
@@ -108,23 +108,24 @@ class Wire:
             size, kind, flags = int.from_bytes(got[at : at + 3]), got[at + 3], got[at + 4]
             if len(got) - at < 9 + size:
                 break
-            if kind == _RESET or (kind == _HEADERS and flags & _END_STREAM):
+            if kind == RESET or (kind == HEADERS and flags & END_STREAM):
                 self.answered += 1
-            elif kind == _SETTINGS and not flags & _ACK:
-                self._unsent += _frame(_SETTINGS, _ACK, 0)
-            elif kind == _PING and not flags & _ACK:
-                self._unsent += _frame(_PING, _ACK, 0, got[at + 9 : at + 17])
-            elif kind == _GOAWAY:
+            elif kind == SETTINGS and not flags & ACK:
+                self._unsent += frame(SETTINGS, ACK, 0)
+            elif kind == PING and not flags & ACK:
+                self._unsent += frame(PING, ACK, 0, got[at + 9 : at + 17])
+            elif kind == GOAWAY:
                 raise RuntimeError("the server sent the flood away")
             at += 9 + size
         self._left = got[at:]
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
     return struct.pack("!I", len(payload))[1:] + bytes([kind, flags]) + struct.pack("!I", stream) + payload
 
 
-def _length(size: int) -> bytes:
+def length(size: int) -> bytes:
     """A string's length without Huffman coding (RFC 7541 section 5.1)."""
     if size < 127:
         return bytes([size])
@@ -135,8 +136,9 @@ def _length(size: int) -> bytes:
     return bytes([*out, size])
 
 
-def _text(value: str) -> bytes:
-    return _length(len(value)) + value.encode()
+def text(value: str) -> bytes:
+    """A string as it stands in a header block."""
+    return length(len(value)) + value.encode()
 
 
 def main(port: int, rate: float, directory: Path, kid: str) -> None:

@@ -23,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.garbage import floods, in_process
+from bench.gate_flood import flooded
+from bench.gate_flood_server import TENANTS
 from bench.gate_load import Layer, Sample, running_server
 from bench.gate_server import LAYERS
 from bench.report import Result, publish
@@ -57,6 +59,8 @@ def prepare(directory: Path) -> None:
     )
     write_leaf(authority.issue_service(service="inference"), directory / "server")
     write_leaf(authority.issue_client(tenant="acme", name="bench"), directory / "client")
+    for name, tenant in TENANTS.items():
+        write_leaf(authority.issue_client(tenant=tenant, name=name), directory / name)
     model, _accuracy = digits.train(digits.split()[0])
     (directory / "digits.onnx").write_bytes(model)
 
@@ -155,11 +159,13 @@ def part(name: str, directory: Path, rounds: int) -> list[Result]:
         return in_process(directory)
     if name == "garbage":
         return floods(directory)
+    if name == "flood":
+        return flooded(directory)
     kind, work = name.split()
     return layers(kind, work, directory, rounds)
 
 
-PARTS = ("in process", *(f"{kind} {work}" for kind in KINDS for work in WORKS), "garbage")
+PARTS = ("in process", *(f"{kind} {work}" for kind in KINDS for work in WORKS), "garbage", "flood")
 
 
 def run_apart(name: str, directory: Path, rounds: int, within_s: float) -> list[Result]:

@@ -30,15 +30,17 @@ class Mint:
         """Trust in this mint and these grants, and nothing else."""
         return TrustSnapshot.build(epoch="bench", sequence=1, issuer=self.issuer, keys=[self.key], grants=grants)
 
-    def issue(self, thumbprint: str, *, lifetime_seconds: int = 300) -> str:
+    def issue(
+        self, thumbprint: str, *, lifetime_seconds: int = 300, tenant: str = "acme", client: str = "bench"
+    ) -> str:
         """A token for the holder of the certificate with this thumbprint."""
         now = int(time.time())
         claims = {
             "iss": self.issuer,
             "aud": "inference",
             "sub": "bench",
-            "client_id": "bench",
-            "tenant": "acme",
+            "client_id": client,
+            "tenant": tenant,
             "scope": "models.infer",
             "iat": now,
             "exp": now + lifetime_seconds,
