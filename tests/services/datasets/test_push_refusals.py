@@ -49,18 +49,18 @@ async def test_another_manifest_under_the_same_upload_id_is_equivocation(world):
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("steps", "wanted"),
     [
-        chunk_messages()[1:2],
-        [messages.PushDatasetRequest(chunk=messages.Chunk(offset=5, data=NEVER))],
-        [messages.PushDatasetRequest(chunk=messages.Chunk(offset=2**64 - 1, data=NEVER))],
-        [*chunk_messages(), messages.PushDatasetRequest(chunk=messages.Chunk(offset=40, data=NEVER))],
-        [FINISH],
-        [*chunk_messages()[:2], FINISH],
+        (chunk_messages()[1:2], 0),
+        ([messages.PushDatasetRequest(chunk=messages.Chunk(offset=5, data=NEVER))], 0),
+        ([messages.PushDatasetRequest(chunk=messages.Chunk(offset=2**64 - 1, data=NEVER))], 0),
+        ([*chunk_messages(), messages.PushDatasetRequest(chunk=messages.Chunk(offset=40, data=NEVER))], 40),
+        ([FINISH], 0),
+        ([*chunk_messages()[:2], FINISH], 20),
     ],
     ids=["gap", "no boundary", "far out", "trailing", "finish at once", "finish early"],
 )
-async def test_an_offset_that_is_not_wanted_is_out_of_range_and_harms_nothing(world, steps):
+async def test_an_offset_that_is_not_wanted_is_out_of_range_and_the_right_one_is_told(world, steps, wanted):
     trainer = world.actor()
     envelope = world.signed()
 
@@ -68,6 +68,8 @@ async def test_an_offset_that_is_not_wanted_is_out_of_range_and_harms_nothing(wo
         await trainer.push([manifest_message(envelope), *steps])
 
     assert caught.value.reason is Reason.WRONG_OFFSET
+    assert [upload[1:3] for upload in await uploads(world)] == [("receiving", wanted)]
+    assert (await trainer.push([manifest_message(envelope)]))[0].next_offset == wanted
     assert (await trainer.push_all(envelope)).rows == 6
 
 
