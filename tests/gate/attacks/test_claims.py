@@ -104,6 +104,28 @@ def test_a_token_on_behalf_of_somebody_gives_what_both_may_and_no_more(scene, la
     scene.good(token=given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (RevocationKind.CLIENT, "acme-frontend"),
+        (RevocationKind.CLIENT, "acme-gateway"),
+        (RevocationKind.TOKEN, "first"),
+        (RevocationKind.TOKEN, "second"),
+    ],
+)
+def test_a_token_on_behalf_of_somebody_ends_with_each_that_speaks_and_each_token_on_the_way(scene, kind, value):
+    chain = {"sub": "acme-gateway", "jti": "second", "act": {"sub": "acme-frontend", "jti": "first"}}
+    given = signed_payload(scene, claims_of(scene, sub="idp:alice", act=chain))
+    scene.good(token=given)
+    moment = {"not_before": scene.world.clock.now()} if kind is RevocationKind.CLIENT else {}
+    scene.world.revoke(kind, "another", **moment)
+    scene.good(token=given)
+    scene.world.revoke(kind, value, **moment)
+    scene.unauthenticated(Reason.TOKEN_REVOKED, token=given)
+    scene.world.publish()
+    scene.good(token=given)
+
+
 def test_a_chain_of_more_actors_than_three_is_refused(scene):
     deep = {"sub": "a", "act": {"sub": "b", "act": ACTORS}}
     scene.unauthenticated(token=signed_payload(scene, claims_of(scene, act=deep)))
