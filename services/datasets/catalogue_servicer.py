@@ -10,6 +10,7 @@ from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.datasets.v1 import dataset_service_pb2_grpc as stubs
 from casemate.errors import NotFound
 from casemate.gate.adapters.caller_context import current_caller
+from casemate.signing.fields import NAME
 from services.datasets.answers import by_caller, callers_tenant, invalid, listed, timestamp, trained_model
 from services.datasets.croissant import croissant
 from services.datasets.labels import Move
@@ -157,9 +158,9 @@ class CatalogueCalls(stubs.DatasetServiceServicer):
     async def SetRetention(  # noqa: N802
         self, request: messages.SetRetentionRequest, _context: object
     ) -> messages.SetRetentionResponse:
-        """Sets how long versions are kept."""
+        """Sets how long versions are kept. A name that no dataset can have is not found: else a slip sets nothing."""
         _require_possible(request.keep_versions)
-        if "\x00" in request.dataset:
+        if not NAME.fullmatch(request.dataset):
             raise NotFound("no dataset has such a name")
         schedule = Schedule(
             tenant=callers_tenant(),

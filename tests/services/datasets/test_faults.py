@@ -227,6 +227,7 @@ async def test_a_hostile_name_is_not_found_or_refused_and_does_nothing(world, ca
             "SetLabel": messages.SetLabelRequest(dataset=name, label="golden", version=1),
             "GetLineage": messages.GetLineageRequest(dataset=name, version=1),
             "GetCroissant": messages.GetCroissantRequest(dataset=name),
+            "SetRetention": messages.SetRetentionRequest(dataset=name, keep_versions=1),
         }
         async with nothing_changes(world):
             for method, request in requests.items():
