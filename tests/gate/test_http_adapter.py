@@ -28,10 +28,12 @@ async def serve(leaf):
     closing = []
 
     async def begin(world):
-        gate, seen = HttpGate(world.gate), []
+        gate, seen, world.raises = HttpGate(world.gate), [], None
 
         async def answer(call):
             seen.append(call.caller)
+            if world.raises is not None:
+                raise world.raises
             if "Then" in call.request.headers:
                 call.narrow(ECHO + call.request.headers["Then"])
             return Answer(body=b"served")
@@ -63,6 +65,19 @@ async def serve(leaf):
 @pytest.fixture
 def trainer(leaf):
     return leaf("client", tenant="acme", name="trainer")
+
+
+@pytest.mark.parametrize("raises", [SystemExit("x"), ValueError("x"), asyncio.CancelledError("x")], ids=repr)
+async def test_whatever_answers_a_request_raises_it_is_answered_and_the_next_is_served(serve, trainer, raises):
+    world = World()
+    face = await serve(world)
+    line, token = await face.line(trainer), world.token(trainer)
+    world.raises = raises
+    assert await face.ask(line, "Open", token=token) == (418, "INTERNAL/INTERNAL/False")
+    world.raises = None
+    assert await face.ask(line, "Open", token=token) == (200, "served")
+    assert [event.outcome for event in world.audit.events] == ["INTERNAL", "OK"]
+    assert world.gate._quota.running == 0
 
 
 async def test_a_method_for_peers_is_served_to_a_certificate_and_says_whose_it_is(serve, trainer):

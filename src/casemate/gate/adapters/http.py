@@ -10,6 +10,7 @@ certificate of ours, and the domain proves the client behind it again.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -88,7 +89,12 @@ class HttpGate:
         request_id = self._request_ids.take()
         try:
             response = await self._admitted(request, method, request_id, answer)
-        except Exception as error:  # noqa: BLE001  # errors outermost: whatever it is, its text stays here
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_ended():
+                raise
+            # Errors outermost: whatever it is, its text stays here, and no request's SystemExit ends the server.
             to_status(error, request_id=request_id)  # logs it, once, as for an rpc
             response = refuse(error if isinstance(error, CasemateError) else InternalError())
         response.headers[REQUEST_ID_HEADER] = request_id
@@ -109,9 +115,18 @@ class HttpGate:
             caller = self._gate.at_message(admission, request.connection)
             response = await answer(HttpCall(request, caller, self._gate, admission))
             code = "OK"
-        except Exception as error:
-            code = error.code.value if isinstance(error, CasemateError) else InternalError.code.value
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError) or not _is_ended():
+                code = InternalError.code.value
+            if isinstance(error, CasemateError):
+                code = error.code.value
             raise
         finally:
             self._gate.finish(admission, code)
         return response
+
+
+def _is_ended() -> bool:
+    """Whether somebody ends the request, and not something that its handler waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
