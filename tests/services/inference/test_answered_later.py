@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from casemate.errors import DeadlineExceeded, Exhausted, InternalError, InvalidRequest, Unavailable
+from casemate.errors import (
+    CasemateError,
+    DeadlineExceeded,
+    Exhausted,
+    InternalError,
+    InvalidRequest,
+    Unavailable,
+)
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.alarm import Alarm
 from services.inference.batch_jobs import CallerLeft, Later, Terms
@@ -352,3 +359,24 @@ def test_a_peer_that_takes_no_bytes_holds_up_nobody_who_shares_its_run(make: Cal
         )
     response = wire.ModelInferResponse.FromString(sent[5:])
     assert np.frombuffer(response.raw_output_contents[0], "<f4").tolist() == [21.0]
+
+
+def test_a_server_that_ends_answers_the_calls_that_wait_for_a_model(make: Callable[..., Counter]) -> None:
+    counter = make(batching={"max_rows": 2}, warm_up=[SAMPLE])
+    first = counter.running(1)
+    waiting = [counter.waiting(row) for row in (2, 3, 4, 5)]
+    ending = threading.Thread(target=counter.house.service._server.stop)
+    ending.start()
+
+    def refuses() -> bool:
+        try:
+            counter.house.call("ServerLive", wire.ServerLiveRequest())
+        except CasemateError:
+            return True
+        return False
+
+    until(refuses)
+    counter.go()
+    assert [answer(each) for each in (first, *waiting)] == [[3.0], [6.0], [9.0], [12.0], [15.0]]
+    ending.join(PATIENCE)
+    assert not ending.is_alive()
