@@ -42,6 +42,9 @@ _AT_ONCE: Final = 0.0
 """A moment that has passed: what is there is given, and nothing is waited for."""
 _MOST_TAKEN: Final = 16
 """Events that are put into lines before the next turn, should they never end."""
+_REST_S: Final = 50e-6
+"""Seconds that the loop waited for an event: there was nothing to do."""
+_LATELY_S: Final = 0.001
 _SERVER: Any = None
 try:
     from grpc import _server
@@ -126,9 +129,13 @@ class Lane:
     def _serve(self) -> None:
         state, turns = self._state, self._turns
         poll, timeout = state.completion_queue.poll, lane_call.CYGRPC.CompletionType.queue_timeout
-        taken, go_on = 0, True
+        taken, rested, go_on = 0, 0.0, True
         while go_on:
+            begun = time.monotonic()
             event = self._look(poll) if turns else poll(time.time() + _LOOK_S)
+            now = time.monotonic()
+            if now - begun >= _REST_S:
+                rested = now
             if state.server_deallocated:
                 _SERVER._begin_shutdown_once(state)
             came = event.completion_type != timeout
@@ -138,8 +145,10 @@ class Lane:
             elif not turns:
                 self._pool.limit(self._pressure.idle())
             del event  # before the next poll: it may hold the last reference to an ended call
-            # All that came is in its line, or so much that the lines must not wait for more.
-            if turns and go_on and (not came or taken >= _MOST_TAKEN):
+            # All that came is in its line, or so much that the lines must not wait for more; or there is one call and
+            # nothing else to do, and to look for more would have it wait for threads of grpcio that are about to end.
+            alone = state.active_rpc_count <= 1 and now - rested < _LATELY_S
+            if turns and go_on and (not came or alone or taken >= _MOST_TAKEN):
                 taken = 0
                 go_on = turns.next()() is not False
 
