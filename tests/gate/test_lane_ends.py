@@ -12,7 +12,7 @@ import pytest
 
 from casemate.datasets.v1.dataset_service_pb2 import GetVersionRequest
 from casemate.transport import server as transport_server
-from casemate.transport.registry import RegisteredService
+from casemate.transport.registry import LATER, RegisteredService
 from tests.gate.served import LIMIT_S, bearer, serve
 from tests.gate.world import World
 
@@ -54,6 +54,37 @@ def test_a_handler_that_outstays_the_grace_loses_its_call_and_does_not_hold_up_t
             assert not done.is_set()
         go_on.set()
         assert done.wait(LIMIT_S)
+        ending.join(LIMIT_S)
+        assert not ending.is_alive()
+        assert call.code() is (grpc.StatusCode.UNAVAILABLE if outstays else grpc.StatusCode.OK)
+
+
+@pytest.mark.parametrize("outstays", [True, False])
+def test_an_answer_that_is_owed_by_nobodys_thread_does_not_hold_up_the_end(leaf, outstays):
+    """Its handler returned on the serving thread, and whoever was to answer does not."""
+    began, owed = threading.Event(), []
+
+    def later(raw: bytes, context: Any) -> object:
+        owed.append(lambda: context.conclude(lambda: raw))
+        began.set()
+        return LATER
+
+    trainer = leaf("client", tenant="acme", name="trainer")
+    handler = grpc.unary_unary_rpc_method_handler(later)
+    service = RegisteredService("test.Echo", {"Open": handler}, {"Open": lambda _caller, _message, _context: later})
+    with (
+        serve("sync", World(), leaf("service", service="datasets"), services=[service]) as served,
+        served.channel(trainer) as channel,
+    ):
+        call = channel.unary_unary("/test.Echo/Open").future(
+            RAW, metadata=bearer(served.world.token(trainer)), timeout=2 * LIMIT_S
+        )
+        assert began.wait(LIMIT_S)
+        grace = timedelta(seconds=0.1 if outstays else LIMIT_S)
+        ending = threading.Thread(target=served.stop, args=(grace,), daemon=True)
+        ending.start()
+        if not outstays:
+            owed[0]()
         ending.join(LIMIT_S)
         assert not ending.is_alive()
         assert call.code() is (grpc.StatusCode.UNAVAILABLE if outstays else grpc.StatusCode.OK)

@@ -56,7 +56,7 @@ class Feed(trust_service_pb2_grpc.TrustServiceServicer):
 class Hall:
     """`python -m services.inference --workers 2`, over the repository, key and trust of a house."""
 
-    def __init__(self, house: House, leaf: LeafFactory, directory: Path, **settings: str) -> None:
+    def __init__(self, house: House, leaf: LeafFactory, directory: Path, *, workers: int = 2, **settings: str) -> None:
         self.house, self._leaf, self._directory = house, leaf, directory
         self._feed = Feed(house)
         self._auth = build_server(
@@ -70,7 +70,7 @@ class Hall:
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.heard: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.inference", "--workers", "2"],
+            [sys.executable, "-m", "services.inference", "--workers", str(workers)],
             cwd=ROOT,
             env=self._environment(settings),
             stderr=subprocess.PIPE,

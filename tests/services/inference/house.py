@@ -44,6 +44,7 @@ from casemate.transport.status import from_rpc_error
 from services.inference.app import AUDIENCE, Dependencies, Service
 from services.inference.backends import Backend
 from services.inference.repository import Repository, Store
+from services.inference.seat import Seat
 from services.inference.servicers import OPEN_INFERENCE
 from services.inference.settings import ServingSettings
 from tests.services.inference.neighbours import Auth, Log, Roots, Trust
@@ -120,7 +121,7 @@ class House:
         for close in reversed(self._closing):
             close()
 
-    def serve(self) -> Service:
+    def serve(self, *, seat: Seat | None = None) -> Service:
         """A replica over the same trust, repository and key; started, and through its first round of loading."""
         service = Service(
             Dependencies(
@@ -140,6 +141,7 @@ class House:
             staleness=timedelta(hours=1),
             lame_duck=NO_WAIT,
             backends=self._backends,
+            seat=seat,
         )
         service.start()
         self._closing.append(service.stop)

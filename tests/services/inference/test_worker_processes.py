@@ -20,7 +20,8 @@ from casemate.gate.adapters.audit_file import verify_chain
 from casemate.gate.core.quota import Shares
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.transport.status import from_rpc_error
-from services.inference.seat import share_out
+from services.inference.board import SupervisorBoard, WorkerBoard
+from services.inference.seat import Seat, share_out
 from services.inference.servicers import OPEN_INFERENCE
 from tests.services.inference.conftest import Digits
 from tests.services.inference.hall import Hall
@@ -59,6 +60,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, leaf: LeafFactory, digits: D
     house.publish({"model.onnx": digits.onnx})
     house.publish({"model.onnx": dividing()}, model="dividing")
     house.publish({"model.onnx": looping()}, model="loop")
+    house.publish({"model.onnx": looping(), "serving.json": b'{"instances": 2}'}, model="pair")
     house.publish({"model.onnx": hungry()}, model="hungry")
     yield house
     house.close()
@@ -249,6 +251,15 @@ def test_every_quota_is_divided_among_the_workers() -> None:
     assert share_out(Shares(caller_concurrency=1), 4).caller_concurrency == 1
 
 
+def test_a_worker_gives_its_part_of_every_quota_and_a_lone_process_the_whole(house: House) -> None:
+    board = SupervisorBoard(4)
+    for seat in (None, Seat(index=0, count=4, board=WorkerBoard(board.descriptor, 0), descriptor=-1)):
+        service = house.serve(seat=seat)
+        quota = service._interceptor._gate._quota
+        assert quota._shares == (Shares() if seat is None else share_out(Shares(), 4))
+    board.close()
+
+
 def test_told_to_end_all_workers_answer_what_they_have_and_end(
     house: House, leaf: LeafFactory, tmp_path: Path, digits: Digits
 ) -> None:
@@ -266,6 +277,29 @@ def test_told_to_end_all_workers_answer_what_they_have_and_end(
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert not any("Traceback" in text for text in hall.heard)
     for file in tmp_path.glob("audit.*.jsonl"):
+        with file.open("rb") as lines:
+            verify_chain(lines)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_to_end_with_a_run_that_does_not_it_answers_the_other_and_ends_by_itself(
+    house: House, leaf: LeafFactory, tmp_path: Path, workers: int
+) -> None:
+    hall = Hall(house, leaf, tmp_path, workers=workers, UNSAFE_DIVISION="true")
+    with hall.channel(again=False) as channel, ThreadPoolExecutor(2) as pool:
+        hung = pool.submit(hall.ask, number("pair", ENDLESS), channel=channel)
+        good = pool.submit(hall.ask, number("pair", 500_000), channel=channel)
+        while hall.runs() < 2:
+            assert not good.done()
+        hall.process.send_signal(signal.SIGTERM)
+        assert good.result(PATIENCE)
+        with pytest.raises(grpc.RpcError) as caught:
+            hung.result(PATIENCE)
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert hall.process.wait(PATIENCE) == 0
+    hall.close()
+    for file in tmp_path.glob("audit*.jsonl"):  # no part of it was killed
         with file.open("rb") as lines:
             verify_chain(lines)
 

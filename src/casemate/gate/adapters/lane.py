@@ -255,7 +255,9 @@ class GatedCall(LaneCall, AnswersLater):
         except BaseException as error:  # noqa: BLE001
             self._fail(error, judged=judged)
             return
-        if reply is not LATER:
+        if reply is LATER:
+            self.watch()  # no thread holds it: a server that ends must hear of its end from grpcio
+        else:
             self.conclude(lambda: reply)
 
     def conclude(self, reply: Callable[[], Any]) -> None:
