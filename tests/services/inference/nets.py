@@ -45,6 +45,23 @@ def mixing(width: int = 64) -> bytes:
     )
 
 
+def poisonable(width: int = 64) -> bytes:
+    """Adds nothing of the other rows to each, but for what is no number."""
+    return _model(
+        [
+            helper.make_node("ReduceSum", ["x", "axis"], ["all"], keepdims=1),
+            helper.make_node("Mul", ["all", "none"], ["nothing"]),
+            helper.make_node("Add", ["x", "nothing"], ["y"]),
+        ],
+        [_tensor("x", "n", width)],
+        [_tensor("y", "n", width)],
+        [
+            numpy_helper.from_array(np.array([0], np.int64), "axis"),
+            numpy_helper.from_array(np.array([0], np.float32), "none"),
+        ],
+    )
+
+
 def summing(width: int = 64) -> bytes:
     """One answer for all rows."""
     return _model(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from casemate.errors import Code, FailedPrecondition, NotFound, Unavailable
+from casemate.errors import CasemateError, Code, FailedPrecondition, NotFound, Reason, Unavailable
+from casemate.gate.core.records import Release
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from services.inference.loads import Loads
 from services.inference.repository import Repository, Slot
 from tests.services.inference.conftest import Digits
-from tests.services.inference.house import PATIENCE, SERVING, House
+from tests.services.inference.house import PATIENCE, SERVING, TENANT, House, grant, signer
 from tests.services.inference.identity import identity
 from tests.services.inference.test_queue_on_the_wire import until
 from tests.support.authority import LeafFactory
@@ -31,9 +33,11 @@ class Stuck(Repository):
         super().__init__(root)
         self.model = ""
         self.go = threading.Event()
+        self.hangs = threading.Semaphore(0)
 
     def open(self, slot: Slot):
         if slot.model == self.model:
+            self.hangs.release()
             assert self.go.wait(2 * PATIENCE)
         return super().open(slot)
 
@@ -79,6 +83,54 @@ def test_a_load_that_hangs_lets_the_other_models_load_is_told_of_and_is_served_w
     until(lambda: states(house)["a-stuck-one"] == "READY")
     until(lambda: house.call("ServerReady", wire.ServerReadyRequest()).ready)  # in the next round, which begins at once
     assert b"casemate_inference_loads_overdue 1.0" not in house.metrics.exposition()
+
+
+def compromised(house: House) -> object:
+    recorded_at = house.trust.state.current.releases[TENANT, "digits"].versions[0].recorded_at
+    return signer(house.publisher, compromised_since=recorded_at)
+
+
+MOVES = {
+    "its publisher was compromised": (compromised, Code.FAILED_PRECONDITION),
+    "it was withdrawn": (lambda _house: Release(tenant=TENANT, model="digits"), Code.NOT_FOUND),
+    "nothing that concerns it": (lambda _house: grant("t/acme/other", "infer"), None),
+}
+
+
+@pytest.mark.parametrize(("move", "code"), MOVES.values(), ids=MOVES)
+def test_trust_that_moves_while_a_version_is_read_is_asked_again(
+    house: House, disk: Stuck, digits: Digits, move: Callable[[House], object], code: Code | None
+) -> None:
+    disk.model = "digits"
+    with ThreadPoolExecutor(1) as pool:
+        reloading = pool.submit(house.reload, 1)
+        assert disk.hangs.acquire(timeout=PATIENCE)  # it was trusted when it began
+        house.trust.change(move(house))
+        disk.go.set()
+        if code is None:
+            assert reloading.result(PATIENCE).number == 1
+            assert house.predict(digits.images) == digits.labels.tolist()
+            return
+        with pytest.raises(FailedPrecondition) as refused:
+            reloading.result(PATIENCE)
+    assert refused.value.reason is Reason.MODEL_REFUSED
+    with pytest.raises(CasemateError) as caught:
+        house.predict(digits.images)
+    assert caught.value.code is code
+
+
+def test_a_model_that_was_taken_out_while_it_was_read_stays_out_until_it_is_loaded_on_purpose(
+    house: House, disk: Stuck, digits: Digits
+) -> None:
+    disk.model = "digits"
+    house.service = house.serve()
+    house.call("RepositoryModelUnload", wire.RepositoryModelUnloadRequest(model_name="digits"), caller=house.trainer)
+    disk.go.set()
+    until(lambda: not house.service.watcher.overdue)
+    with pytest.raises(FailedPrecondition):
+        house.predict(digits.images)
+    house.call("RepositoryModelLoad", wire.RepositoryModelLoadRequest(model_name="digits"), caller=house.trainer)
+    assert house.predict(digits.images) == digits.labels.tolist()
 
 
 def test_a_service_ends_though_a_load_hangs(house: House, disk: Stuck) -> None:

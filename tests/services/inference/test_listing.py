@@ -12,6 +12,7 @@ from casemate.errors import InvalidRequest
 from casemate.gate.core.records import Release, ReleasedVersion, RemovedGrant
 from casemate.inference.v1.model_service_pb2 import ListModelsRequest
 from casemate.inference.v1.model_service_pb2_grpc import ModelServiceStub
+from casemate.open_inference.v2 import open_inference_pb2 as wire
 from tests.services.inference.conftest import Digits
 from tests.services.inference.house import TENANT, Caller, House, grant, meant
 from tests.support.authority import LeafFactory
@@ -58,6 +59,21 @@ def test_every_version_is_listed_with_its_state_its_digest_and_what_labels_name(
     assert dict(digits.labels) == {"stable": 1, "canary": 2}
     lost = models["lost"].versions[0]
     assert (lost.state, lost.reason) == (2, "released, not loaded here")
+
+
+def test_a_version_that_ended_its_process_time_and_again_is_listed_as_resting_and_is_not_ready(house: House) -> None:
+    catalogue = house.service.catalogue
+    loaded = catalogue.find(TENANT, "digits", "2")
+    ready = wire.ModelReadyRequest(name="digits", version="2")
+    try:
+        catalogue.put(dataclasses.replace(loaded, rests=lambda: True), current=False)
+        digits = next(model for model in listed(house, house.caller).models if model.name == "digits")
+        assert [one.state for one in digits.versions] == [1, 2]
+        assert "rests" in digits.versions[1].reason
+        assert not house.call("ModelReady", ready).ready
+    finally:
+        catalogue.put(loaded, current=False)
+    assert house.call("ModelReady", ready).ready
 
 
 def test_pages_hold_everything_once_and_in_order_and_a_token_of_none_is_refused(house: House) -> None:

@@ -14,6 +14,7 @@ import pytest
 from casemate.errors import CasemateError, Code, NotFound, Reason
 from casemate.gate.core.records import Release
 from casemate.open_inference.v2 import open_inference_pb2 as wire
+from casemate.signing.keys import SigningKey
 from services.inference.loader import VerifiedModel
 from services.inference.repository import Slot
 from services.inference.single_flight import SingleFlight
@@ -24,6 +25,7 @@ from tests.support.authority import LeafFactory
 
 REFUSED = (Code.FAILED_PRECONDITION, Reason.MODEL_REFUSED)
 SEALED = "files/model.onnx.sealed"
+EXPIRES_AT = datetime.now(UTC) + timedelta(hours=1)
 
 
 def refusal(ask: Callable[[], object]) -> tuple[Code, Reason]:
@@ -84,6 +86,31 @@ def test_anything_of_an_older_version_in_a_newer_ones_place_is_refused(house: Ho
     shutil.rmtree(new) if new.is_dir() else new.unlink()
     kept.rename(new)
     assert house.reload(2).number == 2
+
+
+def stored_instead(house: House, digits: Digits, key: SigningKey, notes: bytes) -> None:
+    """Puts another signed manifest of the released number into the repository, sealed as ours are."""
+    files = {"model.onnx": digits.onnx, "notes.txt": notes}
+    envelope = house.manifest(files, expires_at=EXPIRES_AT, key=key)
+    house.service.publishing._vault.store(Slot(TENANT, "digits", 1), manifest=envelope, files=files)
+
+
+def test_a_manifest_of_the_same_number_that_was_not_released_is_refused_and_so_is_another_publishers_signature(
+    house: House, digits: Digits
+) -> None:
+    """By whoever can write to the repository and seal. It is told of as changed bytes are."""
+    another = SigningKey.generate()
+    house.trust.change(signer(another))
+    files = {"model.onnx": digits.onnx, "notes.txt": b"released"}
+    house.publish(files, envelope=house.manifest(files, expires_at=EXPIRES_AT))
+    before = failures(house)
+    for count, (key, notes) in enumerate([(house.publisher, b"not released"), (another, b"released")], 1):
+        stored_instead(house, digits, key, notes)
+        assert refusal(house.reload) == REFUSED
+        assert failures(house) == before + count
+    stored_instead(house, digits, house.publisher, b"released")
+    assert house.reload().number == 1
+    assert failures(house) == before + 2
 
 
 def test_a_version_that_lies_in_the_repository_and_was_never_released_is_not_served(

@@ -14,7 +14,7 @@ from services.inference.non_finite import require_finite
 from services.inference.preparation import Preparation
 from services.inference.serving import Serving, read_serving
 from services.inference.statistics import Statistics
-from tests.services.inference.nets import dense, looping, mixing, sample, serving, summing
+from tests.services.inference.nets import dense, looping, mixing, poisonable, sample, serving, summing
 
 BATCHING = {"max_rows": 8}
 
@@ -98,6 +98,13 @@ def test_a_model_whose_rows_colour_each_other_is_not_batched(model: bytes) -> No
         prepare(model, batching=BATCHING, warm_up=[sample()])
     assert [violation.field for violation in caught.value.violations] == ["serving.json.batching"]
     prepare(model, warm_up=[sample()])  # its twin runs each request alone
+
+
+def test_d7_a_model_whose_rows_nan_passes_between_is_batched_only_where_nan_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        prepare(poisonable(), batching=BATCHING, warm_up=[sample()])
+    assert [violation.field for violation in caught.value.violations] == ["serving.json.batching"]
+    prepare(poisonable(), batching=BATCHING, warm_up=[sample()], non_finite="refuse")
 
 
 def test_a_sample_that_does_not_fit_the_model_refuses_the_version() -> None:
