@@ -62,7 +62,7 @@ def test_every_rpc_is_written_by_every_servicer_of_its_service(name):
 def test_what_is_registered_by_a_table_is_registered_whole():
     """The table of the Open Inference protocol is held to its own descriptor by the tests of inference."""
     service = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
-    table = model_service(publishing=_Anything())
+    table = model_service(publishing=_Anything(), index=_Anything())
     assert (table.name, set(table.handlers)) == (service.full_name, {method.name for method in service.methods})
 
 
