@@ -37,8 +37,7 @@ def parse_form(content_type: str, body: bytes) -> dict[str, str]:
     Raises:
         OAuthRefusal: it is no form, or has a parameter twice.
     """
-    kind, _, parameter = content_type.partition(";")
-    if kind.strip().lower() != _FORM or parameter.strip().lower() not in {"", "charset=utf-8", 'charset="utf-8"'}:
+    if content_type != _FORM and not _is_form(content_type):
         raise OAuthRefusal("invalid_request", "not a form")
     if _BROKEN_ESCAPE.search(body):
         raise OAuthRefusal("invalid_request", "a broken escape")
@@ -46,13 +45,17 @@ def parse_form(content_type: str, body: bytes) -> dict[str, str]:
         pairs = _pairs(body.decode("ascii"))
     except ValueError as error:
         raise OAuthRefusal("invalid_request", "not a form") from error
-    found: dict[str, str] = {}
-    for name, value in pairs:
-        if name in found:
-            # Of targets more than one may be asked for (RFC 8707 section 2); our tokens have one audience.
-            raise OAuthRefusal("invalid_target" if name in _TARGETS else "invalid_request", f"{len(pairs)} with a twin")
-        found[name] = value
-    return {name: value for name, value in found.items() if value}
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for at, (name, _) in enumerate(pairs) if name in {before for before, _ in pairs[:at]})
+        # Of targets more than one may be asked for (RFC 8707 section 2); our tokens have one audience.
+        raise OAuthRefusal("invalid_target" if twice in _TARGETS else "invalid_request", f"{len(pairs)} with a twin")
+    return {name: value for name, value in pairs if value}
+
+
+def _is_form(content_type: str) -> bool:
+    kind, _, parameter = content_type.partition(";")
+    return kind.strip().lower() == _FORM and parameter.strip().lower() in {"", "charset=utf-8", 'charset="utf-8"'}
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -123,6 +126,8 @@ def credential_of(form: Mapping[str, str], authorization: str | None) -> Credent
         Unauthenticated: `CLIENT_UNKNOWN`: a header that is not `Basic`, or does not read as it.
     """
     client_id, secret, assertion = form.get("client_id", ""), form.get("client_secret"), form.get("client_assertion")
+    if authorization is None and secret is None and assertion is None and "client_assertion_type" not in form:
+        return Credential(client_id=client_id)
     shown = [value is not None for value in (authorization, secret, assertion)]
     if sum(shown) > 1:
         raise OAuthRefusal("invalid_request", "more than one way to authenticate")

@@ -9,8 +9,6 @@ If this fails: one caller guesses as fast as the quota lets it; a secret has 256
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -33,9 +31,8 @@ class Slowing:
         self._clock = clock
         self._failures: OrderedDict[str, _Failures] = OrderedDict()
 
-    @contextmanager
-    def attempt(self, identity: str, *, shown: str = "") -> Iterator[None]:
-        """One attempt of an identity to prove a client; `Unauthenticated` from the block counts against it.
+    def attempt(self, identity: str, *, shown: str = "") -> _Attempt:
+        """One attempt of an identity to prove a client: a block, and `Unauthenticated` from it counts against it.
 
         What comes after the proof, such as an expired grant of somebody else, belongs outside of the block.
         A success forgives failures that all showed the same: a typing error that was mended. It does not
@@ -49,18 +46,20 @@ class Slowing:
             Exhausted: it has to wait; says how long. Nothing was done.
         """
         failures = self._failures.get(identity)
-        now = self._clock.monotonic()
         if failures is not None:
+            now = self._clock.monotonic()
             if now - failures.last >= _FORGOTTEN_AFTER_S:
                 del self._failures[identity]
             elif (wait := failures.last + _wait_s(failures.count) - now) > 0:
                 detail = f"{identity} failed {failures.count} times"
                 raise Exhausted(detail, retry_after=timedelta(seconds=wait))
-        try:
-            yield
-        except Unauthenticated:
+        return _Attempt(self, identity, shown)
+
+    def ended(self, identity: str, shown: str, *, proven: bool) -> None:
+        """Notes how an attempt ended."""
+        if not proven:
             self._failed(identity, shown)
-            raise
+            return
         failures = self._failures.get(identity)
         if failures is not None and failures.shown == shown:
             del self._failures[identity]
@@ -73,6 +72,25 @@ class Slowing:
         self._failures.move_to_end(identity)
         if len(self._failures) > _IDENTITIES:
             self._failures.popitem(last=False)
+
+
+class _Attempt:
+    """The block of one attempt; by hand, as every token has one."""
+
+    __slots__ = ("_identity", "_shown", "_slowing")
+
+    def __init__(self, slowing: Slowing, identity: str, shown: str) -> None:
+        self._slowing = slowing
+        self._identity = identity
+        self._shown = shown
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What failed otherwise, a database that is not there for one, proves and refutes nothing.
+        if kind is None or issubclass(kind, Unauthenticated):
+            self._slowing.ended(self._identity, self._shown, proven=kind is None)
 
 
 @dataclass(frozen=True, slots=True)

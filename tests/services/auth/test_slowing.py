@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from casemate.errors import Exhausted, Unauthenticated
+from casemate.errors import Exhausted, Unauthenticated, Unavailable
 from services.auth.slowing import FREE_FAILURES, Slowing
 from tests.services.auth.lines import HandClock
 
@@ -42,6 +42,20 @@ def test_e7_ten_thousand_bad_attempts_are_hardly_heard_and_slow_nobody_else():
         assert _wait(slowing, VICTIM) is None
     # Ten free ones, then each twice as long after the one before: ten seconds hold six more.
     assert heard == FREE_FAILURES + 6
+
+
+def test_an_attempt_that_ends_for_another_reason_counts_against_nobody_and_forgives_nothing():
+    slowing = Slowing(clock=HandClock())
+    for _ in range(FREE_FAILURES - 1):
+        with pytest.raises(Unauthenticated):
+            _fail(slowing, ATTACKER)
+    for _ in range(2):
+        with pytest.raises(Unavailable), slowing.attempt(ATTACKER, shown="secret guessed"):
+            raise Unavailable("no database")
+    assert _wait(slowing, ATTACKER) is None
+    with pytest.raises(Unauthenticated):
+        _fail(slowing, ATTACKER)
+    assert _wait(slowing, ATTACKER) is not None
 
 
 def test_each_failure_beyond_the_free_ones_doubles_the_wait_up_to_a_minute():
