@@ -27,6 +27,7 @@ from uuid import uuid4
 import pyarrow as pa
 from cryptography.hazmat.primitives import serialization
 
+from bench.datasets_costs import Costs
 from bench.datasets_peers import MODEL_SIGNING, TABLE, copy_rows, flight_side, model_signing
 from bench.datasets_server import trust_of
 from bench.datasets_world import DOMAIN, TENANT, DatasetsWorld, peak_resident_bytes
@@ -160,11 +161,12 @@ class _Bench:
         chunks = [chunk.data for chunk in file.chunks()]
         rows = [row for chunk in chunks for row in _messages(chunk)]
         size, batches = sum(map(len, chunks)) / MIB, [_batch(row, file) for row in rows]
+        costs = Costs(self._pid, self._postgres.pid or 0)
         samples = await _interleave(
             {
-                "sealed": lambda: self._push(file),
+                "sealed": costs.counted("push", lambda: self._push(file)),
                 "plain": lambda: self._push_plainly(file),
-                "copy": lambda: self._copy(rows, len(rows)),
+                "copy": costs.counted("COPY", lambda: self._copy(rows, len(rows))),
                 "copy by the chunk": lambda: self._copy(rows, max(1, len(rows) // len(chunks))),
                 "flight": lambda: asyncio.to_thread(self._flight.put, batches),
             },
@@ -176,6 +178,7 @@ class _Bench:
             Result("bare COPY of the same bytes, one transaction", size / statistics.median(samples["copy"]), "MiB/s"),
             Result("… ours, of its speed", share, "×", "≥ 0.7", share >= 0.7),
             Result("… ours, of COPY with a transaction a chunk", _ratio(samples, "copy by the chunk", "sealed"), "×"),
+            *(result for side in ("push", "COPY") for result in costs.results(side, size)),
             Result("… signing and sealing cost", cost, "%", "≤ 25", cost <= 25),
             Result("Arrow Flight, plaintext, nothing stored", size / statistics.median(samples["flight"]), "MiB/s"),
             Result("… ours, of its speed", _ratio(samples, "flight", "sealed"), "×"),
