@@ -1,4 +1,4 @@
-"""CPU that the sides of `bench.datasets` take, by process: it says what bounds a rate, and that others use the machine."""
+"""CPU that the sides of `bench.datasets` take, by process: says what bounds a rate, on a busy machine too."""
 
 from __future__ import annotations
 
