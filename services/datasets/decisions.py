@@ -66,8 +66,7 @@ class Decisions:
         self._pool = pool
         self._log = log
         self._reading = asyncio.Lock()
-        self._seen = LogHead()
-        self._decided = Decided({}, {})
+        self._known = LogHead(), Decided({}, {})
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[tuple[Connection, Decided]]:
@@ -76,9 +75,12 @@ class Decisions:
         Raises:
             StoredDataUnreadable: the log's entries are not those of its head, or do not continue what was read.
         """
-        # The lock first: two snapshots would otherwise be read in another order than they were taken in.
-        async with self._reading, transaction(self._pool, isolation="repeatable_read") as connection:
-            yield connection, await self._read(connection)
+        # One at a time, so that what is new is read once; whoever waits holds no connection.
+        async with self._reading:
+            # Before the snapshot is taken: it might not have what is known afterwards.
+            known = self._known
+            async with transaction(self._pool, isolation="repeatable_read") as connection:
+                yield connection, await self._read(connection, known)
 
     async def catch_up(self) -> None:
         """Reads what is new, so that little is left to read while `under_lock` holds off others."""
@@ -92,15 +94,16 @@ class Decisions:
             StoredDataUnreadable: as by `snapshot`.
         """
         await self._log.lock(connection)
-        async with self._reading:
-            return await self._read(connection)
+        # Waits for no snapshot: that would wait for a connection, and all of them for this lock.
+        return await self._read(connection, self._known)
 
-    async def _read(self, connection: Connection) -> Decided:
+    async def _read(self, connection: Connection, known: tuple[LogHead, Decided]) -> Decided:
         head = await self._log.head_of(connection)
-        if head == self._seen:
-            return self._decided
-        schedules, labels = dict(self._decided.schedules), dict(self._decided.labels)
-        async for index, entry in self._log.scan(connection, after=self._seen):
+        seen, decided = known
+        if head == seen:
+            return decided
+        schedules, labels = dict(decided.schedules), dict(decided.labels)
+        async for index, entry in self._log.scan(connection, after=seen):
             if not any(kind in entry for kind in _KINDS):
                 continue
             said = json.loads(entry)
@@ -110,8 +113,10 @@ class Decisions:
             elif said["by"] == "datasets" and said["kind"] == "label":
                 dataset = said["body"]["tenant"], said["body"]["dataset"]
                 labels[dataset] = _moved(labels.get(dataset, _NONE), said["body"])
-        self._seen, self._decided = head, Decided(schedules, labels)
-        return self._decided
+        decided = Decided(schedules, labels)
+        if head.size > self._known[0].size:  # others read meanwhile: what is known never goes back
+            self._known = head, decided
+        return decided
 
 
 def _schedule(body: Mapping[str, Any], index: int) -> Schedule:

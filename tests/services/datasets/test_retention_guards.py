@@ -227,6 +227,18 @@ async def test_a_sweep_reads_what_is_new_in_the_log_alone_however_many_schedules
     assert len(given) <= 4
 
 
+async def test_more_schedules_set_at_once_than_there_are_connections_are_all_set_and_alarm_nothing(world):
+    actor, _ = await versions(world, 1)
+    callers = 3 * world.running.stores.pool.get_max_size()
+
+    done = await asyncio.gather(*(retain(actor, keep_versions=keep) for keep in range(1, callers + 1)))
+
+    assert len(set(done)) == callers, "each is in the log once"
+    (kept,) = await world.running.stores.schedules.current()
+    assert (kept.log_index, kept.keep_versions) == max(zip(done, range(1, callers + 1), strict=True))
+    assert (world.running.metrics.value(ALARMS), world.running.metrics.value(FAILURES)) == (0, 0)
+
+
 async def reported(world, actor) -> int:
     request = dataset_service_pb2.ReportSignerRequest(key_id=world.supplier.public.key_id)
     request.since.FromJsonString("2020-01-01T00:00:00Z")
