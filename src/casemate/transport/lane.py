@@ -45,6 +45,8 @@ _MOST_TAKEN: Final = 16
 _REST_S: Final = 50e-6
 """Seconds that the loop waited for an event: there was nothing to do."""
 _LATELY_S: Final = 0.001
+_TURNS_S: Final = 60e-6
+"""Seconds of turns before the next look: it may wait for threads of grpcio."""
 _SERVER: Any = None
 try:
     from grpc import _server
@@ -149,8 +151,10 @@ class Lane:
             # nothing else to do, and to look for more would have it wait for threads of grpcio that are about to end.
             alone = state.active_rpc_count <= 1 and now - rested < _LATELY_S
             if turns and go_on and (not came or alone or taken >= _MOST_TAKEN):
-                taken = 0
+                taken, until = 0, now + _TURNS_S
                 go_on = turns.next()() is not False
+                while turns and go_on and time.monotonic() < until:
+                    go_on = turns.next()() is not False
 
     def _look(self, poll: Callable[[float], Any]) -> Any:  # noqa: ANN401  # cygrpc's
         """What has come; how long that took beyond the looking itself is how long others kept the interpreter."""
