@@ -164,7 +164,8 @@ async def _stormy(world, count: int, seed: int) -> dict[str, int]:
         while (await uploads(world) or [(1, "receiving", 0, 0)])[0][2] < manifest.bytes:
             fault = chance.choice(FAULTS)
             # Other bytes where another writer has just stored some would be equivocation, and rightly the end.
-            others = [] if fault == "other bytes" else [part(actors[1], chance.choice(TOGETHER))]
+            alone = fault == "other bytes" or chance.random() < 0.6
+            others = [] if alone else [part(actors[1], chance.choice(TOGETHER))]
             await asyncio.gather(part(actors[0], fault), *others)
         while True:
             try:
