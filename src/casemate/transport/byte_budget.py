@@ -90,7 +90,7 @@ class ByteBudget:
             else:
                 self._lines.setdefault(held.shares, deque()).append(held)
         if now:
-            go()
+            held.begin()
         return held
 
     def give(self, held: Held, keep: int) -> None:
@@ -120,6 +120,7 @@ class ByteBudget:
             if line is None or held not in line:
                 return False
             line.remove(held)
+            held.forget()
             if not line:
                 del self._lines[held.shares]
             return True
@@ -132,7 +133,7 @@ class ByteBudget:
                     self._going = False
                     return
                 held = self._begun.popleft()
-            held.go()
+            held.begin()
 
     def _fits(self, shares: tuple[str, str]) -> bool:
         tenant, caller = shares
@@ -169,16 +170,28 @@ class Held:
     Attributes:
         bytes: reserved or held now.
         shares: whose they are.
-        go: asks for the request.
     """
 
-    __slots__ = ("_budget", "bytes", "go", "shares")
+    __slots__ = ("_budget", "_go", "bytes", "shares")
 
     def __init__(self, budget: ByteBudget, shares: tuple[str, str], go: Callable[[], object]) -> None:
         self._budget = budget
         self.shares = shares
-        self.go = go
+        self._go: Callable[[], object] | None = go
         self.bytes = 0
+
+    def begin(self) -> None:
+        """There is room: asks for the request."""
+        go = self._go
+        self.forget()
+        if go is not None:
+            go()
+
+    def forget(self) -> None:
+        """Nobody is to be asked any more."""
+        # The call holds this. To hold it in turn would be a ring, and core counts a call against its connection for as
+        # long as Python holds anything of it.
+        self._go = None
 
     def arrived(self, size: int) -> None:
         """The request is there, and so large."""
