@@ -34,7 +34,7 @@ async def complete_tiles(connection: Connection, signed: LogHead, after: LogHead
     # The largest subtrees of a frontier are those over whole tiles, whatever stands behind them.
     above = LogHead(first, after.frontier[: first.bit_count()])
     for row in rows:
-        above = above.appended(row["hash"])
+        above = above.appended(row["hash"] or b"")
     if after.size > signed.size or above != LogHead(end, signed.frontier[: end.bit_count()]):
         raise StoredDataUnreadable("the log's nodes do not give its root")
     return {row["index"]: row["hash"] for row in rows}
@@ -47,7 +47,7 @@ async def require_part(connection: Connection, head: LogHead, first: int, rows: 
         StoredDataUnreadable: one is gone, or another than was logged.
     """
     end = min(first + tiles.TILE_WIDTH, head.size)
-    leaves = [merkle.leaf_hash(row["entry"]) for row in rows]
+    leaves = [merkle.leaf_hash(row["entry"] or b"") for row in rows]
     if [row["index"] for row in rows] != list(range(first, end)) or [row["leaf_hash"] for row in rows] != leaves:
         raise StoredDataUnreadable(f"entries from {first} on are not those that were logged")
     _, root, nodes = await proven(connection, head, [(0, first)], end)
@@ -85,12 +85,12 @@ async def read_nodes(connection: Connection, wanted: Sequence[tiles.Node]) -> di
         rows = await connection.fetch(
             "SELECT index, leaf_hash FROM log_entries WHERE index = ANY($1::bigint[])", leaves
         )
-        found |= {(0, row["index"]): row["leaf_hash"] for row in rows}
+        found |= {(0, row["index"]): row["leaf_hash"] for row in rows if row["leaf_hash"] is not None}
     if above:
         rows = await connection.fetch(
             "SELECT level, index, hash FROM log_nodes "
             "JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (level, index) USING (level, index)",
             *([level for level, _ in above], [index for _, index in above]),
         )
-        found |= {(row["level"], row["index"]): row["hash"] for row in rows}
+        found |= {(row["level"], row["index"]): row["hash"] for row in rows if row["hash"] is not None}
     return found

@@ -166,7 +166,7 @@ class LogStore:
         while rows := await entries.fetch(tiles.TILE_WIDTH - seen.size % tiles.TILE_WIDTH):
             first, completed = seen.size, list[tuple[int, int, bytes]]()
             for row in rows:
-                completed = seen.completed(merkle.leaf_hash(row["entry"]))
+                completed = seen.completed(merkle.leaf_hash(row["entry"] or b""))
                 seen = seen.after(completed)
             whole = seen.size % tiles.TILE_WIDTH == 0
             proven_tile = (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from services.datasets.alarms import Alarms
 
 _NAMES: Final = tuple(field.name for field in fields(Upload))
+_STATES: Final = frozenset(UploadState)
 _COLUMNS: Final = ", ".join(_NAMES)
 # Built from the names of our own dataclass alone; every value is a parameter.
 SELECT: Final = f"SELECT {_COLUMNS}, mac FROM uploads"  # noqa: S608
@@ -117,8 +118,10 @@ class UploadRows:
             StoredDataUnreadable: its MAC is not over these values.
         """
         values = {name: record[name] for name in _NAMES}
-        upload = Upload(**(values | {"state": UploadState(values["state"])}))
         with self._alarms.on_authority():
+            if values["state"] not in _STATES:
+                raise StoredDataUnreadable(f"upload {values['id']} is in a state that there is not")
+            upload = Upload(**(values | {"state": UploadState(values["state"])}))
             self._authority.verify("uploads", str(upload.id), _authority_columns(upload), record["mac"])
         return upload
 

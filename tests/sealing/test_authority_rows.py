@@ -154,6 +154,15 @@ def test_naive_datetime_is_a_fault_of_ours() -> None:
         KEY.mac("grants", "g1", {"column": NOON.replace(tzinfo=None)})
 
 
+@pytest.mark.parametrize("value", [NOON.replace(tzinfo=None), 1.5])
+def test_a_stored_value_that_no_row_of_ours_can_hold_is_unreadable_and_no_fault_of_ours(value: object) -> None:
+    """A superuser may write an infinite timestamp, which the driver gives without a zone."""
+    mac = KEY.mac("grants", "g1", {"column": NOON})
+    with pytest.raises(StoredDataUnreadable):
+        KEY.verify("grants", "g1", {"column": value}, mac)
+    KEY.verify("grants", "g1", {"column": NOON}, mac)
+
+
 def test_proof_cannot_be_made_by_hand() -> None:
     """Wall 11."""
     with pytest.raises(TypeError, match="AuthorityKey"):

@@ -12,7 +12,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from casemate.errors import ConfigurationError, Conflict, InternalError, NotFound, Unavailable
+from casemate.errors import (
+    ConfigurationError,
+    Conflict,
+    InternalError,
+    NotFound,
+    StoredDataUnreadable,
+    Unavailable,
+)
 from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
 from casemate.storage.embedded import EmbeddedPostgres
@@ -198,6 +205,10 @@ async def closed_pool(pool: asyncpg.Pool) -> None:
     await pool.execute("SELECT 1")
 
 
+async def no_date(pool: asyncpg.Pool) -> None:
+    await pool.fetchval("SELECT '20000-01-01'::timestamptz, 'canary'")
+
+
 async def wrong_sql(pool: asyncpg.Pool) -> None:
     await pool.execute("SELECT 'canary'::integer")
 
@@ -216,6 +227,7 @@ async def wrong_argument(pool: asyncpg.Pool) -> None:
         (too_slow, Unavailable),
         (cancelled_by_server, Unavailable),
         (closed_pool, Unavailable),
+        (no_date, StoredDataUnreadable),
         (wrong_sql, InternalError),
         (wrong_argument, InternalError),
     ],
@@ -228,6 +240,11 @@ async def test_error_becomes_one_of_ours_and_its_traceback_holds_no_value(
     assert type(caught.value) is becomes
     logged = [line for line in traceback.format_exception(caught.value) if not line.startswith("  File")]
     assert not any("canary" in line for line in logged)
+
+
+async def test_the_last_moment_that_is_a_date_is_read(pool: asyncpg.Pool):
+    with storage_errors():
+        assert (await pool.fetchval("SELECT '9999-12-31 23:59Z'::timestamptz")).year == 9999
 
 
 async def test_conflict_names_the_constraint(pool: asyncpg.Pool):

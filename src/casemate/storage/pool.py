@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from casemate.errors import CasemateError, ConfigurationError, Conflict, InternalError, Unavailable
+from casemate.errors import (
+    CasemateError,
+    ConfigurationError,
+    Conflict,
+    InternalError,
+    StoredDataUnreadable,
+    Unavailable,
+)
 from casemate.secret import Secret
 from casemate.settings import DatabaseSettings
 from casemate.settings.secret_file import FileSecret
@@ -181,7 +188,8 @@ def storage_errors() -> Iterator[None]:
 
     `Unavailable`: the server is not there, is full, shuts down, takes too long, or does not let
     us in any more. `Conflict`: a unique or exclusion constraint, a serialization failure, a
-    deadlock, a lock not granted in time. `InternalError`: anything else, a fault in our SQL.
+    deadlock, a lock not granted in time. `StoredDataUnreadable`: a timestamp outside the years
+    1 to 9999. `InternalError`: anything else, a fault in our SQL.
     Ours pass unchanged.
 
     The new error carries SQLSTATE, constraint and table alone, and the old one is cut off:
@@ -196,6 +204,9 @@ def storage_errors() -> Iterator[None]:
         raise Unavailable(f"the connection to the database cannot be used: {type(error).__name__}") from None
     except TimeoutError:
         raise Unavailable("the database did not answer in time") from None
+    except OverflowError:
+        # The driver's: a timestamp that PostgreSQL can hold and Python cannot. Nothing of ours writes one.
+        raise StoredDataUnreadable("the database holds a moment that is no date") from None
     except OSError as error:
         raise Unavailable(f"the database cannot be reached: {error.strerror or type(error).__name__}") from None
 

@@ -15,6 +15,9 @@ EDITS = {
     "other JSON": """UPDATE log_entries SET entry = '{"body":{"tenant":"acme"},"kind":"x"}' WHERE index = 2""",
     "its hash too": "UPDATE log_entries SET entry = '{}', leaf_hash = sha256('\\x007b7d') WHERE index = 2",
     "its hash alone": "UPDATE log_entries SET leaf_hash = sha256('x') WHERE index = 2",
+    "emptied": "ALTER TABLE log_entries ALTER entry DROP NOT NULL; UPDATE log_entries SET entry = NULL WHERE index = 2",
+    "its hash emptied": "ALTER TABLE log_entries ALTER leaf_hash DROP NOT NULL; "
+    "UPDATE log_entries SET leaf_hash = NULL WHERE index = 2",
     "one gone": "DELETE FROM log_entries WHERE index = 2",
     "the last gone": "DELETE FROM log_entries WHERE index = 4",
     "one more": "INSERT INTO log_entries SELECT 5, entry, leaf_hash FROM log_entries WHERE index = 2",

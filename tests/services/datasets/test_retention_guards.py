@@ -239,6 +239,23 @@ async def test_more_schedules_set_at_once_than_there_are_connections_are_all_set
     assert (world.running.metrics.value(ALARMS), world.running.metrics.value(FAILURES)) == (0, 0)
 
 
+@pytest.mark.parametrize("changed", ["promoted_at = 'infinity'", "state = 'lost'"])
+async def test_a_row_of_values_that_no_row_of_ours_has_is_left_out_alarms_and_holds_up_no_other(world, changed):
+    actor, _ = await versions(world, 3)
+    await retain(actor, keep_versions=1)
+    async with world.sql() as sql:
+        await sql.execute("ALTER TABLE uploads DROP CONSTRAINT uploads_state_check")
+        before = await sql.fetchrow("SELECT promoted_at, state FROM uploads WHERE version = 1")
+        await sql.execute(f"UPDATE uploads SET {changed} WHERE version = 1")  # noqa: S608  # above
+        with pytest.raises(NotFound):
+            await actor.shred(version=1)
+        assert world.running.metrics.value(ALARMS) == 2, "as a version, and as an attempt"
+        assert await world.running.retention.look() == 1
+        await sql.execute("UPDATE uploads SET promoted_at = $1, state = $2 WHERE version = 1", *before.values())
+    assert await world.running.retention.look() == 1
+    assert [state for _, state in await states(world)] == ["shredded", "shredded", "promoted"]
+
+
 async def reported(world, actor) -> int:
     request = dataset_service_pb2.ReportSignerRequest(key_id=world.supplier.public.key_id)
     request.since.FromJsonString("2020-01-01T00:00:00Z")

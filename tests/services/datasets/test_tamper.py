@@ -80,6 +80,8 @@ async def test_stored_data_that_was_changed_is_data_loss(world, change):
         "UPDATE uploads SET row_count = 5",
         "UPDATE uploads SET root = sha256(root)",
         "UPDATE uploads SET promoted_at = promoted_at - interval '1 year'",
+        "UPDATE uploads SET promoted_at = 'infinity'",
+        "UPDATE uploads SET started_at = '-infinity'",
         "UPDATE uploads SET dataset = 'letters'",
         "UPDATE uploads SET signer_key_id = 'another'",
         "UPDATE uploads SET id = gen_random_uuid()",
