@@ -73,6 +73,26 @@ async def test_who_is_cancelled_in_the_line_takes_no_place_and_one_whose_turn_ha
     assert (room.turns._taken, room.turns._running, room.turns._lines) == (0, {}, {})
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_place_that_is_given_in_the_moment_in_which_the_next_in_line_leaves_goes_to_the_one_after(leaves):
+    """The cancelled call has not been resumed yet: to give it the place raised in the giver, and lost the place."""
+    room = Room(1)
+    await room.ask("a")
+    first, second = room.ask("b"), room.ask("c")
+    await settle()
+    if leaves:
+        first.cancel()
+    room.turns.give("a")
+    await settle()
+    assert room.had == ["a", "c" if leaves else "b"]
+    room.turns.give(room.had[-1])
+    await settle()
+    if not leaves:
+        room.turns.give("c")
+    assert second.done()
+    assert (room.turns._taken, room.turns._running, room.turns._lines) == (0, {}, {})
+
+
 def test_all_certificates_of_a_tenant_have_one_share_and_each_service_its_own():
     def caller(path, tenant=None):
         return Caller(

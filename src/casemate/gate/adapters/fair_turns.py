@@ -60,17 +60,21 @@ class FairTurns:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        share = min(self._lines, key=lambda name: self._running.get(name, 0))
-        running = self._running.get(share, 0)
-        if running >= self._most:
-            return
-        line = self._lines.pop(share)
-        turn = line.popleft()
-        if line:
-            self._lines[share] = line  # to the end of the turn
-        self._taken += 1
-        self._running[share] = running + 1
-        turn.set_result(None)
+        while self._lines:
+            share = min(self._lines, key=lambda name: self._running.get(name, 0))
+            running = self._running.get(share, 0)
+            if running >= self._most:
+                return
+            line = self._lines.pop(share)
+            turn = line.popleft()
+            if line:
+                self._lines[share] = line  # to the end of the turn
+            if not turn.done():
+                self._taken += 1
+                self._running[share] = running + 1
+                turn.set_result(None)
+                return
+            # Its call was cancelled in this very moment, and has not been resumed yet to leave the line.
 
     def _forget(self, share: str, turn: asyncio.Future[None]) -> None:
         line = self._lines.get(share)
