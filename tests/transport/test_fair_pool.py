@@ -170,3 +170,29 @@ def test_a_limit_holds_what_begins_and_may_be_lifted_again(gate):
     assert pool._running == {"flood": 7, "quiet": 1}  # as many as without a limit: one in eight stays free
     gate.set()
     pool.shutdown()
+
+
+@pytest.mark.parametrize("lifted", [True, False])
+def test_what_waits_for_a_limit_begins_when_it_is_lifted_though_no_other_call_comes_or_ends(gate, lifted):
+    pool, entered = FairThreadPool(8, name="test"), threading.Semaphore(0)
+
+    def enter():
+        entered.release()
+        gate.wait(LIMIT_S)
+
+    pool.limit(2)
+    for _ in range(4):
+        pool.run("flood", enter)
+    assert all(entered.acquire(timeout=LIMIT_S) for _ in range(2))
+    for _ in range(1_000):
+        with pool._turn:
+            if len(pool._idle) == pool._started - 2:  # nobody is about to look into the lines
+                break
+        threading.Event().wait(0.01)
+    pool.limit(8 if lifted else 2)
+    if lifted:
+        assert all(entered.acquire(timeout=LIMIT_S) for _ in range(2))
+    running = submit(pool, "quiet", lambda: dict(pool._running)).result(LIMIT_S)
+    assert running == {"flood": 4 if lifted else 2, "quiet": 1}
+    gate.set()
+    pool.shutdown()

@@ -94,7 +94,13 @@ class FairThreadPool(ThreadPoolExecutor):
 
     def limit(self, threads: int) -> None:
         """From now on no share has more threads than that, one or more; running calls go on."""
-        self._most = min(self._alone, threads)
+        before, self._most = self._most, min(self._alone, threads)
+        if self._most <= before:
+            return
+        with self._turn:  # what waits for the limit alone would wait for the next call that comes or ends
+            bed = self._rouse() if self._lines and self._may_run() else None
+        if bed is not None:
+            bed.release()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # the base's
         """Ends the threads when the lines are empty; cancels what waits if asked to."""
