@@ -29,6 +29,7 @@ from casemate.sealing.key_ring import KekWatch
 from casemate.settings import load_settings
 from casemate.signing.checkpoint import verification_key
 from casemate.signing.dataset_manifest import MAXIMUM_MESSAGE_BYTES
+from casemate.transport.byte_budget import budget_of
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
 from casemate.transport.health import aio_health_service
@@ -207,7 +208,7 @@ def _server(
     return build_aio_server(
         source=source,
         services=services,
-        interceptors=[AioGateInterceptor(gate)],
+        interceptors=[AioGateInterceptor(gate, budget=budget_of(MAXIMUM_MESSAGE_BYTES))],
         address=settings.listen.address,
         health=health,
         lame_duck=lame_duck,
