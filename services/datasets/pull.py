@@ -24,7 +24,7 @@ from services.datasets.fetching import fetched_ahead
 from services.datasets.key_store import DataKeyGone, rows_context
 from services.datasets.push import batch_context
 from services.datasets.records import join_records
-from services.datasets.trusted import require_trusted
+from services.datasets.trusted import is_trusted, require_trusted
 from services.datasets.upload import ChunkPlan, UploadState
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Reader:
             upload = await self._store.latest(tenant, dataset)
         if upload is None or upload.promoted_at is None:
             raise NotFound(f"no version {version or 'at all'} of {tenant}/{dataset}")
-        self.require_trusted(upload)
+        require_trusted(upload, self._resolve)
         verified = await self._verified(upload, upload.promoted_at)
         shredded = upload.state is UploadState.SHREDDED
         shredded_at = (await self._shreds.shredding(upload)).shredded_at if shredded else None
@@ -151,7 +151,7 @@ class Reader:
         async with aclosing(fetched_ahead(numbers, partial(self._store.batch, upload))) as batches:
             async for number, fetching in batches:
                 chunk = plan.number(number)
-                self.require_trusted(upload)
+                require_trusted(upload, self._resolve)
                 with self._alarms.on_integrity():
                     head, rows = await fetching
                     key = await self._key(upload, use_bytes=chunk.digest.bytes)
@@ -177,22 +177,16 @@ class Reader:
         """
         readable, shredded, doubted = set[bytes](), set[bytes](), set[bytes]()
         for upload in await self._store.with_roots(tenant, roots):
-            try:
-                self.require_trusted(upload)
-            except NotFound:
-                doubted.add(upload.root)
-            else:
+            if is_trusted(upload, self._resolve):
                 (shredded if upload.state is UploadState.SHREDDED else readable).add(upload.root)
+            else:
+                doubted.add(upload.root)
         refused = [root for root in roots if root not in readable]
         return JudgedRoots(
             refused=refused,
             quarantined=[root for root in refused if root in doubted - shredded],
             shredded=[root for root in refused if root in shredded],
         )
-
-    def require_trusted(self, upload: Upload) -> None:
-        """See `trusted.require_trusted`."""
-        require_trusted(upload, self._resolve)
 
     async def _verified(self, upload: Upload, promoted_at: datetime) -> VerifiedManifest:
         with self._alarms.on_integrity():
