@@ -48,6 +48,8 @@ def main(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> None:
         environment = {**environment, _WORKERS: asked.workers}
     log_to_stderr()
     settings = load_settings(InferenceSettings, environment, component=COMPONENT)
+    if settings.serving.unsafe_division and asked.worker is None:
+        _LOGGER.warning("CASEMATE_INFERENCE_UNSAFE_DIVISION is set: callers of some models may end a process")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

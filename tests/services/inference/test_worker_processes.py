@@ -186,6 +186,10 @@ def test_d21_a_model_that_ends_two_workers_rests_whatever_it_is_asked_and_the_ot
     assert any("Floating point exception" in said for said in hall.heard)
 
 
+def test_that_divisions_are_taken_which_may_end_a_process_is_said_at_the_start_and_once(hall: Hall) -> None:
+    assert sum("CASEMATE_INFERENCE_UNSAFE_DIVISION is set" in text for text in hall.heard) == 1
+
+
 def test_one_page_shows_every_worker_and_each_has_an_audit_file_of_its_own(hall: Hall) -> None:
     page = hall.page()
     assert all(f'worker="{index}"' in page for index in (0, 1))
@@ -274,7 +278,7 @@ def test_told_to_end_all_workers_answer_what_they_have_and_end(
             assert running.result(PATIENCE)
     assert hall.end() == 0
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    assert not any("Traceback" in text for text in hall.heard)
+    assert not any("Traceback" in text or "UNSAFE" in text for text in hall.heard)
     for file in tmp_path.glob("audit.*.jsonl"):
         with file.open("rb") as lines:
             verify_chain(lines)
