@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, TypeAlias, TypeVar
 
 import grpc
@@ -13,6 +13,7 @@ from casemate.auth.v1 import trust_pb2 as records
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceStub
 from casemate.client.listing import Listing
 from casemate.client.session import Session
+from casemate.client.timestamps import parse_timestamp
 from casemate.signing.signers import Role
 from casemate.transport.status import from_rpc_error
 
@@ -78,9 +79,15 @@ class Administration:
         self._call(self._stub.DisableClient, messages.DisableClientRequest(client_id=client_id))
 
     def enable_client(self, client_id: str) -> datetime | None:
-        """Lets a disabled client have tokens again; until the moment returned, if one is, they are refused."""
+        """Lets a disabled client have tokens again; until the moment returned, if one is, they are refused.
+
+        Raises:
+            StoredDataUnreadable: the moment is none.
+        """
         response = self._call(self._stub.EnableClient, messages.EnableClientRequest(client_id=client_id))
-        return response.tokens_count_from.ToDatetime(tzinfo=UTC) if response.HasField("tokens_count_from") else None
+        if not response.HasField("tokens_count_from"):
+            return None
+        return parse_timestamp(response.tokens_count_from, "tokens_count_from")
 
     def create_grant(
         self,

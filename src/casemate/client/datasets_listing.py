@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import grpc
 
 from casemate.client.datasets_versions import DatasetVersions
+from casemate.client.pages import every_page
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.transport.status import from_rpc_error
 
@@ -20,14 +21,13 @@ class DatasetNames(DatasetVersions):
         Args:
             page_size: of each page; 0 for what the service thinks good.
         """
-        token = ""
-        while True:
+
+        def ask(token: str) -> messages.ListDatasetsResponse:
             request = messages.ListDatasetsRequest(page_size=page_size, page_token=token)
             try:
-                page = self._stub.ListDatasets(request)
+                return self._stub.ListDatasets(request)
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
+
+        for page in every_page(ask):
             yield from page.datasets
-            token = page.next_page_token
-            if not token:
-                return

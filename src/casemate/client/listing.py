@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -14,17 +14,11 @@ from casemate.auth.v1 import trust_pb2 as records
 from casemate.auth.v1.admin_service_pb2_grpc import AdminServiceStub
 from casemate.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from casemate.auth.v1.release_service_pb2_grpc import ReleaseServiceStub
+from casemate.client.pages import every_page
 from casemate.client.session import Session
 from casemate.transport.status import from_rpc_error
 
 Response = TypeVar("Response")
-
-
-class _Paged(Protocol):
-    next_page_token: str
-
-
-Page = TypeVar("Page", bound=_Paged)
 
 
 class Listing:
@@ -49,7 +43,7 @@ class Listing:
             request = administration.ListTenantsRequest(page_size=self._size, page_token=token)
             return _call(self._admin.ListTenants, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.tenants
 
     def clients(self, tenant: str = "") -> Iterator[administration.ClientStatus]:
@@ -59,7 +53,7 @@ class Listing:
             request = administration.ListClientsRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._admin.ListClients, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.clients
 
     def client(self, client_id: str) -> administration.ClientStatus:
@@ -73,7 +67,7 @@ class Listing:
             request = administration.ListGrantsRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._admin.ListGrants, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.grants
 
     def revocations(self, tenant: str = "") -> Iterator[records.Revocation]:
@@ -83,7 +77,7 @@ class Listing:
             request = administration.ListRevocationsRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._admin.ListRevocations, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.revocations
 
     def signers(self, tenant: str = "") -> Iterator[records.Signer]:
@@ -93,7 +87,7 @@ class Listing:
             request = administration.ListSignersRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._admin.ListSigners, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.signers
 
     def issuers(self, tenant: str = "") -> Iterator[credentials.ExternalIssuer]:
@@ -103,7 +97,7 @@ class Listing:
             request = credentials.ListIssuersRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._credentials.ListIssuers, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.issuers
 
     def exchange_grants(self, tenant: str = "") -> Iterator[credentials.ExchangeGrant]:
@@ -113,7 +107,7 @@ class Listing:
             request = credentials.ListExchangeGrantsRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._credentials.ListExchangeGrants, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.grants
 
     def releases(self, tenant: str = "") -> Iterator[records.Release]:
@@ -123,7 +117,7 @@ class Listing:
             request = releases.ListReleasesRequest(tenant=tenant, page_size=self._size, page_token=token)
             return _call(self._releases.ListReleases, request)
 
-        for page in _pages(ask):
+        for page in every_page(ask):
             yield from page.releases
 
     def secrets(self, client_id: str) -> list[credentials.ClientSecretStatus]:
@@ -135,17 +129,6 @@ class Listing:
         """The keys of a client."""
         request = credentials.ListClientKeysRequest(client_id=client_id)
         return list(_call(self._credentials.ListClientKeys, request).keys)
-
-
-def _pages(ask: Callable[[str], Page]) -> Iterator[Page]:
-    """Every page, each asked for when the one before was read."""
-    token = ""
-    while True:
-        page = ask(token)
-        yield page
-        token = page.next_page_token
-        if not token:
-            return
 
 
 def _call(method: Callable[..., Response], request: object) -> Response:

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import grpc
 
+from casemate.client.pages import every_page
 from casemate.client.session import Session
 from casemate.clock import Clock, SystemClock
 from casemate.errors import InvalidRequest
@@ -149,17 +150,16 @@ class Models:
 
     def list(self) -> Iterator[ListedModel]:
         """The models that the caller may describe, by name, through every page."""
-        token = ""
-        while True:
+
+        def ask(token: str) -> messages.ListModelsResponse:
             request = messages.ListModelsRequest(page_size=self._page_size, page_token=token)
             try:
-                page = self._stub.ListModels(request)
+                return self._stub.ListModels(request)
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
+
+        for page in every_page(ask):
             yield from map(_listed, page.models)
-            token = page.next_page_token
-            if not token:
-                return
 
 
 def _listed(model: messages.ListedModel) -> ListedModel:
