@@ -48,6 +48,7 @@ def shown() -> set[str]:
         text = file.read_text()
         names |= {f"casemate_{name}" for name in re.findall(r'\.(?:gauge|counter)\(\s*"([a-z_]+)"', text)}
         names |= set(re.findall(r'"(nv_[a-z_]+)"', text))
+        names |= set(re.findall(r'MetricFamily\(\s*"(casemate_[a-z_]+)"', text))
         for before, after in re.findall(r'f"(nv_[a-z_]+)\{name\}([a-z_]+)"', text):
             names |= {f"{before}{part}{after}" for part in re.findall(r'\("(\w+)", counts\.', text)}
     return names
