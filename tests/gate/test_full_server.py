@@ -62,7 +62,7 @@ class Staying:
 @pytest.fixture
 def full(kind, service_leaf, trainer, monkeypatch):
     """A server for two calls that has two, a unary one and a stream."""
-    monkeypatch.setattr(transport_server, "_MAXIMUM_CONCURRENT_CALLS", 2)
+    monkeypatch.setattr(transport_server, "MAXIMUM_CONCURRENT_CALLS", 2)
     staying, world = Staying(), World()
     settings = {} if kind == "sync" else {"calls": 2}
     with (

@@ -15,7 +15,7 @@ from casemate.gate.core.quota import LocalQuota, Shares
 from casemate.gate.core.records import RevocationKind
 from casemate.transport.certificates import CertificateSource
 from casemate.transport.channel import RotatingChannel
-from casemate.transport.server import _MAXIMUM_CONCURRENT_CALLS
+from casemate.transport.options import MAXIMUM_CONCURRENT_CALLS
 from tests.gate.adapter_world import DIGITS, UNAUTHENTICATED, kind, mallory, refusal, service_leaf, trainer
 from tests.gate.served import LIMIT_S, bearer, serve
 from tests.gate.test_adapters_streams import end_of_right, short
@@ -135,7 +135,7 @@ def test_watches_of_one_tenant_leave_calls_to_the_others(kind, service_leaf, tra
         watches.pop().cancel()
         until(lambda: world.gate._watches.running == most)  # the other's is one of them
         assert next(watch(floods[0])).status == SERVING
-    assert 3 * most < _MAXIMUM_CONCURRENT_CALLS
+    assert 3 * most < MAXIMUM_CONCURRENT_CALLS
 
 
 def until(happened):

@@ -146,7 +146,7 @@ def test_a_peer_that_leaves_before_its_message_is_no_denial_and_one_that_sends_n
 
 
 def test_a_server_takes_so_many_calls_at_once_and_the_places_of_those_that_ended_again(leaf, monkeypatch):
-    monkeypatch.setattr(transport_server, "_MAXIMUM_CONCURRENT_CALLS", 2)
+    monkeypatch.setattr(transport_server, "MAXIMUM_CONCURRENT_CALLS", 2)
     entered, go_on = threading.Semaphore(0), threading.Event()
 
     def staying(raw: bytes, _context: Any) -> bytes:

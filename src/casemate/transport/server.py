@@ -35,7 +35,6 @@ DEFAULT_GRACE = timedelta(seconds=10)
 DEFAULT_LAME_DUCK = timedelta(milliseconds=300)
 """How long calls are still taken after health says no; balancers that watch health leave in it (measured)."""
 
-_MAXIMUM_CONCURRENT_CALLS = MAXIMUM_CONCURRENT_CALLS
 _OVERFLOWING = 2
 """As many times that are known to grpc.aio at once: the gate refuses what is beyond, with a word of when to come back,
 and grpcio, without one, what comes while as many again are being refused."""
@@ -181,7 +180,7 @@ def build_server(
         pool,
         interceptors=list(interceptors),
         options=server_options(max_message_bytes=max_message_bytes, share_port=share_port),
-        maximum_concurrent_rpcs=_MAXIMUM_CONCURRENT_CALLS,
+        maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_CALLS,
     )
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)
@@ -219,7 +218,7 @@ def build_aio_server(
     server = grpc.aio.server(
         interceptors=tuple(interceptors),
         options=server_options(max_message_bytes=max_message_bytes),
-        maximum_concurrent_rpcs=_OVERFLOWING * _MAXIMUM_CONCURRENT_CALLS,
+        maximum_concurrent_rpcs=_OVERFLOWING * MAXIMUM_CONCURRENT_CALLS,
     )
     port = _prepare(server, services, address, credentials)
     source.on_ending(health.hold_back)
