@@ -68,7 +68,7 @@ proto-check: proto ## Fail when the committed stubs are not what protos/ gives
 	@git diff --exit-code --stat -- 'src/casemate/*/v*/' && test -z "$$(git status --porcelain -- 'src/casemate/*/v*/')"
 
 buf-breaking: .venv/dev.stamp ## Fail when a proto breaks callers of AGAINST (a commit; the last release's)
-	@$(BIN)/buf breaking --against ".git#ref=$(AGAINST)"
+	@$(BIN)/buf breaking --against ".git#ref=$$(git rev-parse --verify '$(AGAINST)^{commit}')"
 
 .foreign/deploy.stamp: requirements/deploy.txt .venv/dev.stamp
 	@echo "Installing what requirements/deploy.txt locks (once)"
