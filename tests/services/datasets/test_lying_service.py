@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 
-import grpc
 import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from casemate.client.datasets import Datasets
 from casemate.datasets.v1 import dataset_service_pb2 as messages
 from casemate.errors import CasemateError, DigestMismatch, SignatureInvalid, StoredDataUnreadable
 from casemate.signing import dsse, merkle
@@ -23,10 +20,9 @@ from casemate.signing.export_receipt import ExportReceipt, sign_export_receipt
 from casemate.signing.keys import SigningKey
 from casemate.signing.shred_receipt import ShredReceipt, sign_shred_receipt
 from casemate.signing.statements import ChunkDigest, DatasetManifest
-from casemate.transport.certificates import load_pair
 from tests.services.datasets import conftest
-from tests.services.datasets.reading import _Session, _WithToken
-from tests.services.datasets.world import OPTIONS, SCHEMA, World, build_settings, credentials, manifest_of
+from tests.services.datasets.liar import lied_to
+from tests.services.datasets.world import SCHEMA, World, build_settings, manifest_of
 
 LOG = "datasets.casemate.internal/log"
 LINES = (b'1,"one\nuno"\n2,two\n', b"3,three\n", b"4,four\n5,five\n6,six\n")
@@ -69,79 +65,6 @@ def of_lines() -> DatasetManifest:
     """The manifest of the lines, in which a line feed inside quotes ends no row."""
     manifest = manifest_of(LINES)
     return replace(manifest, rows=6, chunks=(replace(manifest.chunks[0], rows=2), *manifest.chunks[1:]))
-
-
-class _Answers:
-    """A call whose answers are others."""
-
-    def __init__(self, call: grpc.Call, change: Callable[[list], list]) -> None:
-        self._call = call
-        self._change = change
-        self._said = None
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self._said is None:
-            self._said = iter(self._change(list(self._call)))
-        return next(self._said)
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-
-class _Liar(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
-    """Changes what comes back: of a stream the list of answers, of a unary call the one."""
-
-    def __init__(self, change, each, metadata) -> None:
-        self._change = change
-        self._each = each
-        self._metadata = metadata
-
-    def intercept_unary_unary(self, continuation, details, request):
-        return _Answer(self._change([continuation(details, request).result()])[0])
-
-    def intercept_unary_stream(self, continuation, details, request):
-        return _Answers(continuation(details, request), self._change)
-
-    def intercept_stream_stream(self, continuation, details, requests):
-        """A push waits for answers before it goes on: they are changed one by one."""
-        call = continuation(details._replace(metadata=self._metadata), requests)
-        return _OneByOne(call, self._each)
-
-
-class _Answer:
-    """A unary call that has been answered."""
-
-    def __init__(self, said: object) -> None:
-        self._said = said
-
-    def result(self) -> object:
-        return self._said
-
-
-class _OneByOne:
-    def __init__(self, call: grpc.Call, each: Callable[[int, object], list]) -> None:
-        self._call = call
-        self._answers = (answer for number, said in enumerate(call) for answer in each(number, said))
-
-    def __iter__(self):
-        return self._answers
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-
-@contextmanager
-def lied_to(world: World, change=lambda said: said, each=lambda _number, said: [said]):
-    """Our client of the service, its answers changed."""
-    directory = world.leaf("client", tenant="acme", name="trainer")
-    token = world._token(directory, "acme", "trainer", "datasets.read datasets.write")
-    metadata = (("authorization", f"Bearer {token}"),)
-    with grpc.secure_channel(f"127.0.0.1:{world.running.port}", credentials(directory), OPTIONS) as channel:
-        told = grpc.intercept_channel(channel, _Liar(change, each, metadata), _WithToken(metadata))
-        yield Datasets(_Session(told, load_pair(directory).spiffe_id))
 
 
 def pulled(
