@@ -2,6 +2,8 @@
 
 Clients of theirs, and grants on what is theirs, are in the database. A start that did not know
 the services would refuse all of those clients their tokens.
+
+If this fails: auth issues tokens for a service that was forgotten, or none for one that was said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The event of a decision, from what was found out of its call so far."""
+"""The event of a decision, from what was found out of its call so far.
+
+If this fails: the audit names nobody, or somebody else. No right depends on it.
+"""
 
 from __future__ import annotations
 
