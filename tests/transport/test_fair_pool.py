@@ -196,3 +196,27 @@ def test_what_waits_for_a_limit_begins_when_it_is_lifted_though_no_other_call_co
     assert running == {"flood": 4 if lifted else 2, "quiet": 1}
     gate.set()
     pool.shutdown()
+
+
+@pytest.mark.parametrize("streams", [0, 3])
+def test_streams_that_a_share_has_open_leave_it_as_many_threads_under_a_limit_as_without_them(gate, streams):
+    """Three that wait for their peers had all that a limit of two allows, and no single call began."""
+    pool, entered = FairThreadPool(8, name="test"), threading.Semaphore(0)
+
+    def enter():
+        entered.release()
+        gate.wait(LIMIT_S)
+
+    pool.limit(2)
+    for _ in range(streams):
+        submit(pool, "one", enter)
+    for _ in range(4):
+        pool.run("one", enter)
+    assert all(entered.acquire(timeout=LIMIT_S) for _ in range(streams + 2))
+    running = submit(pool, "quiet", lambda: dict(pool._running)).result(LIMIT_S)
+    assert running == {"one": streams + 2, "quiet": 1}
+    pool.limit(8)
+    assert all(entered.acquire(timeout=LIMIT_S) for _ in range(2))
+    gate.set()
+    pool.shutdown()
+    assert (pool._lines, pool._running, pool._limited) == ({}, {}, {})

@@ -43,6 +43,7 @@ class FairThreadPool(ThreadPoolExecutor):
         self.size = threads
         # One in eight stays free for a share that has none running, as far as there are enough of them.
         self._alone = self._most = threads - max(1, threads // 8) if threads > 1 else 1
+        self._limited: dict[str, int] = {}
         self._name = name
         self._turn = threading.Lock()
         self._lines: dict[str, deque[_Work]] = {}
@@ -88,12 +89,16 @@ class FairThreadPool(ThreadPoolExecutor):
                 line = self._lines[share] = deque()
             line.append(work)
             # Nobody is woken for a share that has all it may: whoever ends one of its calls takes the next.
-            bed = self._rouse() if self._running.get(share, 0) < self._most else None
+            bed = self._rouse() if self._may(share, line[0]) else None
         if bed is not None:
             bed.release()
 
     def limit(self, threads: int) -> None:
-        """From now on no share has more threads than that, one or more; running calls go on."""
+        """From now on no share has more threads than that, one or more, for what `run` was given; running calls go on.
+
+        What is submitted, as grpcio's streams are, neither counts nor is held back: a tenant with two streams open,
+        which wait for their peers, would have no thread left for anything else. Streams are bounded elsewhere.
+        """
         before, self._most = self._most, min(self._alone, threads)
         if self._most <= before:
             return
@@ -141,13 +146,16 @@ class FairThreadPool(ThreadPoolExecutor):
 
     def _serve(self) -> None:
         share: str | None = None
+        limited = False
         bed, woken = threading.Lock(), False
         bed.acquire()
         while True:
             other = None
             with self._turn:
                 if share is not None:
-                    self._leave(share)
+                    _count_down(self._running, share)
+                    if limited:
+                        _count_down(self._limited, share)
                 if woken:
                     self._waking = woken = False
                 found = self._next()
@@ -166,6 +174,7 @@ class FairThreadPool(ThreadPoolExecutor):
                 woken = True
                 continue
             share, work = found
+            limited = work[0] is None
             _run(*work)
             del work, found  # what a call held must not live until the next one
 
@@ -176,25 +185,33 @@ class FairThreadPool(ThreadPoolExecutor):
     def _next(self) -> tuple[str, _Work] | None:
         """The first of the first line that may run; that line then goes to the end of the turn."""
         for share, line in self._lines.items():
-            running = self._running.get(share, 0)
-            if running < self._most:
+            if self._may(share, line[0]):
                 work = line.popleft()
                 del self._lines[share]
                 if line:
                     self._lines[share] = line
-                self._running[share] = running + 1
+                self._running[share] = self._running.get(share, 0) + 1
+                if work[0] is None:
+                    self._limited[share] = self._limited.get(share, 0) + 1
                 return share, work
         return None
 
-    def _may_run(self) -> bool:
-        return any(self._running.get(share, 0) < self._most for share in self._lines)
+    def _may(self, share: str, work: _Work) -> bool:
+        """Whether this call may have one more thread of its share."""
+        if self._running.get(share, 0) >= self._alone:
+            return False
+        return work[0] is not None or self._limited.get(share, 0) < self._most
 
-    def _leave(self, share: str) -> None:
-        running = self._running[share] - 1
-        if running:
-            self._running[share] = running
-        else:
-            del self._running[share]
+    def _may_run(self) -> bool:
+        return any(self._may(share, line[0]) for share, line in self._lines.items())
+
+
+def _count_down(counts: dict[str, int], share: str) -> None:
+    left = counts[share] - 1
+    if left:
+        counts[share] = left
+    else:
+        del counts[share]
 
 
 def _run(future: Future[Any] | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
