@@ -127,6 +127,8 @@ class LabelStore:
     async def move(self, move: Move, *, by: Mapping[str, object]) -> tuple[dict[str, int], int]:
         """Moves a label, unless it names the version already; gives all labels and the log's entry of this one.
 
+        Where the log's last word is another one, as after a restore, the label is logged though it stays.
+
         Args:
             move: from what to what.
             by: who does it, for the log.
@@ -143,8 +145,10 @@ class LabelStore:
             before = labels.get(move.label)
             named = 0 if before is None else before.version
             if named == move.version:
-                return {row.label: row.version for row in rows}, 0 if before is None else before.log_index
-            if named != move.expected:
+                _, logged = (await self._decisions.under_lock(connection)).of(move.tenant, move.dataset)
+                if logged.get(move.label, 0) == named:
+                    return {row.label: row.version for row in rows}, 0 if before is None else before.log_index
+            elif named != move.expected:
                 raise Conflict(f"{move.label} of {move.dataset} names {named}, not {move.expected}")
             if before is None and len(labels) >= MAXIMUM_LABELS:
                 raise InvalidRequest("too many labels", violations=(FieldViolation("label", "the dataset has 64"),))

@@ -306,6 +306,27 @@ async def test_a_label_that_sql_took_away_or_put_back_gives_no_version_to_retent
     assert len((await actor.pull(version=1 if put_back else 2))[1]) == 3, "what the label names stays"
 
 
+@pytest.mark.parametrize("put_back", [False, True])
+async def test_a_label_that_a_restore_put_back_counts_again_once_it_is_set_where_it_is(world, put_back):
+    actor, _ = await versions(world, 4)
+    await move(actor, "golden", 2, 0)
+    async with world.sql() as sql:
+        row = await sql.fetchrow("SELECT * FROM labels")
+        if put_back:
+            await move(actor, "golden", 1, 2)
+            old = row["version"], row["log_index"], row["mac"]
+            await sql.execute("UPDATE labels SET version = $1, log_index = $2, mac = $3", *old)
+    await retain(actor, keep_versions=2)
+    said = len(await logged(world, "label"))
+
+    assert await move(actor, "golden", 2, 2) == {"golden": 2}
+
+    assert len(await logged(world, "label")) - said == put_back, "what the log has is not said again"
+    assert await world.running.retention.look() == 1
+    assert len((await actor.pull(version=2))[1]) == 3
+    assert world.running.metrics.value("authority_alarms_total") == 0
+
+
 @pytest.fixture
 def slow_disk(monkeypatch):
     """What a statement may take is less than six rows do, once SQL has made them slow."""

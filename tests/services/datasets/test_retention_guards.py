@@ -12,6 +12,7 @@ import pytest
 from casemate.datasets.v1 import dataset_service_pb2
 from casemate.errors import NotFound, StoredDataUnreadable
 from services.datasets.log_store import LogStore
+from services.datasets.schedules import Schedule, Surplus, versions_beyond
 from tests.services.datasets.logs import copied, superuser
 from tests.services.datasets.reading import logged
 from tests.services.datasets.test_labels import listed, move, versions
@@ -82,6 +83,25 @@ async def test_what_is_pushed_out_stays_a_week_from_then_on_however_old_it_is(pa
         world.clock.shift = timedelta(days=6)
         assert await world.running.retention.look() == 0
         assert await states(world) == [(1, "shredded"), (2, "promoted"), (3, "promoted")]
+
+
+async def test_a_version_goes_a_week_after_the_one_that_took_its_place_however_many_came_since(world):
+    await versions(world, 4)
+    stored = await world.running.stores.schedules.versions("acme", "digits")
+    began = world.clock.now()
+    dated = [replace(upload, promoted_at=began + timedelta(days=upload.version)) for upload in stored]
+
+    def gone(days: int) -> list[int]:
+        found = versions_beyond(
+            Schedule(tenant="acme", dataset="digits", keep_versions=2, keep_for_seconds=None),
+            dated,
+            surplus=Surplus(counts=lambda _: True, kept_for=WEEK),
+            labelled=frozenset(),
+            now=began + timedelta(days=days),
+        )
+        return [upload.version for upload in found]
+
+    assert (gone(9), gone(10), gone(11), gone(99)) == ([], [1], [2, 1], [2, 1])
 
 
 @pytest.mark.parametrize("taken_away", [True, False])
