@@ -285,6 +285,21 @@ def test_file_that_cannot_be_written_is_named_in_one_line(run, supplier):
     )
 
 
+def test_pull_replaces_neither_a_device_nor_a_link_by_a_file(run, supplier, tmp_path):
+    file, fifo, link = tmp_path / "people.csv", tmp_path / "fifo", tmp_path / "link.csv"
+    file.write_text(DATA)
+    run("dataset", "push", file, "--key", supplier, *SUPPLIER)
+    os.mkfifo(fifo)
+    link.symlink_to(tmp_path / "behind.csv")
+    pull = ("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out")
+    for out in (fifo, tmp_path):
+        assert f"{out} is no file" in run(*pull, out, *SUPPLIER, expect=1)
+    assert fifo.is_fifo()
+    for _ in range(2):  # whether there is a file behind it or not
+        run(*pull, link, *SUPPLIER)
+        assert (link.is_symlink(), (tmp_path / "behind.csv").read_text()) == (True, DATA)
+
+
 def test_command_without_an_identity_says_how_to_give_one(run):
     assert "--as TENANT/NAME" in run("tenant", "create", "nobody", expect=1)
 

@@ -49,6 +49,8 @@ def pull(
     """
     if version is not None and label is not None:
         raise click.UsageError("say --version or --label, not both")
+    if out.exists() and not out.is_file():
+        raise ConfigurationError(f"{out} is no file, and is not replaced by one")
     key = load_public_key(trust)
     if unsafe_accept_pkcs1:
         key = key.unsafe_also_pkcs1()
@@ -60,11 +62,12 @@ def pull(
         label="" if version else label or "latest",
         order=_order(shard, seed),
     )
-    unproven = out.with_name(out.name + ".part")
+    place = out.resolve()  # a link stays one
+    unproven = place.with_name(place.name + ".part")
     try:
         with unproven.open("wb") as file:
             file.writelines(_pieces(pulled))
-        unproven.replace(out)
+        unproven.replace(place)
     finally:
         unproven.unlink(missing_ok=True)
     if receipt is not None and pulled.receipt is not None:
