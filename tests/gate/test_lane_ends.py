@@ -90,10 +90,26 @@ def test_an_answer_that_is_owed_by_nobodys_thread_does_not_hold_up_the_end(leaf,
         assert call.code() is (grpc.StatusCode.UNAVAILABLE if outstays else grpc.StatusCode.OK)
 
 
-def test_what_a_handler_set_and_cannot_be_sent_ends_its_call_and_leaves_nothing_behind(leaf):
+def no_metadata_and_abort(context: Any) -> None:
+    context.set_trailing_metadata(5)
+    context.abort(grpc.StatusCode.NOT_FOUND, "its own words")
+
+
+ODD = {
+    "compression": lambda context: context.set_compression("no such"),
+    "initial metadata": lambda context: context.send_initial_metadata(5),
+    "trailing metadata": lambda context: context.set_trailing_metadata(5),
+    "an entry of trailing metadata": lambda context: context.set_trailing_metadata((("key", 5),)),
+    "a code": lambda context: context.set_code([]),
+    "metadata of an abort": no_metadata_and_abort,
+}
+
+
+@pytest.mark.parametrize("set_odd", ODD.values(), ids=ODD)
+def test_what_a_handler_set_and_cannot_be_sent_ends_its_call_and_leaves_nothing_behind(leaf, set_odd):
     def odd(raw: bytes, context: Any) -> bytes:
         if raw != RAW:
-            context.set_compression("no such")
+            set_odd(context)
         return raw
 
     trainer = leaf("client", tenant="acme", name="trainer")
@@ -107,6 +123,7 @@ def test_what_a_handler_set_and_cannot_be_sent_ends_its_call_and_leaves_nothing_
             invoke(b"odd", metadata=token, timeout=LIMIT_S)
         assert ended.value.code() is grpc.StatusCode.INTERNAL
         assert invoke(RAW, metadata=token, timeout=LIMIT_S) == RAW
+        assert served.world.gate._quota.running == 0
         ending = threading.Thread(target=served.stop, args=(timedelta(seconds=0.1),), daemon=True)
         ending.start()
         ending.join(LIMIT_S)

@@ -263,10 +263,11 @@ class LaneCall(grpc.ServicerContext):
                 raise grpc.RpcError
             if self._begun:
                 raise ValueError("Initial metadata no longer allowed!")
-            self._begun = True
-            self._due += 1
             operation = CYGRPC.SendInitialMetadataOperation(self._initial(initial_metadata), _NO_FLAGS)
             self._rpc_event.call.start_server_batch((operation,), self._on_end)
+            # Only now: what cannot be sent raises, and no event of it comes. One that has come waits for this lock.
+            self._begun = True
+            self._due += 1
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:  # noqa: ANN401
         """Metadata to go with the status."""

@@ -169,9 +169,9 @@ class GatedCall(LaneCall, AnswersLater):
             self._end_unasked()
 
     def _end_unasked(self) -> None:
-        self._let_go()
         self._of.gate.finish(self._admission, "CANCELLED")
         self.answer(None)
+        self._let_go()  # likewise
 
     def _let_go(self) -> None:
         if self._held is not None:
@@ -279,7 +279,14 @@ class GatedCall(LaneCall, AnswersLater):
         self._of.pool.run(share_of(self._caller), work)
 
     def _fail(self, error: BaseException, *, judged: bool) -> None:
-        self._let_go()
+        try:
+            self._end_by(error, judged=judged)
+        except BaseException as broken:  # noqa: BLE001  # of what a handler left: nobody else would answer
+            self._break(broken)
+        finally:
+            self._let_go()  # after the answer: what `begin` is given meanwhile, it gives back itself
+
+    def _end_by(self, error: BaseException, *, judged: bool) -> None:
         gate, admission = self._of.gate, self._admission
         if not judged and isinstance(error, CasemateError):
             gate.refused(admission, error)
