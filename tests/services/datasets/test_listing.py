@@ -104,6 +104,13 @@ async def test_a_dataset_is_shown_by_its_newest_version_that_counts(world):
     world.tell()
     shown = (await page(actor)).datasets[0]
     assert (shown.version, shown.root) == (2, roots[1])
+    world.grants.append(
+        Grant(id="2", tenant="acme", caller="t/acme/*", verb="read", resource="dataset/digits/2", effect=Effect.DENY)
+    )
+    world.tell()
+    assert (await page(actor)).datasets[0].version == 1, "an older one too has to be granted"
+    world.grants.pop()
+    world.tell()
     await actor.shred(version=2)
     assert (await page(actor)).datasets[0].shredded
     world.signers.clear()

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from casemate.datasets.v1 import dataset_service_pb2
+from casemate.datasets.v1 import dataset_service_pb2, log_service_pb2
 from casemate.errors import NotFound, StoredDataUnreadable
 from services.datasets.log_store import LogStore
 from services.datasets.schedules import Schedule, Surplus, versions_beyond
@@ -257,6 +257,43 @@ async def test_more_schedules_set_at_once_than_there_are_connections_are_all_set
     (kept,) = await world.running.stores.schedules.current()
     assert (kept.log_index, kept.keep_versions) == max(zip(done, range(1, callers + 1), strict=True))
     assert (world.running.metrics.value(ALARMS), world.running.metrics.value(FAILURES)) == (0, 0)
+
+
+async def test_what_was_read_meanwhile_does_not_make_an_older_snapshot_one_of_another_log(world, monkeypatch):
+    actor, _ = await versions(world, 2)
+    await move(actor, "golden", 1, 0)
+    taken, goes_on, head_of = asyncio.Event(), asyncio.Event(), LogStore.head_of
+
+    async def held(log, connection):
+        head = await head_of(log, connection)
+        if not taken.is_set():
+            taken.set()
+            await goes_on.wait()
+        return head
+
+    monkeypatch.setattr(LogStore, "head_of", held)
+    reading = asyncio.create_task(world.running.stores.decisions.catch_up())
+    await taken.wait()
+    await move(actor, "golden", 2, 1)
+    await move(actor, "golden", 2, 2)  # says nothing new, and so reads the log
+    goes_on.set()
+    await reading
+    assert await world.running.stores.labels.proven("acme", "digits") == {"golden": 2}
+    assert (world.running.metrics.value(ALARMS), world.running.metrics.value(FAILURES)) == (0, 0)
+
+
+async def test_what_another_service_logs_as_a_schedule_or_a_label_is_none(world):
+    actor, _ = await versions(world, 3)
+    auth, retention = world.service("auth"), world.running.retention
+    schedule = b'{"dataset":"digits","keep_for_seconds":null,"keep_versions":1,"tenant":"acme"}'
+    label = b'{"dataset":"digits","label":"golden","tenant":"acme","version":1}'
+    with our_errors():
+        await auth.log.AppendEntry(log_service_pb2.AppendEntryRequest(kind="retention", body=schedule))
+        await auth.log.AppendEntry(log_service_pb2.AppendEntryRequest(kind="label", body=label))
+    assert await retention.look() == 0
+    await retain(actor, keep_versions=1)
+    assert await retention.look() == 2, "the label of nobody keeps nothing"
+    assert world.running.metrics.value(ALARMS) == 0
 
 
 @pytest.mark.parametrize("changed", ["promoted_at = 'infinity'", "state = 'lost'"])

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from casemate.errors import Exhausted
+from casemate.errors import Conflict, Exhausted
 from casemate.signing.keys import SigningKey
-from tests.services.datasets.pushing import nothing_changes
+from tests.services.datasets.pushing import OTHER_BYTES, nothing_changes
 from tests.services.datasets.test_retention import keys
 from tests.services.datasets.world import FINISH, chunk_messages, manifest_message, manifest_of
 
@@ -90,6 +90,17 @@ async def test_a_place_is_free_again_once_an_upload_is_done_with(narrow_world, w
             world.clock.shift = timedelta()
         await begin(world, actor, "another")
         await refused(world, actor, "one-more")
+
+
+async def test_one_that_was_quarantined_keeps_its_place_until_it_is_given_up(narrow_world):
+    async with narrow_world.serve() as world:
+        actor = world.actor()
+        first, *_ = [await begin(world, actor, f"set-{number}") for number in range(3)]
+        with pytest.raises(Conflict):
+            await actor.push([manifest_message(first, "set-0"), *chunk_messages()[:1], *chunk_messages([OTHER_BYTES])])
+        await refused(world, actor, "another")
+        await actor.shred(dataset="set-0")
+        await begin(world, actor, "another")
 
 
 async def test_of_many_that_begin_at_once_no_more_begin_than_may_and_the_others_leave_no_key(narrow_world):
