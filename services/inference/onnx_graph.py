@@ -35,9 +35,10 @@ class Tensor:
 
 @dataclass(slots=True)
 class Attribute:
-    """An attribute: one number, numbers, a tensor, or graphs."""
+    """An attribute: one number, numbers, a tensor, or graphs; `is_callers`: whoever calls the function says which."""
 
     name: bytes = b""
+    is_callers: bool = False
     number: int = 0
     numbers: list[int] = field(default_factory=list)
     tensor: Tensor | None = None
@@ -57,7 +58,10 @@ class Node:
 
 @dataclass(slots=True)
 class Graph:
-    """A graph, or the body of a function: its nodes in order, constants, and the datatypes that it says."""
+    """A graph, or the body of a function: its nodes in order, constants, and the datatypes that it says.
+
+    `kinds` has every input, 0 where nothing is said of it.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
@@ -79,6 +83,11 @@ def read_graphs(model: bytes) -> tuple[Graph, list[Graph]]:
     return main, functions
 
 
+def datatype(value: int) -> int:
+    """A datatype as ONNX Runtime takes it: it drops what is beyond 32 bits."""
+    return value & 0xFFFFFFFF
+
+
 def _read_graph(data: bytes, start: int, end: int, graph: Graph) -> None:
     for number, value, first, last in _fields(data, start, end):
         if value is not None:
@@ -91,6 +100,8 @@ def _read_graph(data: bytes, start: int, end: int, graph: Graph) -> None:
             name, kind = _read_value(data, first, last)
             if kind:
                 graph.kinds[name] = kind
+            elif number == 11:  # hides what has its name outside of this graph
+                graph.kinds.setdefault(name, 0)
 
 
 def _read_function(data: bytes, start: int, end: int) -> Graph:
@@ -131,6 +142,8 @@ def _read_attribute(data: bytes, start: int, end: int) -> Attribute:
             continue
         elif number == 1:
             attribute.name = data[first:last]
+        elif number == 21:
+            attribute.is_callers = True
         elif number == 5:
             # Two tensors in one field would be merged: neither of them is what is computed with.
             attribute.tensor = _read_tensor(data, first, last) if attribute.tensor is None else Tensor()
@@ -156,7 +169,7 @@ def _read_value(data: bytes, start: int, end: int) -> tuple[bytes, int]:
             for part, inner, begin, close in _fields(data, first, last):
                 if part == 1 and inner is None:  # of a tensor
                     kinds = [said for place, said, _, _ in _fields(data, begin, close) if place == 1]
-                    kind = kinds[-1] or 0 if kinds else kind
+                    kind = datatype(kinds[-1] or 0) if kinds else kind
     return name, kind
 
 
@@ -164,7 +177,7 @@ def _read_tensor(data: bytes, start: int, end: int) -> Tensor:
     tensor, raw, typed = Tensor(), [], []
     for number, value, first, last in _fields(data, start, end):
         if number == 2 and value is not None:
-            tensor.kind = value
+            tensor.kind = datatype(value)
         elif number == 8 and value is None:
             tensor.name = data[first:last]
         elif number == 9 and value is None:
@@ -191,7 +204,7 @@ def _numbers(
     values: list[int] = []
     for _, value, first, last in typed:
         values += [_signed(value)] if value is not None else list(_varints(data, first, last))
-    return np.array(values, np.int64)
+    return np.array(values, np.int64).astype(np.int32 if kind == INT32 else np.int64).astype(np.int64)
 
 
 def _varints(data: bytes, position: int, end: int) -> Iterator[int]:

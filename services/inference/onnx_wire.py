@@ -109,6 +109,8 @@ class _Walk:
             self._calls = Counter()
         while position < end:
             tag, position = self._varint(position, end)
+            if tag >> 32:  # ONNX Runtime's protobuf drops these bits, and would see a field that is hidden from us
+                raise _Malformed
             number, wire_type = tag >> 3, tag & 7
             value, start, position = self._field(wire_type, position, end)
             if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):

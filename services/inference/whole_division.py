@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from casemate.errors import FieldViolation, InvalidRequest, Reason
-from services.inference.onnx_graph import FLOAT, INT32, INT64, Tensor, read_graphs
+from services.inference.onnx_graph import FLOAT, INT32, INT64, Tensor, datatype, read_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -131,7 +131,8 @@ def _result(node: Node, given: Sequence[_Value]) -> _Value:
     if operator == b"Constant":
         value = _constant(node)
     elif operator == b"Cast":
-        value = _Value(next((each.number for each in node.attributes if each.name == b"to"), 0))
+        to = next((each.number for each in node.attributes if each.name == b"to" and not each.is_callers), 0)
+        value = _Value(datatype(to))
     elif operator in (b"Shape", b"Size"):
         value = _Value(INT64, counts=True)
     elif operator in _FLOATING:
@@ -146,7 +147,7 @@ def _result(node: Node, given: Sequence[_Value]) -> _Value:
 
 def _constant(node: Node) -> _Value:
     said = node.attributes[0] if len(node.attributes) == 1 else None
-    if said is None:
+    if said is None or said.is_callers:
         return _UNKNOWN
     if said.name == b"value" and said.tensor is not None:
         return _of(said.tensor)

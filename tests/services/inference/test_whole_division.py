@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -107,6 +108,34 @@ def in_a_function(*, by_two: bool) -> bytes:
     return model(nodes, [value("a", INT64), value("b", INT64)], [value("y", INT64, None)], functions=[function])
 
 
+def in_a_loop(*, hidden: bool) -> bytes:
+    """By a constant outside of its body; or by what the loop brings, where that has the constant's name and no type."""
+    brought = helper.make_empty_tensor_value_info("two" if hidden else "other")
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["goes_on"]), helper.make_node("Div", ["a", "two"], ["z"])],
+        "body",
+        [value("turn", INT64, ()), value("go_on", TensorProto.BOOL, ()), brought],
+        [value("goes_on", TensorProto.BOOL, ()), value("z", INT64, None)],
+    )
+    nodes = [helper.make_node("Loop", ["times", "begin", "b"], ["y"], body=body)]
+    constants = [constant("two", 2), helper.make_tensor("times", INT64, [], [1])]
+    constants.append(helper.make_tensor("begin", TensorProto.BOOL, [], [True]))
+    return model(nodes, [value("a", INT64), value("b", INT64)], [value("y", INT64, None)], constants)
+
+
+def by_a_functions_attribute(*, number: int, **said: int) -> bytes:
+    """The function's constant, or the type that it casts to, is what its caller says; what stands beside it is not."""
+    name, operator = next(((name, "Cast") for name in said), ("value_int", "Constant"))
+    given = onnx.AttributeProto(name=name, ref_attr_name="given", type=onnx.AttributeProto.INT, i=said.get(name, 2))
+    node = helper.make_node(operator, ["v"] if said else [], ["it"])
+    node.attribute.append(given)
+    nodes = [node, helper.make_node("Div", ["it" if said else "u", "it"], ["w"])]
+    opsets = [helper.make_opsetid("", 17)]
+    function = helper.make_function("mine", "Given", ["u", "v"], ["w"], nodes, opsets, attributes=["given"])
+    calls = [helper.make_node("Given", ["a", "b"], ["y"], domain="mine", given=number)]
+    return model(calls, [value("a", INT64), value("b", INT64)], [value("y", INT64, None)], functions=[function])
+
+
 def of_what_nothing_is_said(*, inferred: bool) -> bytes:
     """Text to numbers by an operator that is not listed: floating point, which `infer_shapes` finds out."""
     nodes = [
@@ -128,6 +157,41 @@ def with_another_constant_of_its_name() -> bytes:
     return by(INT64, 2) + onnx.ModelProto(graph=more).SerializeToString()
 
 
+def field(number: int, contents: bytes) -> bytes:
+    """A field with contents of less than 128 bytes, as protobuf writes it."""
+    return bytes((number << 3 | 2, len(contents))) + contents
+
+
+def datatype_beyond_32_bits() -> bytes:
+    """2^32 + INT64, of which protobuf keeps INT64."""
+    known = model([helper.make_node("Div", ["a", "b"], ["y"])], [], [value("y", INT64, None)])
+    kind = b"\x08\x87\x80\x80\x80\x10" + field(2, field(1, b"\x08\x01"))
+    takes = [field(11, field(1, name) + field(2, field(1, kind))) for name in (b"a", b"b")]
+    return known + field(7, b"".join(takes))
+
+
+def cast_beyond_32_bits() -> bytes:
+    nodes = [
+        helper.make_node("Cast", ["a"], ["b"], to=2**32 + INT64),
+        helper.make_node("Div", ["b", "b"], ["y"]),
+    ]
+    return model(nodes, [value("a", FLOAT)], [value("y", INT64, None)])
+
+
+def by_minus_one_in_32_bits() -> bytes:
+    """2^32 - 1, of which protobuf makes -1 where a number has 32 bits."""
+    known = model([helper.make_node("Div", ["a", "b"], ["y"])], [value("a", INT32)], [value("y", INT32, None)])
+    constant = b"\x08\x01\x10\x06" + field(5, b"\xff\xff\xff\xff\x0f") + field(8, b"b")
+    return known + field(7, field(5, constant))
+
+
+def hidden_by_its_tag() -> bytes:
+    """The tag of a node with a 33rd bit, which protobuf drops."""
+    node = helper.make_node("Div", ["a", "b"], ["y"]).SerializeToString()
+    known = model([], [value("a", INT64), value("b", INT64)], [value("y", INT64, None)])
+    return known + field(7, b"\x8a\x80\x80\x80\x10" + bytes([len(node)]) + node)
+
+
 SOUND = {
     "by a constant": by(INT64, 2, 3),
     "by a constant as bytes": by(INT32, 2, raw=True),
@@ -140,10 +204,14 @@ SOUND = {
     "floating point by a cast": cast(to=FLOAT),
     "floating point in a branch": in_a_branch(FLOAT),
     "by two in a function": in_a_function(by_two=True),
+    "in a loop, by two outside of it": in_a_loop(hidden=False),
     "of a datatype that the model says": of_what_nothing_is_said(inferred=True),
 }
 UNSOUND = {
     "by an input": by(INT64),
+    "in a loop, by what hides a constant": in_a_loop(hidden=True),
+    "by a constant that is the function's attribute": by_a_functions_attribute(number=-1),
+    "cast to what is the function's attribute": by_a_functions_attribute(number=INT64, to=FLOAT),
     "by an input of 32 bits": by(INT32),
     "by a constant that is -1": by(INT64, 2, -1),
     "by a constant that is -1, as bytes": by(INT32, -1, raw=True),
@@ -156,6 +224,9 @@ UNSOUND = {
     "in a function": in_a_function(by_two=False),
     "of a datatype that nothing says": of_what_nothing_is_said(inferred=False),
     "by one of two constants": with_another_constant_of_its_name(),
+    "of a datatype beyond 32 bits": datatype_beyond_32_bits(),
+    "cast to a datatype beyond 32 bits": cast_beyond_32_bits(),
+    "by what is -1 in 32 bits": by_minus_one_in_32_bits(),
 }
 
 
@@ -171,6 +242,20 @@ def test_a_division_that_may_end_the_process_is_refused_before_onnx_runtime_sees
     assert caught.value.reason is Reason.MODEL_INVALID
     [violation] = caught.value.violations
     assert (violation.field, "divides whole numbers" in violation.description) == ("model.onnx", True)
+
+
+@pytest.mark.parametrize("made", [*UNSOUND.values(), hidden_by_its_tag()], ids=[*UNSOUND, "hidden by its tag"])
+def test_what_is_refused_is_a_model_to_onnx_runtime(made: bytes) -> None:
+    """Or nothing were shown by refusing it; not run, and not optimized, which would compute some."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"]).get_outputs()
+
+
+def test_a_division_behind_a_tag_that_protobuf_cuts_is_refused_with_the_file() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        OnnxInstance(hidden_by_its_tag())
+    assert caught.value.reason is Reason.MODEL_INVALID
 
 
 @pytest.fixture
