@@ -113,7 +113,7 @@ def test_many_threads_leave_nothing_behind():
 
 @pytest.mark.parametrize(
     ("largest", "memory", "budget"),
-    [(4, 64 * 1024, 1024), (4, 4096, 512), (64, 4096, 512), (64, 1024, 512), (4, 128, 32)],
+    [(4, 64 * 1024, 4096), (4, 4096, 1024), (64, 4096, 1024), (64, 1024, 512), (4, 128, 32)],
 )
 def test_the_budget_follows_from_the_memory_and_holds_eight_requests_whatever_that_is(largest, memory, budget):
     assert default_budget(largest * MIB, memory=memory * MIB) == budget * MIB

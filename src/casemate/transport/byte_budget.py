@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MIB: Final = 1024 * 1024
-MOST_BYTES: Final = 1024 * _MIB
+MOST_BYTES: Final = 4096 * _MIB
 """More than that is held by no server, unless eight of its largest requests are more."""
 FEWEST_REQUESTS: Final = 8
 """Largest requests that there is room for, whatever the memory is."""
-_MEMORY_OVER: Final = 8
+_MEMORY_OVER: Final = 4
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def default_budget(largest: int, *, memory: int | None = None) -> int:
-    """An eighth of the memory that this machine or container has, a gibibyte at most, eight largest requests at least.
+    """A quarter of the memory of this machine or container, four gibibytes at most, eight largest requests at least.
 
     Args:
         largest: bytes of the largest request.
