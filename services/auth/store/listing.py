@@ -65,7 +65,7 @@ class ListingStore:
             for one in page.records:
                 if one.kind in _NAMED and one.value not in whose:
                     whose[one.value] = await self._tenant_of(connection, one.value)
-        own = (one for one in page.records if _tenant_in(one) == tenant or whose.get(one.value) == tenant)
+        own = [one for one in page.records if tenant == (whose[one.value] if one.kind in _NAMED else _tenant_in(one))]
         return Page(records=tuple(own), after=page.after)
 
     async def _tenant_of(self, connection: Connection, name: str) -> str | None:

@@ -134,16 +134,19 @@ async def test_a_tenant_sees_the_revocations_of_its_names_and_the_house_all_of_t
     _, operator, administrators = house
     own = {"client": "acme-batch", "subject": "acme-job"}
     others = {"token": "some-token", "session": "some-session", "certificate": "some-leaf", "client": "globex-batch"}
-    for kind, value in (*own.items(), ("subject", "acme-idp:alice"), *others.items(), ("subject", "globex-idp:bob")):
+    foreign = [("subject", "globex-idp:bob"), ("session", "acme-batch")]  # the name of a client, and not one here
+    for kind, value in (*own.items(), ("subject", "acme-idp:alice"), *others.items(), *foreign):
         number = getattr(trust_pb2, f"REVOCATION_KIND_{kind.upper()}")
         await operator.administer("Revoke", admin.RevokeRequest(kind=number, value=value))
-    lists = {}
+    lists, kinds = {}, {}
     for name, caller in (("acme", administrators["acme"]), ("house", operator)):
         page = await caller.administer("ListRevocations", admin.ListRevocationsRequest())
         lists[name] = {one.value for one in page.revocations}
+        kinds[name] = {one.kind for one in page.revocations}
     gone = {spiffe_id("acme", name) for name in ("gone", "lost")}
     assert lists["acme"] == {*own.values(), "acme-idp:alice", *gone}
     assert lists["house"] > lists["acme"] | set(others.values()) | {"globex-idp:bob"}
+    assert kinds["house"] - kinds["acme"] >= {trust_pb2.REVOCATION_KIND_SESSION, trust_pb2.REVOCATION_KIND_TOKEN}
 
 
 async def test_tenants_are_all_for_the_house_and_one_for_another(house):
