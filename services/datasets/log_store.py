@@ -70,7 +70,7 @@ class LogStore:
                 "WHERE NOT EXISTS (SELECT FROM log_entries) ON CONFLICT (name) DO NOTHING",
                 *(empty.size, empty.to_bytes(), self._mac(empty)),
             )
-            self._verified(await connection.fetchrow(_HEAD))
+            await self.head_of(connection)
 
     async def append(self, connection: Connection, kind: str, body: Mapping[str, object], *, by: str) -> int:
         """Appends in the caller's transaction and gives the index. Appends wait for one another.
@@ -206,7 +206,7 @@ class LogStore:
             StoredDataUnreadable: what is stored does not give the stored root.
         """
         async with transaction(self._pool, isolation="repeatable_read") as connection:
-            head = self._verified(await connection.fetchrow(_HEAD))
+            head = await self.head_of(connection)
             size = tree_size or head.size
             if not 0 <= index < size <= head.size:
                 raise OutOfRange(f"entry {index} of a tree of {size}; the log has {head.size}")
@@ -231,7 +231,7 @@ class LogStore:
             StoredDataUnreadable: what is stored does not give the stored root.
         """
         async with transaction(self._pool, isolation="repeatable_read") as connection:
-            head = self._verified(await connection.fetchrow(_HEAD))
+            head = await self.head_of(connection)
             size = second_size or head.size
             if size > head.size:
                 raise OutOfRange(f"a tree of {size}; the log has {head.size}")
@@ -251,7 +251,7 @@ class LogStore:
             OutOfRange: the log does not reach that far.
         """
         async with transaction(self._pool, isolation="repeatable_read") as connection:
-            head = self._verified(await connection.fetchrow(_HEAD))
+            head = await self.head_of(connection)
             first, end = tiles.tile_range(level, index, head.size)
             wanted = [(level * tiles.TILE_HEIGHT, at) for at in range(first, end)]
             found = await read_nodes(connection, wanted)

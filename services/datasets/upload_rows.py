@@ -36,10 +36,8 @@ _UPDATE: Final = (
     "UPDATE uploads SET state = $2, next_offset = $3, next_batch = $4, next_ordinal = $5, promoted_at = $6, "
     "log_index = $7, mac = $8 WHERE id = $1"
 )
-LATEST: Final = (
-    SELECT + " WHERE tenant = $1 AND dataset = $2 AND state IN ('promoted', 'shredded') ORDER BY version DESC LIMIT 1"
-)
 _VERSIONS: Final = "state IN ('promoted', 'shredded')"
+LATEST: Final = SELECT + f" WHERE tenant = $1 AND dataset = $2 AND {_VERSIONS} ORDER BY version DESC LIMIT 1"
 OLDER: Final = (
     SELECT + f" WHERE tenant = $1 AND dataset = $2 AND {_VERSIONS} AND version < $3 ORDER BY version DESC LIMIT $4"
 )
