@@ -129,7 +129,7 @@ def _caller(port: int, directory: Path, running: ExitStack) -> Any:  # noqa: ANN
     return channel.unary_unary(METHOD)
 
 
-def _call_on(invoke: Any, payload: bytes, metadata: Any) -> list[float]:  # noqa: ANN401
+def _call_on(invoke: Any, payload: bytes, metadata: Any) -> list[float]:  # noqa: ANN401  # grpcio's
     took: list[float] = []
     ends = time.perf_counter() + TURN_S
     while len(took) < CALLS and (not took or time.perf_counter() < ends):

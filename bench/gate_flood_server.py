@@ -69,11 +69,11 @@ def build_gate(mint: Mint) -> Gate:
     )
 
 
-def _service(act: Any, *, aio: bool, at_once: bool = False) -> RegisteredService:  # noqa: ANN401
-    def behavior(request: Any, _context: object) -> Any:  # noqa: ANN401
+def _service(act: Any, *, aio: bool, at_once: bool = False) -> RegisteredService:  # noqa: ANN401  # of either kind
+    def behavior(request: Any, _context: object) -> Any:  # noqa: ANN401  # as above
         return act(request)
 
-    async def later(request: Any, _context: object) -> Any:  # noqa: ANN401
+    async def later(request: Any, _context: object) -> Any:  # noqa: ANN401  # as above
         return act(request)
 
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
@@ -85,7 +85,7 @@ def _service(act: Any, *, aio: bool, at_once: bool = False) -> RegisteredService
     return RegisteredService(SERVICE, {NAME: handler}, chosen)
 
 
-def _bare(server: Any, service: RegisteredService, source: CertificateSource) -> int:  # noqa: ANN401
+def _bare(server: Any, service: RegisteredService, source: CertificateSource) -> int:  # noqa: ANN401  # grpcio's, of either kind
     server.add_registered_method_handlers(SERVICE, dict(service.handlers))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, dict(service.handlers)),))
     return int(server.add_secure_port("127.0.0.1:0", server_credentials(source)))

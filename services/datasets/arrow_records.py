@@ -182,7 +182,7 @@ def _first_false(mask: Any, values: Any) -> int | None:  # noqa: ANN401
 
 
 def _outside(low: float | None, high: float | None, *, view: Any = None) -> Callable[[Any], int | None]:  # noqa: ANN401
-    def is_outside(values: Any) -> bool:  # noqa: ANN401
+    def is_outside(values: Any) -> bool:  # noqa: ANN401  # pyarrow has no types
         # Compared in Python: Arrow would cast a bound to the column's width, and not always can.
         found = pc.min_max(values).as_py()
         if found["min"] is None:
@@ -222,7 +222,7 @@ def _in_elements(judge: Callable[[Any], int | None]) -> Callable[[Any], int | No
     return judge_lists
 
 
-def _list_of(lists: Any, element: int) -> int:  # noqa: ANN401
+def _list_of(lists: Any, element: int) -> int:  # noqa: ANN401  # pyarrow has no types
     """The place of the list that holds an element, which is counted through all of them."""
     ends = accumulate(length or 0 for length in pc.list_value_length(lists).to_pylist())
     return next(place for place, end in enumerate(ends) if element < end)

@@ -190,7 +190,7 @@ def _laid_out(values: Any, column: Column, target: Any) -> Any:  # noqa: ANN401
     return values.cast(target)
 
 
-def _stored(values: Any) -> Any:  # noqa: ANN401
+def _stored(values: Any) -> Any:  # noqa: ANN401  # as above
     return values.storage if isinstance(values, pa.ExtensionArray) else values
 
 

@@ -185,7 +185,7 @@ class Lane:
         self._turns.put(line, partial(self._take, call, address))
         return True
 
-    def _make(self, event: Any, make: MakeCall) -> LaneCall:  # noqa: ANN401
+    def _make(self, event: Any, make: MakeCall) -> LaneCall:  # noqa: ANN401  # cygrpc's
         state = self._state
         with state.lock:
             state.due.remove(event.tag)

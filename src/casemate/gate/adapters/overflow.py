@@ -29,7 +29,7 @@ class OverflowingCall(LaneCall):
         event: grpcio's, that brought its headers.
     """
 
-    def __init__(self, gate: Gate, request_id: str, state: Any, event: Any) -> None:  # noqa: ANN401
+    def __init__(self, gate: Gate, request_id: str, state: Any, event: Any) -> None:  # noqa: ANN401  # private types of grpcio
         super().__init__(state, event)
         self._gate = gate
         self._request_id = request_id
