@@ -78,8 +78,9 @@ async def test_128_mib_of_every_shape_stay_under_256_mib(embedded_postgres, tmp_
         assert await push(made_up_lines(32 * MIB, chunk_bytes=8 * MIB, row_bytes=256), "lines") < LIMIT
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("gib", [1, 10])
+@pytest.mark.parametrize(
+    "gib", [pytest.param(1, marks=pytest.mark.timeout(300)), pytest.param(10, marks=pytest.mark.long)]
+)
 async def test_gibibytes_stay_under_256_mib(embedded_postgres, tmp_path, gib, tell_record):
     """What a tenth of it needs, the whole needs too."""
     async with service(embedded_postgres, tmp_path) as push:
