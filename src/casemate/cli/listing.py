@@ -10,6 +10,7 @@ import click
 
 from casemate.auth.v1 import admin_service_pb2, trust_pb2
 from casemate.cli.connection import with_session
+from casemate.cli.plain_text import plain
 from casemate.client.admin import AUTHENTICATIONS, REVOCATIONS, ROLES
 from casemate.client.listing import Listing
 from casemate.client.session import Session
@@ -247,4 +248,4 @@ def _word(value: object) -> str:
         return ",".join(map(_word, value)) or "-"
     if isinstance(value, dict):
         return " ".join(map(_word, value.values()))
-    return "-" if value is None else str(value) or "-"
+    return "-" if value is None else plain(str(value)) or "-"

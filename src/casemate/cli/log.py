@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from casemate.cli.connection import with_session
+from casemate.cli.plain_text import plain
 from casemate.client.log import LogReader
 from casemate.client.saved_log import HistoryDiffers, LogKeys, SavedLog, differing, verify_file
 from casemate.errors import CasemateError, ConfigurationError, StoredDataUnreadable
@@ -121,7 +122,7 @@ def _require_one_history(
 
 def _show(path: Path, found: VerifiedCheckpoint | VerifiedEntry) -> None:
     if isinstance(found, VerifiedEntry):
-        shown = found.entry.decode("ascii", "backslashreplace")
+        shown = plain(found.entry.decode("ascii", "backslashreplace"))
         click.echo(f"{path}: entry {found.index} of {found.checkpoint.size}: {shown}")
     else:
         click.echo(f"{path}: checkpoint of {found.size} entries, root {found.root.hex()}")
@@ -163,10 +164,19 @@ def _look(reader: LogReader, save: Path, log_key: str | None, witness_keys: Sequ
     kept.save(save)
     for index, entry in enumerate(entries, known):
         if entry is not None:
-            click.echo(json.dumps({"index": index, **json.loads(entry)}))
+            click.echo(json.dumps({"index": index} | _said(entry) | {"index": index}))
     others = entries.count(None)
     of_others = f", {others} of them not for this tenant" if others else ""
     click.echo(f"{kept.size} entries, {len(entries)} new{of_others}; one history", err=True)
+
+
+def _said(entry: bytes) -> dict[str, object]:
+    """What an entry says; one that is no object of JSON, as whoever has the log's key can make it, as its bytes."""
+    try:
+        said = json.loads(entry)
+    except (ValueError, RecursionError):
+        said = None
+    return said if isinstance(said, dict) else {"entry": entry.decode("ascii", "backslashreplace")}
 
 
 def _keep_evidence(error: HistoryDiffers, save: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from casemate.cli.plain_text import plain
 from casemate.errors import CasemateError, ConfigurationError
 
 COMMANDS = {
@@ -107,9 +108,12 @@ def main() -> None:
         for violation in error.violations:
             if f"{violation.field} {violation.description}" == str(error):
                 continue  # found on this machine: the error says it
-            click.echo(f"casemate: {violation.field}: {violation.description}", err=True)
-        said = "" if isinstance(error, ConfigurationError) else f"{error.code} / {error.reason}: "
-        click.echo(f"casemate: {said}{error}", err=True)
+            click.echo(plain(f"casemate: {violation.field}: {violation.description}"), err=True)
+        # What this machine says itself may have lines.
+        is_own = isinstance(error, ConfigurationError)
+        click.echo(
+            f"casemate: {error}" if is_own else plain(f"casemate: {error.code} / {error.reason}: {error}"), err=True
+        )
         sys.exit(1)
     except OSError as error:
         # Files that people name; everything else that fails this way has an error of ours.
