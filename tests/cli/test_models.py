@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def register(run, folder: Path, role: str) -> Path:
     return key
 
 
+def grant(run, verb: str, resource: str) -> None:
+    what = ("--verb", verb, "--resource", resource)
+    run("grant", "create", "--tenant", "acme", "--caller", "t/acme/echoer", *what, *OPERATOR)
+
+
 @pytest.fixture(scope="module")
 def modeller(run, tmp_path_factory):
     """Keys of a supplier, a publisher and an operator, a dataset's root, and somebody who may do it all."""
@@ -50,8 +56,7 @@ def modeller(run, tmp_path_factory):
         *OPERATOR,
     )
     for verb, resource in (("push", "dataset/numbers"), ("read", "dataset/numbers"), ("publish", "model/echo")):
-        what = ("--verb", verb, "--resource", resource)
-        run("grant", "create", "--tenant", "acme", "--caller", "t/acme/echoer", *what, *OPERATOR)
+        grant(run, verb, resource)
     keys = {role: register(run, folder, role) for role in ("supplier", "publisher", "operator")}
     data = folder / "numbers.csv"
     data.write_text("a,b\n1,2\n3,4\n")
@@ -59,7 +64,7 @@ def modeller(run, tmp_path_factory):
     return keys, pushed["root"]
 
 
-def publish(run, modeller, file: Path, number: int, *more: str | Path, expect: int = 0) -> str:
+def publish(run, modeller, file: Path, number: int, *more: str | Path, name: str = "echo", expect: int = 0) -> str:
     keys, root = modeller
     signed = ("--key", keys["publisher"], "--dataset-root", root)
     arguments = (
@@ -67,7 +72,7 @@ def publish(run, modeller, file: Path, number: int, *more: str | Path, expect: i
         "publish",
         file,
         "--name",
-        "echo",
+        name,
         "--number",
         str(number),
         *signed,
@@ -145,6 +150,36 @@ def test_the_way_from_a_dataset_to_predictions_goes_as_the_page_prints_it(run, t
     assert '"model": "flowers"' in done.stdout
 
 
+def listed(run, *options: str, until: str) -> str:
+    """What `model list` prints once it says that: each worker learns of grants and of versions by itself."""
+    deadline = time.monotonic() + PATIENCE
+    while until not in (said := run("model", "list", *options, *TRAINER)):
+        assert time.monotonic() < deadline, said
+    return said
+
+
+def test_models_are_listed_with_states_and_labels_to_whoever_may_describe_them_and_to_nobody_else(
+    run, modeller, tmp_path
+):
+    keys, _ = modeller
+    file = tmp_path / "model.onnx"
+    file.write_bytes(identity("FP32"))
+    for name in ("hidden", "listed"):
+        grant(run, "publish", f"model/{name}")
+        published = json.loads(publish(run, modeller, file, 1, name=name))
+    label = ("model", "label", "listed", "canary", "--tenant", "acme", "--number", "1")
+    run(*label, "--digest", published["digest"], "--key", keys["operator"], *OPERATOR)
+    assert [run("model", "list", *form, *TRAINER) for form in ((), ("--json",))] == ["", ""]
+    grant(run, "describe", "model/listed")
+    assert listed(run, until="listed  1:ready  canary=1") == "listed  1:ready  canary=1\n"
+    [model] = map(json.loads, listed(run, "--json", until='"ready"').splitlines())
+    [version] = model.pop("versions")
+    assert model == {"model": "listed", "labels": {"canary": 1}}
+    assert version.pop("signer_key_id")
+    assert version == {"number": 1, "state": "ready", "reason": None, "manifest_sha256": published["digest"]}
+
+
+@pytest.mark.usefixtures("modeller")  # it has a certificate
 def test_each_worker_that_was_asked_for_keeps_an_audit_of_its_own_and_why_looks_into_all(run):
     files = {path.name for path in StateDirectory(run.state).audits() if path.name.startswith("inference.")}
     assert files == {"inference.0.jsonl", "inference.1.jsonl"}
