@@ -181,7 +181,7 @@ class DatasetVersions:
             NotFound: there is no such version, or it is not granted.
             Unavailable: the service will finish what was begun; ask again for the receipt.
             SignatureInvalid: the receipt is not signed with that key.
-            StoredDataUnreadable: the receipt is another version's, or another log's.
+            StoredDataUnreadable: the receipt is another version's, another tenant's, or another log's.
         """
         request = messages.ShredVersionRequest(dataset=dataset, version=version)
         try:
@@ -195,6 +195,8 @@ class DatasetVersions:
         verified = verify_shred_receipt(bytes(answer.receipt), log=log, public_key=key)
         if (verified.receipt.dataset, verified.receipt.version) != (dataset, version):
             raise StoredDataUnreadable("the receipt is another version's")
+        if self._session.caller.split("/")[3:5] != ["t", verified.receipt.tenant]:
+            raise StoredDataUnreadable("the receipt is another tenant's")
         return ShreddedVersion(verified.receipt, bytes(answer.receipt), used)
 
 

@@ -352,7 +352,7 @@ async def test_the_receipt_of_a_shredding_is_that_of_this_log_and_version(house)
     own = verification_key(LOG, house.running.log_key)
     assert await asyncio.to_thread(shredded, lambda said: said, own) == 1
     assert await asyncio.to_thread(shredded, forged()) == 1, "without a key of one's own, the service's word"
-    for lie in ({"version": 2}, {"dataset": "digits"}, {"log": "datasets.elsewhere/log"}):
+    for lie in ({"version": 2}, {"dataset": "digits"}, {"tenant": "globex"}, {"log": "datasets.elsewhere/log"}):
         with pytest.raises(StoredDataUnreadable):
             await asyncio.to_thread(shredded, forged(**lie))
     with pytest.raises(SignatureInvalid):
