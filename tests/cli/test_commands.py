@@ -107,7 +107,8 @@ def test_each_kind_of_file_comes_back_with_its_records(run, supplier, tmp_path, 
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     said = json.loads(run("dataset", "push", file, "--key", supplier, "--json", *SUPPLIER))
-    assert said["records"] == 500
+    described = json.loads(run("dataset", "describe", "people", "--version", str(said["version"]), *SUPPLIER))
+    assert (said["records"], described["records"], described["rows"]) == (500, 500, said["rows"])
     out = tmp_path / "back"
     run("dataset", "pull", "people", "--trust", f"{supplier}.pub", "--out", out, *SUPPLIER)
     assert (_json_lines if ending == "jsonl" else _arrow)(out) == records

@@ -13,7 +13,9 @@ from casemate.cli.keys import load_public_key
 from casemate.client.datasets import BatchOrder, Datasets, PulledDataset
 from casemate.client.session import Session
 from casemate.errors import ConfigurationError
+from casemate.signing import dsse
 from casemate.signing.framing import join_rows
+from casemate.signing.statements import DATASET_MANIFEST_TYPE, DatasetManifest
 
 
 @click.command("pull")
@@ -114,6 +116,7 @@ def describe(session: Session, dataset: str, version: int | None, label: str, cr
         "dataset": dataset,
         "version": found.version,
         "rows": found.rows,
+        "records": _records(bytes(found.manifest)),
         "root": found.root.hex(),
         "signer": found.signer_key_id,
         "promoted_at": found.promoted_at.ToJsonString(),
@@ -121,3 +124,8 @@ def describe(session: Session, dataset: str, version: int | None, label: str, cr
         "labels": list(found.labels),
     }
     click.echo(json.dumps(said, indent=1))
+
+
+def _records(envelope: bytes) -> int:
+    """How many records the manifest counts: a row of Arrow holds many."""
+    return DatasetManifest.parse(dsse.peek_payload(envelope, DATASET_MANIFEST_TYPE)).records
