@@ -60,12 +60,14 @@ class Node:
 class Graph:
     """A graph, or the body of a function: its nodes in order, constants, and the datatypes that it says.
 
-    `kinds` has every input, 0 where nothing is said of it.
+    `inputs` and `sparse` are names: of what it is given, and of constants that are not read.
     """
 
     nodes: list[Node] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
     kinds: dict[bytes, int] = field(default_factory=dict)
+    inputs: list[bytes] = field(default_factory=list)
+    sparse: list[bytes] = field(default_factory=list)
 
 
 def read_graphs(model: bytes) -> tuple[Graph, list[Graph]]:
@@ -100,8 +102,13 @@ def _read_graph(data: bytes, start: int, end: int, graph: Graph) -> None:
             name, kind = _read_value(data, first, last)
             if kind:
                 graph.kinds[name] = kind
-            elif number == 11:  # hides what has its name outside of this graph
-                graph.kinds.setdefault(name, 0)
+            if number == 11:
+                graph.inputs.append(name)
+        elif number == 15:
+            parts = [
+                _read_tensor(data, begin, close) for part, _, begin, close in _fields(data, first, last) if part == 1
+            ]
+            graph.sparse += [part.name for part in parts]
 
 
 def _read_function(data: bytes, start: int, end: int) -> Graph:
@@ -109,6 +116,8 @@ def _read_function(data: bytes, start: int, end: int) -> Graph:
     for number, value, first, last in _fields(data, start, end):
         if number == 7 and value is None:
             graph.nodes.append(_read_node(data, first, last))
+        elif number == 4 and value is None:
+            graph.inputs.append(data[first:last])
     return graph
 
 

@@ -15,7 +15,7 @@ If this fails: values of a caller end a process; of several workers, one at a ti
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -86,13 +86,9 @@ def require_sound_division(model: bytes, operators: Collection[bytes]) -> None:
 
 
 def _judge_graph(graph: Graph, outer: Mapping[bytes, _Value]) -> None:
-    inner: dict[bytes, _Value] = {name: _Value(kind) for name, kind in graph.kinds.items()}
+    several = _given_twice(graph)
+    inner = _at_first(graph) | dict.fromkeys(several, _UNKNOWN)
     values: ChainMap[bytes, _Value] = ChainMap(inner, dict(outer))
-    named: set[bytes] = set()
-    for tensor in graph.constants:
-        # Of two that have one name, it is not for us to say which is meant.
-        inner[tensor.name] = _UNKNOWN if tensor.name in named else _of(tensor)
-        named.add(tensor.name)
     for node in graph.nodes:
         for attribute in node.attributes:
             for body in attribute.graphs:
@@ -106,8 +102,29 @@ def _judge_graph(graph: Graph, outer: Mapping[bytes, _Value]) -> None:
             )
         value = _result(node, given) if ours else _UNKNOWN
         for place, name in enumerate(node.outputs):
-            said = inner.get(name, _UNKNOWN)
+            if name in several:
+                continue
+            said = inner[name]
             inner[name] = _Value(said.kind or (value.kind if place == 0 else 0), value.numbers, value.counts)
+
+
+def _at_first(graph: Graph) -> dict[bytes, _Value]:
+    """What is known before any node: of whatever this graph names, since that hides what has its name outside."""
+    named = [*graph.inputs, *graph.sparse, *(name for node in graph.nodes for name in node.outputs)]
+    kinds = {name: _Value(kind) for name, kind in graph.kinds.items()}
+    return dict.fromkeys(named, _UNKNOWN) | kinds | {tensor.name: _of(tensor) for tensor in graph.constants}
+
+
+def _given_twice(graph: Graph) -> set[bytes]:
+    """Names of several values of one graph: it is not for us to say which of them ONNX Runtime takes.
+
+    A constant that is listed among the inputs too is one value, as no caller can give it.
+    """
+    constants = [tensor.name for tensor in graph.constants]
+    counts = Counter([*constants, *graph.sparse])
+    counts.update(name for name in graph.inputs if name not in counts)
+    counts.update(name for node in graph.nodes for name in node.outputs if name)
+    return {name for name, count in counts.items() if count > 1}
 
 
 def _sound(given: Sequence[_Value]) -> bool:

@@ -157,6 +157,35 @@ def with_another_constant_of_its_name() -> bytes:
     return by(INT64, 2) + onnx.ModelProto(graph=more).SerializeToString()
 
 
+def by_a_constant_among_the_inputs() -> bytes:
+    """As old exporters wrote it; a caller cannot give it."""
+    takes = [value("a", INT64), value("two", INT64, (1,))]
+    return model([helper.make_node("Div", ["a", "two"], ["y"])], takes, [value("y", INT64, None)], [constant("two", 2)])
+
+
+def by_either(*, before: int | None = None, among: int | None = None, behind: int | None = None, sparse=(), takes=()):
+    """Divides by what has several definitions: by nodes before and behind the division, and by constants."""
+    divides, constants = helper.make_node("Div", ["a", "k"], ["y"]), [] if among is None else [constant("k", among)]
+    made = [
+        None if one is None else helper.make_node("Constant", [], ["k"], value_ints=[one]) for one in (before, behind)
+    ]
+    nodes = [node for node in (made[0], divides, made[1]) if node is not None]
+    gives = [value("y", INT64, None)]
+    graph = helper.make_graph(nodes, "net", [value("a", INT64), *takes], gives, constants, sparse_initializer=sparse)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+def by_a_functions_parameter_that_is_a_constant_too() -> bytes:
+    nodes = [helper.make_node("Constant", [], ["k"], value_ints=[2]), helper.make_node("Div", ["u", "k"], ["w"])]
+    function = helper.make_function("mine", "Half", ["u", "k"], ["w"], nodes, [helper.make_opsetid("", 17)])
+    calls = [helper.make_node("Half", ["a", "b"], ["y"], domain="mine")]
+    return model(calls, [value("a", INT64), value("b", INT64)], [value("y", INT64, None)], functions=[function])
+
+
+SPARSE = helper.make_sparse_tensor(constant("k", -1), constant("places", 0), [1])
+
+
 def field(number: int, contents: bytes) -> bytes:
     """A field with contents of less than 128 bytes, as protobuf writes it."""
     return bytes((number << 3 | 2, len(contents))) + contents
@@ -205,6 +234,8 @@ SOUND = {
     "floating point in a branch": in_a_branch(FLOAT),
     "by two in a function": in_a_function(by_two=True),
     "in a loop, by two outside of it": in_a_loop(hidden=False),
+    "by a constant that is listed among the inputs": by_a_constant_among_the_inputs(),
+    "by a node's constant alone": by_either(before=2),
     "of a datatype that the model says": of_what_nothing_is_said(inferred=True),
 }
 UNSOUND = {
@@ -224,6 +255,11 @@ UNSOUND = {
     "in a function": in_a_function(by_two=False),
     "of a datatype that nothing says": of_what_nothing_is_said(inferred=False),
     "by one of two constants": with_another_constant_of_its_name(),
+    "by a constant that a sparse one replaces": by_either(among=2, sparse=[SPARSE]),
+    "by a constant that a node behind replaces": by_either(among=2, behind=-1),
+    "by a node's constant that one behind replaces": by_either(before=2, behind=-1),
+    "by an input of the name of a node's constant": by_either(before=2, takes=[value("k", INT64)]),
+    "by a function's parameter of the name of a constant": by_a_functions_parameter_that_is_a_constant_too(),
     "of a datatype beyond 32 bits": datatype_beyond_32_bits(),
     "cast to a datatype beyond 32 bits": cast_beyond_32_bits(),
     "by what is -1 in 32 bits": by_minus_one_in_32_bits(),
