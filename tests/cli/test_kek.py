@@ -91,7 +91,12 @@ def test_a_shredded_version_is_gone_and_its_receipt_verifies_offline_and_a_chang
     assert "NOT_FOUND" in run(*pull, expect=1)
 
     (tmp_path / "log.key").write_text(said["log_key"] + "\n")
-    for key in (said["log_key"], "log.key"):
+    watch = ("log", "watch", "--save", "kept", "--as", "acme/watcher")
+    run("pki", "issue", "acme/watcher")
+    about = ("--tenant", "acme", "--spiffe-id", "spiffe://casemate.internal/t/acme/watcher", "--audience", "datasets")
+    run("client", "create", "acme-watcher", *about, "--scope", "log.read", *OPERATOR)
+    run(*watch)
+    for key in (said["log_key"], "log.key", "kept/keys"):
         verified = run("dataset", "verify-receipt", receipt, "--log-key", key)
         assert "acme/digits version 1 was shredded" in verified
         assert "no backup opens it from" in verified

@@ -46,7 +46,7 @@ def shred(session: Session, dataset: str, version: int, receipt: Path | None, ye
 
 @click.command("verify-receipt")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--log-key", required=True, help="The log's key as NAME+HASH+BASE64, or a file that holds it.")
+@click.option("--log-key", required=True, help="The log's key as NAME+HASH+BASE64, or a file that begins with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify_receipt(file: Path, log_key: str, as_json: bool) -> None:
     """Verifies the receipt of a shredding or of an export, without any service, and prints what it states."""
@@ -64,7 +64,8 @@ def verify_receipt(file: Path, log_key: str, as_json: bool) -> None:
 def _file_text(file: Path) -> str:
     if not file.is_file():
         raise ConfigurationError(f"{file} is neither a key of the form NAME+HASH+BASE64 nor a file that holds one")
-    return file.read_text()
+    # The first line: those behind it are the witness's in what `log watch` keeps.
+    return file.read_text().partition("\n")[0]
 
 
 def _receipt_said(receipt: ShredReceipt) -> dict[str, object]:
