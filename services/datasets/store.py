@@ -289,12 +289,12 @@ class VersionStore:
                 "SELECT sealed FROM sealed_rows WHERE upload = $1 AND batch = $2 ORDER BY ordinal",
                 *(upload.id, number),
             )
-        if header is None:
+        if header is None or None in header.values():
             raise StoredDataUnreadable(f"upload {upload.id} has no batch {number}")
         head = SealedBatch(
             salt=header["salt"], commitment=header["commitment"], first_ordinal=header["first_ordinal"], rows=()
         )
-        return head, [record[0] for record in records]
+        return head, [record[0] or b"" for record in records]
 
     async def ping(self) -> None:
         """Returns if the database answers."""

@@ -60,6 +60,9 @@ async def test_two_rows_swapped_by_sql_are_data_loss_and_swapped_back_they_read(
            WHERE a.number = 0 AND b.number = 1""",
         "UPDATE manifests SET envelope = set_byte(envelope, 100, get_byte(envelope, 100) # 1)",
         "DELETE FROM manifests",
+        "ALTER TABLE batches ALTER salt DROP NOT NULL; UPDATE batches SET salt = NULL",
+        "ALTER TABLE batches ALTER commitment DROP NOT NULL; UPDATE batches SET commitment = NULL",
+        "ALTER TABLE sealed_rows ALTER sealed DROP NOT NULL; UPDATE sealed_rows SET sealed = NULL WHERE ordinal = 2",
     ],
 )
 async def test_stored_data_that_was_changed_is_data_loss(world, change):
