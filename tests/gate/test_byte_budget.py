@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from casemate.gate.adapters import bodies
 from casemate.transport import byte_budget, server
 from casemate.transport.byte_budget import ByteBudget, default_budget
 from casemate.transport.registry import RegisteredService
@@ -185,6 +186,9 @@ def test_a_server_ends_although_calls_wait_for_room(leaf, monkeypatch):
         invoke = flood.unary_unary("/test.Echo/Open")
         calls = [invoke.future(b"s" * (MIB // 2), metadata=token, timeout=LIMIT_S) for _ in range(10)]
         until(lambda: budget.waiting == 6)
+        gate, ended = served.world.gate, []
+        finish = gate.finish
+        gate.finish = lambda admission, code, **more: (finish(admission, code, **more), ended.append(code))
         ending = threading.Thread(target=served.stop, args=(server.timedelta(milliseconds=100),))
         ending.start()
         until(lambda: budget.waiting == 0)
@@ -192,6 +196,32 @@ def test_a_server_ends_although_calls_wait_for_room(leaf, monkeypatch):
         ending.join(LIMIT_S)
         assert not ending.is_alive()
         assert all(call.exception() is not None for call in calls)
+        until(lambda: sorted(ended) == ["CANCELLED"] * 9 + ["OK"])  # those too whose request nobody asked for
+
+
+@pytest.mark.parametrize("suspect", [True, False])
+def test_a_call_that_is_refused_when_its_request_would_be_asked_for_gives_its_room_back(leaf, monkeypatch, suspect):
+    """Half of four is one caller's: were two kept, the third would wait."""
+    monkeypatch.setattr(bodies, "LATE_S", 0.6)
+    monkeypatch.setattr(bodies, "LATE_CALLS", 0 if suspect else 4)
+    trainer, go_on = leaf("client", tenant="acme", name="trainer"), threading.Event()
+
+    def late() -> Iterator[bytes]:
+        go_on.wait(LIMIT_S)
+        yield b"late"
+
+    with serving(leaf, monkeypatch, 4) as (served, _staying, budget), served.channel(trainer) as channel:
+        token = bearer(served.world.token(trainer))
+        first = channel.stream_unary("/test.Echo/Open").future(late(), metadata=token, timeout=LIMIT_S)
+        if not suspect:
+            go_on.set()
+        assert first.code() is (grpc.StatusCode.DEADLINE_EXCEEDED if suspect else grpc.StatusCode.OK)
+        ask = channel.unary_unary("/test.Echo/Open")
+        calls = [ask.future(b"x", metadata=token, timeout=LIMIT_S) for _ in range(6)]
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED if suspect else grpc.StatusCode.OK
+        assert [call.code() for call in calls] == [code] * 6
+        until(lambda: (budget.held, budget.waiting) == (0, 0))
+        go_on.set()
 
 
 @pytest.mark.parametrize("requests", [4, 64])

@@ -24,6 +24,18 @@ def test_a_change_of_keys_makes_every_entry_verify_again():
     assert lookup.verified == 2
 
 
+def test_an_entry_is_trusted_for_less_than_a_minute_however_often_it_is_used():
+    lookup = Lookup()
+    token = lookup.token()
+    counts = []
+    for monotonic in (0.0, 30.0, 59.9, 60.0, 60.1, 119.9, 120.0):
+        lookup.look(token, monotonic=monotonic)
+        counts.append(lookup.verified)
+    assert counts == [1, 1, 1, 2, 2, 2, 3]
+    lookup.look(token, monotonic=119.0)  # whoever looked at the clock before the last verification was done
+    assert lookup.verified == 4
+
+
 def test_failures_are_never_kept_and_never_push_out_what_is():
     lookup = Lookup()
     token = lookup.token()
