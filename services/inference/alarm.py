@@ -31,19 +31,26 @@ class Alarm:
         self._set = False
 
     def at(self, moment: float) -> None:
-        """Rings then, or before."""
+        """Rings then, or before; where no thread is left for that, at the first moment told when there is one."""
         earliest = self._next
         if earliest is not None and earliest <= moment:
             return  # what it is for is there already, so that ring finds it
         with self._changed:
             if self._next is not None and self._next <= moment:
                 return
-            self._next = moment
             if self._set:
+                self._next = moment
                 self._changed.notify()
-            else:
-                self._set = True
-                threading.Thread(target=self._wait, name="queue-deadlines", daemon=True).start()
+            elif self._start():
+                self._set, self._next = True, moment
+
+    def _start(self) -> bool:
+        try:
+            threading.Thread(target=self._wait, name="queue-deadlines", daemon=True).start()
+        except RuntimeError:  # the machine has none left; who is told next tries again
+            _LOGGER.error("no thread is left to end what waits for too long")  # noqa: TRY400  # a trace tells no more
+            return False
+        return True
 
     def _wait(self) -> None:
         while self._comes():

@@ -343,6 +343,8 @@ class Batcher:
             # to the last run are given, the instance serves nobody, and predictions must know.
             self._forecast.began(leader, at=leader.led_at + lingered, rows=sum(job.rows for job in batch))
         self._queue.tell_ended()
+        if lingered:
+            self._alarm.at(now)  # it may have looked while what was put back was not in the queue
         for job in batch:
             job.queue_ns = int((now - job.queued_at) * 1e9)
         if leader.left or leader.ends_at <= now:

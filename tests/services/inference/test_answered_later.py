@@ -274,3 +274,45 @@ def test_an_alarm_rings_at_the_earliest_moment_and_again_when_it_is_told_to() ->
     now[0] = 4.0
     alarm.at(4.0)  # its thread may be gone: it rings all the same
     assert rung.acquire(timeout=PATIENCE)
+
+
+def test_a_request_that_a_leader_put_back_keeps_its_deadline() -> None:
+    desk = Desk(Halting(), batching=Batching(max_rows=8, preferred_rows=(2, 8), window_us=20_000_000))
+    desk.leave(1)
+    desk.begun()
+    pair, back = [desk.leave(2), desk.leave(3)], desk.leave(4, within=0.1)
+    desk.go()
+    until(lambda: desk.batcher.waiting == 0)  # all three are taken, and their leader waits for more
+    other = desk.leave(5, within=0.005)
+    desk.now += 0.01
+    with pytest.raises(DeadlineExceeded):
+        answered(other)  # the alarm has looked, and found none after it
+    more = desk.leave(*range(6, 12))  # enough to go on with, and too much to take along
+    assert desk.begun() == [2, 3]
+    assert desk.batcher.waiting == 2
+    desk.now += 30
+    with pytest.raises(DeadlineExceeded):
+        answered(back)  # the run is still under way
+    desk.go(2)
+    assert [answered(each) for each in (*pair, more)] == [[4], [6], [12, 14, 16, 18, 20, 22]]
+
+
+def test_a_request_that_waits_is_answered_once_although_no_thread_is_left_to_watch_its_deadline(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = desk.leave(1)
+    desk.begun()
+
+    def start(thread: threading.Thread) -> NoReturn:
+        raise RuntimeError(f"can't start new thread {thread.name}")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", start)
+        second = desk.leave(2, within=0.1)
+    assert "no thread is left" in caplog.text
+    late = desk.leave(3, within=0.005)
+    desk.now += 0.01
+    with pytest.raises(DeadlineExceeded):
+        answered(late)  # there are threads again
+    desk.go(2)
+    assert [answered(first), answered(second)] == [[2], [4]]
