@@ -253,3 +253,25 @@ def test_likewise_of_requests_that_wait_for_their_turn_on_grpc_aio(leaf, request
         assert {call.result() for call in calls[: -2 if waiting else None]} == {b"s"}
         until(lambda: (budget.held, budget.waiting) == (0, 0))
     assert len(entered) == (19 if waiting else 21)
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff", b""])
+def test_a_request_on_grpc_aio_that_is_no_message_keeps_no_room(leaf, raw):
+    budget, world = ByteBudget(total=4 * MIB, largest=MIB), World()
+
+    async def answer(_message: Any, _context: Any) -> bytes:
+        return b"x"
+
+    def parse(given: bytes) -> bytes:
+        if given:
+            raise ValueError("none")
+        return given
+
+    service = RegisteredService("test.Echo", {"Open": grpc.unary_unary_rpc_method_handler(answer, parse)})
+    trainer = leaf("client", tenant="acme", name="trainer")
+    serving_it = serve("aio", world, leaf("service", service="datasets"), services=[service], budget=budget)
+    with serving_it as served, served.channel(trainer) as channel:
+        token, ask = bearer(world.token(trainer)), channel.unary_unary("/test.Echo/Open")
+        codes = {ask.future(raw, metadata=token, timeout=LIMIT_S).code() for _ in range(6)}
+        assert codes == {grpc.StatusCode.INVALID_ARGUMENT if raw else grpc.StatusCode.OK}
+        until(lambda: (budget.held, budget.waiting) == (0, 0))
