@@ -186,15 +186,15 @@ class Batcher:
             DeadlineExceeded: likewise.
         """
         job = self._job(inputs, rows, terms, statistics, later)
-        if not self._place(job):
-            self._alarm.at(job.ends_at)
-            if not terms.on_leave(partial(self._withdraw, job, "cancelled", CallerLeft)):
-                self._withdraw(job, "cancelled", CallerLeft)
-        elif lead_here:
-            # Not those after it: this thread still holds its call.
-            self._spawn(self._lead(job))
+        idle = self._place(job)
+        if idle:
+            # Leads none of those after it where this thread runs it, which still holds its call.
+            self._spawn(self._lead(job) if lead_here else job)
         else:
-            self._spawn(job)
+            self._alarm.at(job.ends_at)
+        # In the queue, or perhaps in that for a thread.
+        if not (idle and lead_here) and not terms.on_leave(partial(self._withdraw, job, "cancelled", CallerLeft)):
+            self._withdraw(job, "cancelled", CallerLeft)
 
     def _job(
         self, inputs: Mapping[str, Array], rows: int, terms: Terms, statistics: Statistics, later: Later | None
@@ -315,6 +315,8 @@ class Batcher:
         try:
             if leader.state == LEADS:
                 batch = self._gather(leader)
+            elif not waited_for:
+                self._end_unwanted(batch, self._now())
             rows = sum(job.rows for job in batch)
             if batch:
                 self._execute(batch)
@@ -347,11 +349,16 @@ class Batcher:
             self._alarm.at(now)  # it may have looked while what was put back was not in the queue
         for job in batch:
             job.queue_ns = int((now - job.queued_at) * 1e9)
+        self._end_unwanted(batch, now)
+        return batch
+
+    def _end_unwanted(self, batch: list[Job], now: float) -> None:
+        """Takes the leader out of its batch if nobody waits for it any more: it may have waited for its thread."""
+        leader = batch[0]
         if leader.left or leader.ends_at <= now:
             batch.remove(leader)
             leader.error = CallerLeft() if leader.ends_at > now else expired()
             leader.statistics.shed("cancelled" if leader.ends_at > now else "deadline")
-        return batch
 
     def _hand_on(self, leader: Job, rows: int) -> Job | None:
         """Ends a run. Who is next in the queue leads: woken if a thread waits for it, otherwise returned."""

@@ -316,3 +316,36 @@ def test_a_request_that_waits_is_answered_once_although_no_thread_is_left_to_wat
         answered(late)  # there are threads again
     desk.go(2)
     assert [answered(first), answered(second)] == [[2], [4]]
+
+
+def test_what_waited_for_a_thread_is_not_run_once_nobody_waits_for_it(desk: Desk) -> None:
+    held: list[Callable[[], object]] = []
+    desk.go(2)
+    late = desk.leave(1, within=1, spawn=held.append)
+    desk.now += 2
+    held.pop()()
+    with pytest.raises(DeadlineExceeded):
+        answered(late)
+    gone = desk.leave(2, caller="gone", spawn=held.append)
+    desk.leavers["gone"]()
+    held.pop()()
+    with pytest.raises(CallerLeft):
+        answered(gone)
+    stays = desk.leave(3, within=3, caller="stays", spawn=held.append)
+    desk.now += 2
+    held.pop()()
+    assert answered(stays) == [6]
+    assert desk.begun() == [3]
+    assert dict(desk.statistics.current.shed) == {"deadline": 1, "cancelled": 1}
+
+
+def test_what_expired_before_a_leader_gathered_is_ended_and_not_taken_along(desk: Desk) -> None:
+    desk.leave(1)
+    desk.begun()
+    leader, late, beside = desk.leave(2), desk.leave(3, within=50), desk.leave(4)
+    desk.now += 60  # the alarm sleeps by the machine's clock, and has not looked yet
+    desk.go(2)
+    assert [answered(leader), answered(beside)] == [[4], [8]]
+    with pytest.raises(DeadlineExceeded):
+        answered(late)
+    assert desk.begun() == [2, 4]
