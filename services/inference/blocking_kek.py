@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +29,9 @@ class KekThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kek", daemon=True)
+        self._beginning = threading.Lock()
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, name="kek", daemon=True)
         self._thread.start()
 
     def run(self, call: Coroutine[Any, Any, T], *, timeout: timedelta) -> T:
@@ -37,22 +40,39 @@ class KekThread:
         Raises:
             Unavailable: it took longer than `timeout`, or the loop has ended.
         """
-        try:
+        with self._beginning:
+            if self._ended:  # what a load asks that outlasted its service
+                call.close()
+                raise Unavailable("the service has ended")
             future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        except RuntimeError as error:  # what a load asks that outlasted its service
-            call.close()
-            raise Unavailable("the service has ended") from error
         try:
             return future.result(timeout.total_seconds())
         except FutureTimeout as error:
             future.cancel()
             raise Unavailable("the key-encryption key did not answer in time") from error
+        except FutureCancelled as error:
+            raise Unavailable("the service has ended") from error
 
     def close(self) -> None:
-        """Ends the loop; calls under way end with their timeout."""
+        """Ends the loop, and with `Unavailable` the calls under way; those that come later end likewise."""
+        with self._beginning:
+            self._ended = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(_cancel_all())
+
+
+async def _cancel_all() -> None:
+    """Begins what was asked last and had no turn yet, and cancels it with the rest."""
+    await asyncio.sleep(0)
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 class BlockingKek:
