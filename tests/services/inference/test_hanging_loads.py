@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,14 @@ def compromised(house: House) -> object:
     return signer(house.publisher, compromised_since=recorded_at)
 
 
+def replaced(house: House) -> object:
+    release = house.trust.state.current.releases[TENANT, "digits"]
+    other = dataclasses.replace(release.versions[0], manifest_sha256=bytes(32))
+    return dataclasses.replace(release, versions=(other,))
+
+
 MOVES = {
+    "another manifest has its number": (replaced, Code.FAILED_PRECONDITION),
     "its publisher was compromised": (compromised, Code.FAILED_PRECONDITION),
     "it was withdrawn": (lambda _house: Release(tenant=TENANT, model="digits"), Code.NOT_FOUND),
     "nothing that concerns it": (lambda _house: grant("t/acme/other", "infer"), None),
@@ -101,7 +109,15 @@ MOVES = {
 def test_trust_that_moves_while_a_version_is_read_is_asked_again(
     house: House, disk: Stuck, digits: Digits, move: Callable[[House], object], code: Code | None
 ) -> None:
-    disk.model = "digits"
+    loader = house.service.watcher._loader
+    build = loader._build
+
+    def slowly(*arguments: Any) -> Any:  # by now its signature and its digests were found good
+        disk.hangs.release()
+        assert disk.go.wait(2 * PATIENCE)
+        return build(*arguments)
+
+    loader._build = slowly
     with ThreadPoolExecutor(1) as pool:
         reloading = pool.submit(house.reload, 1)
         assert disk.hangs.acquire(timeout=PATIENCE)  # it was trusted when it began
