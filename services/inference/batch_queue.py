@@ -9,7 +9,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casemate.errors import DeadlineExceeded
+from casemate.errors import DeadlineExceeded, FailedPrecondition
 from services.inference.batch_jobs import DONE, LEADS, QUEUED, TAKEN, joins
 from services.inference.fair_queue import FairQueue
 
@@ -68,6 +68,11 @@ class BatchQueue:
         if job.state == QUEUED and self._remove(job):
             job.statistics.shed(reason)
             self.end(job, error)
+
+    def withdraw_all(self) -> None:
+        """Ends whoever waits."""
+        for job in list(self._queue.items()):
+            self.withdraw(job, "withdrawn", withdrawn())
 
     def displaced_by(self, job: Job) -> Job | None:
         """Takes out who owes its place to a newcomer: see `FairQueue.displaced_by`."""
@@ -179,3 +184,8 @@ class BatchQueue:
 def expired() -> DeadlineExceeded:
     """What a request ends with whose time was over before its work began."""
     return DeadlineExceeded("passed in the queue")
+
+
+def withdrawn() -> FailedPrecondition:
+    """What a request ends with whose version was taken out before its work began, as one that comes later does."""
+    return FailedPrecondition("released, and not loaded here")

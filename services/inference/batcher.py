@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from casemate.errors import DeadlineExceeded, Unavailable
 from services.inference.alarm import Alarm
 from services.inference.batch_jobs import DONE, LEADS, CallerLeft, Job, Ran, Terms, exhausted, shape_of
-from services.inference.batch_queue import BatchQueue, expired
+from services.inference.batch_queue import BatchQueue, expired, withdrawn
 from services.inference.forecast import Forecast
 from services.inference.runs import Runs
 
@@ -99,6 +99,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._queue = BatchQueue(batching, lock=self._lock, now=now)
         self._runs: dict[int, float] = {}
+        self._withdrawn = False
         self._alarm = Alarm(self._end_late, now=now)
         self._may_be_light = here and not serving.limited
         # Never what would be queued, or noted on the board.
@@ -196,6 +197,13 @@ class Batcher:
         if not (idle and lead_here) and not terms.on_leave(partial(self._withdraw, job, "cancelled", CallerLeft)):
             self._withdraw(job, "cancelled", CallerLeft)
 
+    def withdraw(self) -> None:
+        """Ends what waits, with MODEL_NOT_READY: the version is trusted no more. Runs under way end as they do."""
+        with self._lock:
+            self._withdrawn = True
+            self._queue.withdraw_all()
+        self._queue.tell_ended()
+
     def _job(
         self, inputs: Mapping[str, Array], rows: int, terms: Terms, statistics: Statistics, later: Later | None
     ) -> Job:
@@ -234,6 +242,9 @@ class Batcher:
             if idle:
                 self._free -= 1
                 self._forecast.began(job, at=job.queued_at, rows=job.rows)
+            elif self._withdrawn:
+                job.statistics.shed("withdrawn")
+                raise withdrawn()
             else:
                 self._enqueue(job, job.queued_at)
         self._queue.tell_ended()

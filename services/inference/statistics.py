@@ -43,7 +43,8 @@ class Counts:
         last_inference_ms: wall clock of the last success, milliseconds since 1970; 0 for never.
         failures: failed calls by reason.
         batches: runs by their rows; above 128 by the next power of two.
-        shed: calls whose work was never begun, by reason: `queue`, `predicted`, `deadline`, `cancelled`.
+        shed: calls whose work was never begun, by reason: `queue`, `predicted`, `deadline`, `cancelled`,
+            `withdrawn`.
     """
 
     inferences: int = 0

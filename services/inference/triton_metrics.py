@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LABELS = ("tenant", "model", "version")
 _FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-_SHED = ("queue", "predicted", "deadline", "cancelled")
+_SHED = ("queue", "predicted", "deadline", "cancelled", "withdrawn")
 
 
 class TritonMetrics:

@@ -204,6 +204,7 @@ class Watcher:
                     if version is None or version.manifest_sha256 != loaded.manifest_sha256:
                         _LOGGER.warning("unloaded, withdrawn: %s", loaded.slot)
                         self._catalogue.remove(key, number)
+                        loaded.batcher.withdraw()
 
     def _drop_doubtful(self) -> None:
         """Takes out what was trained on a dataset that is quarantined by now."""
@@ -216,6 +217,7 @@ class Watcher:
                 if not doubtful.get(loaded.slot.tenant, frozenset()).isdisjoint(loaded.dataset_roots):
                     _LOGGER.warning("unloaded, trained on a dataset that is quarantined: %s", loaded.slot)
                     self._catalogue.remove((loaded.slot.tenant, loaded.slot.model), loaded.slot.number)
+                    loaded.batcher.withdraw()
 
     def _loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(

@@ -12,8 +12,10 @@ import pytest
 from casemate.errors import (
     DeadlineExceeded,
     Exhausted,
+    FailedPrecondition,
     InternalError,
     InvalidRequest,
+    Reason,
     Unavailable,
 )
 from services.inference.alarm import Alarm
@@ -69,6 +71,29 @@ def test_requests_with_a_thread_and_without_share_a_run_whichever_leads(desk: De
     desk.go(2)
     assert [answered(each) for each in (first, *asked)] == [[2], [4], [6]]
     assert desk.begun() == [2, 3]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_waits_for_a_version_that_is_withdrawn_is_not_run_on_it(desk: Desk, *, trusted: bool) -> None:
+    running = desk.leave(1)
+    desk.begun()
+    waiting = [desk.leave(2), desk.ask(3)]
+    until(lambda: desk.batcher.waiting == 2)
+    if not trusted:
+        desk.batcher.withdraw()
+        with pytest.raises(FailedPrecondition):
+            desk.leave(4)  # it found the version before that was taken out
+    desk.go(2)
+    assert answered(running) == [2]  # it was under way
+    if trusted:
+        assert [answered(each) for each in waiting] == [[4], [6]]
+        return
+    for each in waiting:
+        with pytest.raises(FailedPrecondition) as refused:
+            answered(each)
+        assert refused.value.reason is Reason.MODEL_NOT_READY
+    counts = desk.statistics.current
+    assert (counts.executions, counts.shed) == (1, {"withdrawn": 3})
 
 
 @pytest.mark.parametrize(("bad", "error"), [(POISON, InternalError), (WRONG, InvalidRequest)])

@@ -15,6 +15,7 @@ from casemate.errors import CasemateError, Code, NotFound, Reason
 from casemate.gate.core.records import Release
 from casemate.open_inference.v2 import open_inference_pb2 as wire
 from casemate.signing.keys import SigningKey
+from services.inference.batcher import Batcher
 from services.inference.loader import VerifiedModel
 from services.inference.repository import Slot
 from services.inference.single_flight import SingleFlight
@@ -177,11 +178,27 @@ def test_what_runs_stays_until_a_successor_is_loaded(tmp_path: Path, leaf: LeafF
     house.close()
 
 
-def test_a_release_that_is_withdrawn_is_unloaded(house: House, digits: Digits) -> None:
-    house.publish({"model.onnx": digits.onnx})
+def test_a_release_that_is_withdrawn_is_unloaded_and_what_waits_for_it_is_ended(
+    house: House, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin is a version that newer ones supersede: what waits for that is served."""
+    ended: list[Batcher] = []
+    withdraw = Batcher.withdraw
+
+    def noted(batcher: Batcher) -> None:
+        ended.append(batcher)
+        withdraw(batcher)
+
+    monkeypatch.setattr(Batcher, "withdraw", noted)
+    for number in (1, 2, 3):
+        house.publish({"model.onnx": digits.onnx}, number=number)
+    house.service.watcher.reconcile()
+    entry = house.service.catalogue.entry((TENANT, "digits"))
+    assert (sorted(entry.versions), ended) == ([2, 3], [])
     house.trust.change(Release(tenant=TENANT, model="digits"))
     house.service.watcher.reconcile()
     assert refusal(lambda: house.predict(digits.images)) == (Code.NOT_FOUND, Reason.RESOURCE_NOT_FOUND)
+    assert ended == [entry.versions[number].batcher for number in (2, 3)]
 
 
 def test_the_newest_versions_and_the_labelled_one_stay_loaded(house: House, digits: Digits) -> None:
