@@ -67,6 +67,25 @@ async def kept(embedded_postgres, leaf, tmp_path_factory):
     )
 
 
+def cut(folder) -> None:
+    data = (folder / "casemate_auth.dump").read_bytes()
+    (folder / "casemate_auth.dump").write_bytes(data[:-1])
+
+
+def flip(folder) -> None:
+    data = bytearray((folder / "casemate_datasets.dump").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "casemate_datasets.dump").write_bytes(data)
+
+
+def say(**changes):
+    def rewrite(folder) -> None:
+        document = json.loads((folder / MANIFEST).read_bytes())
+        (folder / MANIFEST).write_text(json.dumps({**document, **changes}))
+
+    return rewrite
+
+
 async def test_wrong_inputs_are_refused_before_anything_is_written(kept, tmp_path):
     elsewhere, backup, request = kept.elsewhere, kept.backup, kept.request
     await elsewhere.judged(request)
@@ -77,22 +96,6 @@ async def test_wrong_inputs_are_refused_before_anything_is_written(kept, tmp_pat
         shutil.copytree(backup[ROWS], copy)
         change(copy)
         return replace(request, rows=copy)
-
-    def cut(folder) -> None:
-        data = (folder / "casemate_auth.dump").read_bytes()
-        (folder / "casemate_auth.dump").write_bytes(data[:-1])
-
-    def flip(folder) -> None:
-        data = bytearray((folder / "casemate_datasets.dump").read_bytes())
-        data[len(data) // 2] ^= 1
-        (folder / "casemate_datasets.dump").write_bytes(data)
-
-    def say(**changes):
-        def rewrite(folder) -> None:
-            document = json.loads((folder / MANIFEST).read_bytes())
-            (folder / MANIFEST).write_text(json.dumps({**document, **changes}))
-
-        return rewrite
 
     def behind_a_link(folder) -> None:
         shutil.rmtree(tmp_path / "moved", ignore_errors=True)
