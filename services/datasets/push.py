@@ -101,11 +101,7 @@ class Intake:
             now=self._clock.now(),
         )
         manifest = verified.manifest
-        upload = await self._store.find(tenant, dataset, manifest.version, manifest.upload_id)
-        if upload is None:
-            require_next(manifest, await self._store.latest(tenant, dataset))
-            await self._store.require_room(tenant, verified.signer_key_id)
-            upload = await self._begin(verified)
+        upload = await self._find_or_begin(verified)
         if upload.manifest_sha256 != verified.payload_sha256:
             raise Conflict(f"another manifest under upload id {manifest.upload_id}", reason=Reason.EQUIVOCATION)
         require_not_quarantined(upload)
@@ -124,6 +120,23 @@ class Intake:
             key_of=key_of,
             threads=self._threads,
         )
+
+    async def _find_or_begin(self, verified: VerifiedManifest) -> Upload:
+        manifest = verified.manifest
+        find = partial(self._store.find, manifest.tenant, manifest.dataset, manifest.version, manifest.upload_id)
+        upload = await find()
+        if upload is not None:
+            return upload
+        try:
+            require_next(manifest, await self._store.latest(manifest.tenant, manifest.dataset))
+            await self._store.require_room(manifest.tenant, verified.signer_key_id)
+            return await self._begin(verified)
+        except AlreadyExists:
+            # Another stream of this very upload may have begun it and made it the version, since it was looked for.
+            upload = await find()
+            if upload is None:
+                raise
+            return upload
 
     async def _begin(self, verified: VerifiedManifest) -> Upload:
         manifest = verified.manifest

@@ -7,8 +7,18 @@ import asyncio
 import pytest
 
 from casemate.datasets.v1 import dataset_service_pb2 as messages
-from casemate.errors import CasemateError, Code, Conflict, InvalidRequest, NotFound, OutOfRange, Unavailable
+from casemate.errors import (
+    AlreadyExists,
+    CasemateError,
+    Code,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+)
 from services.datasets import database
+from services.datasets.store import VersionStore
 from tests.services.datasets.pushing import nothing_changes, uploads
 from tests.services.datasets.reading import logged
 from tests.services.datasets.world import CHUNKS, FINISH, chunk_messages, manifest_message, manifest_of, our_errors
@@ -267,4 +277,25 @@ async def test_an_upload_that_collides_with_itself_ends_as_one(world):
     assert "1" in outcomes
     assert set(outcomes) <= {"1", "conflict"}
     assert await progress(world) == [("promoted", 40, 6)]
+    assert len(await logged(world, "promotion")) == 1
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_upload_that_became_the_version_since_it_was_looked_for_is_found_again(world, monkeypatch, own):
+    """The twin is another upload of that version, which somebody else has made."""
+    trainer, manifest = world.actor(), manifest_of()
+    await trainer.push_all(world.signed(manifest))
+    find, looked = VersionStore.find, []
+
+    async def too_early(store, *names):
+        looked.append(names)
+        return await find(store, *names) if len(looked) > 1 else None
+
+    monkeypatch.setattr(VersionStore, "find", too_early)
+    if own:
+        assert (await trainer.push([manifest_message(world.signed(manifest)), FINISH]))[-1].promoted.version == 1
+    else:
+        with pytest.raises(AlreadyExists):
+            await trainer.push([manifest_message(world.signed(manifest_of()))])
+    assert len(looked) == 2
     assert len(await logged(world, "promotion")) == 1

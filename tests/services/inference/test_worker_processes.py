@@ -178,7 +178,9 @@ def test_d21_a_model_that_ends_two_workers_rests_whatever_it_is_asked_and_the_ot
             with pytest.raises(grpc.RpcError) as caught:
                 hall.ask(request, channel=channel)
             error = from_rpc_error(caught.value)
-            assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, Reason.MODEL_REFUSED)
+            assert error.code is Code.FAILED_PRECONDITION
+            # A worker that was started since has not loaded it, and says that.
+            assert error.reason in {Reason.MODEL_REFUSED, Reason.MODEL_NOT_READY}
         assert labels(hall.ask(pictures(digits), channel=channel)) == digits.labels.tolist()
         assert hall.ask(number("loop", 3), channel=channel)
     assert hall.pids() == before
